@@ -1,0 +1,15 @@
+"""Coordinate attention for Keras: the layer and the networks of the paper."""
+
+from keras_coordatt import applications, layers, weights
+from keras_coordatt.applications import MobileNetV2CA
+from keras_coordatt.layers import CoordinateAttention
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CoordinateAttention",
+    "MobileNetV2CA",
+    "applications",
+    "layers",
+    "weights",
+]

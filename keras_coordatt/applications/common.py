@@ -1,0 +1,326 @@
+"""What the networks share: checks, input, convolutions, attention, weights."""
+
+import functools
+import inspect
+import os
+import pathlib
+
+import keras
+from keras import layers
+from keras.applications import imagenet_utils
+
+from keras_coordatt import weights as weights_lib
+from keras_coordatt.layers import CoordinateAttention
+from keras_coordatt.validation import check_choice, check_positive_int
+
+MIN_SIZE = 32
+OUTPUT_STRIDES = (32, 16, 8)
+FILE_TYPES = (".keras", ".h5", ".pth", ".pt")
+
+# The paper's code trains with PyTorch's defaults.
+BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}
+
+
+# Arguments
+
+
+def check_arguments(
+    include_top,
+    weights,
+    pooling,
+    classes,
+    classifier_activation,
+    published,
+    received,
+):
+    """Checks what every builder takes.
+
+    Args:
+        published: The arguments that the published weights were trained with.
+        received: What the caller gave for them.
+    """
+    check_positive_int("classes", classes)
+    check_choice("pooling", pooling, (None, "avg", "max"))
+    if include_top:
+        keras.activations.get(classifier_activation)
+    if weights is None:
+        return
+    if weights != "imagenet":
+        check_weights_path(weights)
+        return
+    if include_top and classes != 1000:
+        raise ValueError(
+            '`weights="imagenet"` with `include_top=True` needs `classes=1000`. '
+            f"Received: classes={classes!r}"
+        )
+    if include_top and classifier_activation not in (None, "softmax"):
+        raise ValueError(
+            '`weights="imagenet"` with `include_top=True` needs '
+            '`classifier_activation="softmax"` or `None`. '
+            f"Received: classifier_activation={classifier_activation!r}"
+        )
+    if received != published:
+        raise ValueError(
+            f'`weights="imagenet"` is published for {published} only; '
+            f"pass `weights=None` for another network. Received: {received}"
+        )
+
+
+def check_weights_path(weights):
+    """Checks that `weights` is a file of a kind that can be loaded."""
+    is_path = isinstance(weights, (str, os.PathLike))
+    path = pathlib.Path(weights) if is_path else None
+    if path is None or not path.is_file() or path.suffix not in FILE_TYPES:
+        raise ValueError(
+            '`weights` must be None, "imagenet" or the path of an existing file that '
+            f"ends in one of {FILE_TYPES}. Received: {weights!r}"
+        )
+
+
+def make_divisible(channels: float, divisor: int = 8) -> int:
+    """Rounds to a multiple of `divisor`, never down by more than a tenth."""
+    rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * channels else rounded
+
+
+def dilate(strides, output_stride: int):
+    """Turns the strides past `output_stride` into dilations.
+
+    A convolution after a stride that was left out sees every `rate`-th position
+    of the denser map, which are the positions it would have seen.
+
+    Returns:
+        An iterator over `(stride, dilation)`, one a convolution.
+    """
+    check_choice("output_stride", output_stride, OUTPUT_STRIDES)
+    total, rate, places = 1, 1, []
+    for stride in strides:
+        if total * stride <= output_stride:
+            total *= stride
+            places.append((stride, rate))
+        else:
+            places.append((1, rate))
+            rate *= stride
+    return iter(places)
+
+
+# Input
+
+
+def channel_axis() -> int:
+    """The channel axis of a batch of images."""
+    return 1 if keras.config.image_data_format() == "channels_first" else 3
+
+
+def image_input(input_shape, input_tensor, include_top, weights, default_size):
+    """Checks the input arguments, and gives the model's inputs and the image.
+
+    Returns:
+        `(inputs, image)`: they differ when `input_tensor` is the output of
+        other layers.
+    """
+    if input_tensor is not None:
+        if not keras.utils.is_keras_tensor(input_tensor):
+            raise ValueError(
+                "`input_tensor` must be a Keras tensor, such as `keras.Input` or a "
+                f"layer gives. Received: {type(input_tensor)}"
+            )
+        shape = tuple(input_tensor.shape[1:])
+        if input_shape is not None and tuple(input_shape) != shape:
+            raise ValueError(
+                f"`input_shape` must be that of `input_tensor`, {shape}. "
+                f"Received: input_shape={input_shape}"
+            )
+        check_image_shape("input_tensor.shape[1:]", shape, weights)
+        inputs = keras.utils.get_source_inputs(input_tensor)
+        return inputs[0] if len(inputs) == 1 else inputs, input_tensor
+
+    if input_shape is None:
+        size = default_size if include_top else None
+        input_shape = [size, size]
+        input_shape.insert(channel_axis() - 1, 3)
+    check_image_shape("input_shape", input_shape, weights)
+    image = keras.Input(shape=tuple(input_shape))
+    return image, image
+
+
+def check_image_shape(name, shape, weights):
+    """Checks an image's shape, without the batch axis."""
+    try:
+        sizes = list(shape)
+        channels = sizes.pop(channel_axis() - 1)
+        rank = len(sizes) + 1
+    except (TypeError, IndexError):
+        rank = None
+    if rank != 3:
+        raise ValueError(
+            f"`{name}` must have three entries, "
+            f"{'(C, H, W)' if channel_axis() == 1 else '(H, W, C)'}. Received: {shape}"
+        )
+    check_positive_int(f"{name}[{channel_axis() - 1}]", channels)
+    for size in sizes:
+        if size is not None and check_positive_int(name, size) < MIN_SIZE:
+            raise ValueError(
+                f"`{name}` must have a height and a width of at least {MIN_SIZE}, "
+                f"or None. Received: {shape}"
+            )
+    if weights == "imagenet" and channels != 3:
+        raise ValueError(
+            f'`weights="imagenet"` needs 3 channels in `{name}`. Received: {shape}'
+        )
+
+
+# Parts of a network
+
+
+def conv_bn(x, filters, kernel_size, name, bn_name, stride=1, dilation=1):
+    """Convolution and batch normalization, padded alike on all sides."""
+    x, padding = _pad(x, kernel_size, stride, f"{name}_pad")
+    x = layers.Conv2D(
+        filters,
+        kernel_size,
+        strides=stride,
+        padding=padding,
+        dilation_rate=dilation,
+        use_bias=False,
+        kernel_initializer=kernel_initializer(),
+        name=name,
+    )(x)
+    return layers.BatchNormalization(channel_axis(), **BATCH_NORM, name=bn_name)(x)
+
+
+def depthwise_bn(x, kernel_size, name, stride=1, dilation=1):
+    """Depthwise convolution and batch normalization."""
+    x, padding = _pad(x, kernel_size, stride, name.replace("depthwise", "pad"))
+    # PyTorch counts the fan-out of all groups together, which is what Keras
+    # calls the fan-in of a depthwise kernel.
+    x = layers.DepthwiseConv2D(
+        kernel_size,
+        strides=stride,
+        padding=padding,
+        dilation_rate=dilation,
+        use_bias=False,
+        depthwise_initializer=keras.initializers.VarianceScaling(
+            2.0, "fan_in", "untruncated_normal"
+        ),
+        name=name,
+    )(x)
+    return layers.BatchNormalization(channel_axis(), **BATCH_NORM, name=f"{name}_BN")(x)
+
+
+def _pad(x, kernel_size, stride, name):
+    # "same" pads an even size on one side only when the stride is 2.
+    if stride == 1 or kernel_size == 1:
+        return x, "same"
+    return layers.ZeroPadding2D(kernel_size // 2, name=name)(x), "valid"
+
+
+def kernel_initializer():
+    """The official code's: normal, variance 2 / fan-out."""
+    return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
+
+
+def attention_factory(attention, reduction):
+    """Gives a function from a layer's name to the layer, or None for none."""
+    if attention is None:
+        return None
+    if callable(attention) and not isinstance(attention, keras.layers.Layer):
+        return functools.partial(_call_factory, attention)
+    axes = {"coordinate": "both", "height": "height", "width": "width"}
+    if not isinstance(attention, str) or attention not in axes:
+        raise ValueError(
+            f"`attention` must be one of {tuple(axes)}, None, or a callable that "
+            f"gives a layer. Received: {attention!r}"
+        )
+    return lambda name: CoordinateAttention(
+        reduction,
+        axes=axes[attention],
+        kernel_initializer=kernel_initializer(),
+        name=name,
+        **BATCH_NORM,
+    )
+
+
+def _call_factory(factory, name):
+    parameters = inspect.signature(factory).parameters
+    named = "name" in parameters or any(
+        p.kind is p.VAR_KEYWORD for p in parameters.values()
+    )
+    layer = factory(name=name) if named else factory()
+    if not isinstance(layer, keras.layers.Layer):
+        raise TypeError(f"`attention` must give a Keras layer. Received: {layer!r}")
+    return layer
+
+
+def pool(x, pooling):
+    """The pooling of a network without its top."""
+    if pooling == "avg":
+        return layers.GlobalAveragePooling2D(name="avg_pool")(x)
+    if pooling == "max":
+        return layers.GlobalMaxPooling2D(name="max_pool")(x)
+    return x
+
+
+# Weights
+
+
+def load_weights(model, weights, catalog_name, build):
+    """Loads what the `weights` argument names.
+
+    Args:
+        catalog_name: The catalog's name for `"imagenet"`.
+        build: Builds the network that the catalog's weights were trained as.
+    """
+    if weights is None:
+        return
+    if weights == "imagenet":
+        weights = weights_lib.cached_weights(catalog_name, build)
+    if pathlib.Path(weights).suffix in (".pth", ".pt"):
+        weights_lib.load_torch(model, weights)
+    else:
+        model.load_weights(weights)
+
+
+# Images
+
+
+def preprocess_input(x, data_format: str | None = None):
+    """Normalizes RGB images by ImageNet's mean and standard deviation.
+
+    Args:
+        x: Array or tensor of images, `(..., H, W, 3)` or `(..., 3, H, W)`, with
+            values in [0, 255].
+        data_format: `"channels_last"` or `"channels_first"`. Defaults to
+            `keras.config.image_data_format()`.
+
+    Returns:
+        The images in floating point, of about zero mean and unit variance.
+
+    Raises:
+        ValueError: if `data_format` is unknown.
+
+    Example:
+
+    >>> preprocess_input(np.full((1, 224, 224, 3), 255.0)).max()
+    2.64
+    """
+    return imagenet_utils.preprocess_input(x, data_format=data_format, mode="torch")
+
+
+def decode_predictions(preds, top: int = 5):
+    """Decodes the predictions of a network trained on ImageNet.
+
+    The class names are downloaded once, by Keras.
+
+    Args:
+        preds: Array of predictions, `(N, 1000)`.
+        top: How many classes to give an image. Defaults to 5.
+
+    Returns:
+        A list for each image of tuples `(class_name, class_description, score)`,
+        the highest score first.
+
+    Raises:
+        ValueError: if `preds` is not of shape `(N, 1000)`.
+    """
+    return imagenet_utils.decode_predictions(preds, top=top)

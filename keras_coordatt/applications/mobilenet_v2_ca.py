@@ -1,0 +1,175 @@
+"""MobileNetV2 with coordinate attention, as in the paper's official code.
+
+Layer names are those of `keras.applications.MobileNetV2`, with the attention of
+block `i` at `block_{i}_attention`.
+"""
+
+import keras
+from keras import layers
+
+from keras_coordatt.applications import common
+from keras_coordatt.applications.common import decode_predictions, preprocess_input
+from keras_coordatt.validation import check_number, check_positive_int
+
+__all__ = ["MobileNetV2CA", "decode_predictions", "preprocess_input"]
+
+STAGES = (
+    # expansion, channels, blocks, stride
+    (1, 16, 1, 1),
+    (6, 24, 2, 2),
+    (6, 32, 3, 2),
+    (6, 64, 4, 2),
+    (6, 96, 3, 1),
+    (6, 160, 3, 2),
+    (6, 320, 1, 1),
+)
+
+
+def MobileNetV2CA(
+    input_shape: tuple | None = None,
+    alpha: float = 1.0,
+    include_top: bool = True,
+    weights: str | None = "imagenet",
+    input_tensor=None,
+    pooling: str | None = None,
+    classes: int = 1000,
+    classifier_activation="softmax",
+    name: str = "mobilenetv2_ca",
+    *,
+    attention="coordinate",
+    reduction: int = 32,
+    output_stride: int = 32,
+) -> keras.Model:
+    """Instantiates MobileNetV2 with coordinate attention.
+
+    In every block with an expansion, the attention stands after the depthwise
+    convolution, where the channels are expanded. Inputs are normalized by
+    ImageNet's mean and standard deviation: call
+    `keras_coordatt.applications.mobilenet_v2_ca.preprocess_input` on them.
+
+    Args:
+        input_shape: `(H, W, C)`, or `(C, H, W)` with `"channels_first"`. `H` and
+            `W` are at least 32, or `None`; any number of channels without
+            pretrained weights. Defaults to `(224, 224, 3)` with the top, and
+            to `(None, None, 3)` without.
+        alpha: Positive number, the width multiplier. At most 1, the last
+            convolution keeps its 1280 channels. Defaults to 1.0.
+        include_top: Whether to include the classifier. Defaults to `True`.
+        weights: `None` (random initialization), `"imagenet"` (the official
+            checkpoint, for `alpha=1.0`, `attention="coordinate"` and
+            `reduction=32`), or the path of a file: `.keras`, `.weights.h5`,
+            `.h5`, or a PyTorch checkpoint with the official names, `.pth` or
+            `.pt`. Defaults to `"imagenet"`.
+        input_tensor: Keras tensor to use as the image input; it may be the
+            output of other layers.
+        pooling: Without the top, `None` (the output is the feature map),
+            `"avg"` or `"max"` (it is pooled).
+        classes: Number of classes. Defaults to 1000.
+        classifier_activation: Activation of the classifier, `None` for logits.
+            Defaults to `"softmax"`.
+        name: Name of the model.
+        attention: `"coordinate"`; `"height"` or `"width"`, the paper's
+            ablations; `None`, plain MobileNetV2; or a callable that gives a
+            layer, called with `name=` if it takes one.
+        reduction: Reduction of the attention's shared transform. Defaults to
+            32.
+        output_stride: 32, 16 or 8: by how much the feature map is smaller than
+            the image. Below 32, the last stages keep their resolution and
+            their depthwise convolutions are dilated; the weights are the
+            same. Defaults to 32.
+
+    Returns:
+        A `keras.Model`.
+
+    Raises:
+        ValueError: if an argument is out of its range, or does not fit another.
+
+    Example:
+
+    >>> model = MobileNetV2CA(input_shape=(96, 96, 3), weights=None, classes=10)
+    >>> model(np.zeros((1, 96, 96, 3))).shape
+    (1, 10)
+
+    Reference:
+        - [Coordinate Attention for Efficient Mobile Network Design](
+          https://arxiv.org/abs/2103.02907) (CVPR 2021)
+        - [MobileNetV2: Inverted Residuals and Linear Bottlenecks](
+          https://arxiv.org/abs/1801.04381) (CVPR 2018)
+    """
+    check_number("alpha", alpha, 0)
+    check_positive_int("reduction", reduction)
+    blocks = [
+        (expansion, channels, stride if i == 0 else 1)
+        for expansion, channels, repeats, stride in STAGES
+        for i in range(repeats)
+    ]
+    dilated = common.dilate([2] + [stride for *_, stride in blocks], output_stride)
+    published = {"alpha": 1.0, "attention": "coordinate", "reduction": 32}
+    common.check_arguments(
+        include_top=include_top,
+        weights=weights,
+        pooling=pooling,
+        classes=classes,
+        classifier_activation=classifier_activation,
+        published=published,
+        received={"alpha": alpha, "attention": attention, "reduction": reduction},
+    )
+    make_attention = common.attention_factory(attention, reduction)
+    inputs, image = common.image_input(
+        input_shape, input_tensor, include_top, weights, default_size=224
+    )
+
+    x = common.conv_bn(
+        image, common.make_divisible(32 * alpha), 3, "Conv1", "bn_Conv1", *next(dilated)
+    )
+    x = layers.ReLU(6.0, name="Conv1_relu")(x)
+
+    for i, (expansion, channels, stride) in enumerate(blocks):
+        prefix = f"block_{i}_" if i else "expanded_conv_"
+        shortcut, in_channels = x, x.shape[common.channel_axis()]
+        channels = common.make_divisible(channels * alpha)
+        x = inverted_residual(
+            x, expansion, channels, *next(dilated), make_attention, prefix
+        )
+        if stride == 1 and in_channels == channels:
+            x = layers.Add(name=f"{prefix}add")([shortcut, x])
+
+    last = common.make_divisible(1280 * max(1.0, alpha))
+    x = common.conv_bn(x, last, 1, "Conv_1", "Conv_1_bn")
+    x = layers.ReLU(6.0, name="out_relu")(x)
+
+    if include_top:
+        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+        x = layers.Dropout(0.1, name="top_dropout")(x)
+        x = layers.Dense(
+            classes,
+            activation=classifier_activation,
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+            name="predictions",
+        )(x)
+    else:
+        x = common.pool(x, pooling)
+
+    model = keras.Model(inputs, x, name=name)
+    common.load_weights(
+        model,
+        weights,
+        catalog_name="mobilenetv2_ca_imagenet",
+        build=lambda: MobileNetV2CA(weights=None),
+    )
+    return model
+
+
+def inverted_residual(x, expansion, channels, stride, dilation, make_attention, prefix):
+    """Expansion, depthwise convolution, attention, linear projection."""
+    if expansion > 1:
+        expanded = x.shape[common.channel_axis()] * expansion
+        x = common.conv_bn(x, expanded, 1, f"{prefix}expand", f"{prefix}expand_BN")
+        x = layers.ReLU(6.0, name=f"{prefix}expand_relu")(x)
+
+    x = common.depthwise_bn(x, 3, f"{prefix}depthwise", stride, dilation)
+    x = layers.ReLU(6.0, name=f"{prefix}depthwise_relu")(x)
+    if expansion > 1 and make_attention:
+        x = make_attention(f"{prefix}attention")(x)
+
+    return common.conv_bn(x, channels, 1, f"{prefix}project", f"{prefix}project_BN")

@@ -1,0 +1,228 @@
+import keras
+from keras import ops
+
+from keras_coordatt.validation import check_choice, check_number, check_positive_int
+
+AXES = {"both": ("height", "width"), "height": ("height",), "width": ("width",)}
+
+# What the gate activations are at zero, where `identity_init` starts.
+GATE_AT_ZERO = {"sigmoid": 0.5, "hard_sigmoid": 0.5}
+
+
+@keras.saving.register_keras_serializable("keras_coordatt")
+class CoordinateAttention(keras.layers.Layer):
+    """Coordinate attention: a gate a row and a gate a column, for every channel.
+
+    The feature map is averaged along each axis apart, so that each of the two
+    descriptions still knows a position. Both pass through one shared 1x1
+    transform with batch normalization, and then become two gates:
+
+        x_h[n, h, c] = mean over w of x            x_w[n, w, c] = mean over h of x
+        y_h, y_w = activation(BN(shared(x_h))), activation(BN(shared(x_w)))
+        out[n, h, w, c] = x * gate_h(y_h)[n, h, c] * gate_w(y_w)[n, w, c]
+
+    While training, the batch statistics are those of all `H + W` positions
+    together, as in the official code. Under a half-precision policy the gates
+    are computed in float32 and then cast: they are `H + W` positions of the
+    map's `H * W`, so this costs next to nothing, and nothing overflows.
+
+    The moving variance follows Keras, which stores the biased variance of a
+    batch; PyTorch stores `n / (n - 1)` times that, `n = N * (H + W)`.
+
+    Args:
+        reduction: Positive integer. The shared transform has
+            `max(min_channels, channels // reduction)` channels. Defaults to
+            32, the paper's choice for MobileNetV2.
+        min_channels: Positive integer, the least number of channels of the
+            shared transform. Defaults to 8, as in the official code.
+        axes: `"both"`, or one of the paper's ablations: `"height"` (one gate a
+            row) and `"width"` (one gate a column). Defaults to `"both"`.
+        activation: Activation after the shared transform. Defaults to
+            `"hard_swish"`.
+        gate_activation: Activation that makes the gates. Defaults to
+            `"sigmoid"`.
+        identity_init: If `True`, the gates start at exactly 1, so that the
+            output equals the input bit for bit until the layer is trained:
+            the gates' last transform starts at zero and the gate is divided by
+            `gate_activation(0)`, which gives it the range (0, 2) for a
+            sigmoid. This is what makes it safe to put the layer into a
+            trained network. Weights of the official layer, whose gates are
+            not divided, do not fit such a layer. Defaults to `False`.
+        momentum: Momentum of the moving averages, in [0, 1). Defaults to 0.9,
+            which PyTorch calls 0.1.
+        epsilon: Small positive number added to the variance. Defaults to 1e-5.
+        data_format: `"channels_last"` or `"channels_first"`. Defaults to
+            `keras.config.image_data_format()`.
+        kernel_initializer: Initializer of the kernels. Defaults to
+            `"glorot_uniform"`.
+        kernel_regularizer: Regularizer of the kernels, or `None`.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Input shape:
+        `(N, H, W, C)`, or `(N, C, H, W)` with `"channels_first"`. `H` and `W`
+        may be unknown, and may be 1.
+
+    Output shape:
+        The input's.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the input is not a
+            floating-point tensor of rank 4 with a known number of channels.
+
+    Example:
+
+    >>> x = np.random.rand(2, 14, 14, 64)
+    >>> CoordinateAttention(reduction=32)(x).shape
+    (2, 14, 14, 64)
+
+    Reference:
+        [Coordinate Attention for Efficient Mobile Network Design](
+        https://arxiv.org/abs/2103.02907) (CVPR 2021)
+    """
+
+    def __init__(
+        self,
+        reduction: int = 32,
+        min_channels: int = 8,
+        axes: str = "both",
+        activation="hard_swish",
+        gate_activation="sigmoid",
+        identity_init: bool = False,
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        data_format: str | None = None,
+        kernel_initializer="glorot_uniform",
+        kernel_regularizer=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.reduction = check_positive_int("reduction", reduction)
+        self.min_channels = check_positive_int("min_channels", min_channels)
+        self.axes = check_choice("axes", axes, AXES)
+        self.activation = keras.activations.get(activation)
+        self.gate_activation = keras.activations.get(gate_activation)
+        self.identity_init = check_choice("identity_init", identity_init, (True, False))
+        self.momentum = check_number("momentum", momentum, 0, 1, closed=True)
+        self.epsilon = check_number("epsilon", epsilon, 0)
+        self.data_format = check_choice(
+            "data_format",
+            data_format or keras.config.image_data_format(),
+            ("channels_last", "channels_first"),
+        )
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.input_spec = keras.layers.InputSpec(ndim=4)
+
+        gate_name = getattr(self.gate_activation, "__name__", None)
+        if self.identity_init and gate_name not in GATE_AT_ZERO:
+            raise ValueError(
+                "`identity_init=True` needs a `gate_activation` of "
+                f"{tuple(GATE_AT_ZERO)}. Received: {gate_activation!r}"
+            )
+        self._gate_scale = 1 / GATE_AT_ZERO[gate_name] if self.identity_init else None
+
+    def build(self, input_shape):
+        channel_axis = 1 if self.data_format == "channels_first" else 3
+        channels = input_shape[channel_axis] if len(input_shape) == 4 else None
+        if channels is None:
+            raise ValueError(
+                "CoordinateAttention needs an input of rank 4 whose channels (axis "
+                f"{channel_axis}, {self.data_format}) are known. "
+                f"Received: input_shape={tuple(input_shape)}"
+            )
+        self.input_spec = keras.layers.InputSpec(ndim=4, axes={channel_axis: channels})
+
+        half = self.compute_dtype in ("float16", "bfloat16")
+        self._gate_dtype = "float32" if half else self.compute_dtype
+        dtype = self._gate_dtype if half else self.dtype_policy
+
+        def dense(units, name, initializer=self.kernel_initializer):
+            return keras.layers.Dense(
+                units,
+                kernel_initializer=initializer,
+                kernel_regularizer=self.kernel_regularizer,
+                dtype=dtype,
+                name=name,
+            )
+
+        # Pooled maps are (N, positions, channels): there, a 1x1 convolution is a
+        # dense layer, whatever the data format.
+        units = max(self.min_channels, channels // self.reduction)
+        self.shared = dense(units, "shared")
+        self.shared.build((None, None, channels))
+        self.norm = keras.layers.BatchNormalization(
+            momentum=self.momentum, epsilon=self.epsilon, dtype=dtype, name="norm"
+        )
+        self.norm.build((None, None, units))
+        initializer = "zeros" if self.identity_init else self.kernel_initializer
+        self.gates = {
+            axis: dense(channels, f"{axis}_gate", initializer)
+            for axis in AXES[self.axes]
+        }
+        for gate in self.gates.values():
+            gate.build((None, None, units))
+
+    def call(self, inputs, training=None):
+        if "float" not in keras.backend.standardize_dtype(inputs.dtype):
+            raise ValueError(
+                "CoordinateAttention needs a floating-point input. "
+                f"Received: dtype={inputs.dtype}"
+            )
+        pooled = [self._pool(inputs, axis) for axis in self.gates]
+        if training and len(pooled) == 2:
+            # The batch statistics are over the H + W positions together.
+            height = ops.shape(pooled[0])[1]
+            both = self._transform(ops.concatenate(pooled, axis=1), training)
+            transformed = [both[:, :height], both[:, height:]]
+        else:
+            # The moving statistics are constants, so each axis goes its own way.
+            transformed = [self._transform(x, training) for x in pooled]
+
+        outputs = inputs
+        for (axis, gate), x in zip(self.gates.items(), transformed):
+            outputs = outputs * self._spread(self._scale(gate(x)), axis, inputs.dtype)
+        return outputs
+
+    def _pool(self, x, axis):
+        """Averages the map to `(N, positions along axis, C)`."""
+        x = ops.mean(ops.cast(x, self._gate_dtype), axis=self._other(axis))
+        return ops.transpose(x, (0, 2, 1)) if self._channels_first else x
+
+    def _transform(self, x, training):
+        return self.activation(self.norm(self.shared(x), training=training))
+
+    def _scale(self, x):
+        x = self.gate_activation(x)
+        return x if self._gate_scale is None else x * self._gate_scale
+
+    def _spread(self, gate, axis, dtype):
+        """Makes a gate `(N, positions, C)` broadcast over the map."""
+        gate = ops.transpose(gate, (0, 2, 1)) if self._channels_first else gate
+        return ops.cast(ops.expand_dims(gate, self._other(axis)), dtype)
+
+    @property
+    def _channels_first(self):
+        return self.data_format == "channels_first"
+
+    def _other(self, axis):
+        """The index of the spatial axis that is not `axis`."""
+        return {"height": 2, "width": 1}[axis] + self._channels_first
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        config = {
+            "reduction": self.reduction,
+            "min_channels": self.min_channels,
+            "axes": self.axes,
+            "activation": keras.activations.serialize(self.activation),
+            "gate_activation": keras.activations.serialize(self.gate_activation),
+            "identity_init": self.identity_init,
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+            "data_format": self.data_format,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+            "kernel_regularizer": keras.regularizers.serialize(self.kernel_regularizer),
+        }
+        return {**super().get_config(), **config}
