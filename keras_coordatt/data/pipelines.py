@@ -151,9 +151,7 @@ def _prepare(
     if isinstance(name, tfds.core.DatasetBuilder):
         return name
     if not isinstance(name, str):
-        raise ValueError(
-            f"`name` must be a TFDS name or a builder. Received: {name!r}"
-        )
+        raise ValueError(f"`name` must be a TFDS name or a builder. Received: {name!r}")
     builder = tfds.builder(name, data_dir=data_dir)
     builder.download_and_prepare()
     return builder

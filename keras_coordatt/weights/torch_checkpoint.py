@@ -10,13 +10,12 @@ before any array is made of them.
 """
 
 import io
-import math
 import os
 import pickletools
 import reprlib
 import struct
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -28,7 +27,7 @@ _STORAGES = {
     "torch.DoubleStorage": "f8",
     "torch.FloatStorage": "f4",
     "torch.HalfStorage": "f2",
-    "torch.BFloat16Storage": "u2",  # numpy has no bfloat16: see `_to_array`
+    "torch.BFloat16Storage": "u2",  # numpy has no bfloat16: see `_numbers`
     "torch.LongStorage": "i8",
     "torch.IntStorage": "i4",
     "torch.ShortStorage": "i2",
@@ -157,7 +156,7 @@ def _read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
             return archive.read(entries[name])
 
         tree, _ = _interpret(io.BytesIO(archive.read(entries[pickles[0]])))
-        return _to_arrays(_find_tensors(tree), read, byteorder.decode())
+        return _to_arrays(tree, read, byteorder.decode())
 
 
 def _checked_entries(archive: zipfile.ZipFile, size: int) -> dict[str, zipfile.ZipInfo]:
@@ -227,7 +226,7 @@ def _read_legacy(file: BinaryIO) -> dict[str, np.ndarray]:
         file.seek(starts[storage.key])
         return file.read(storage.nbytes)
 
-    return _to_arrays(_find_tensors(tree), read, "little")
+    return _to_arrays(tree, read, "little")
 
 
 def _size_of(file: BinaryIO) -> int:
@@ -336,3 +335,133 @@ def _interpret(file: BinaryIO) -> tuple[object, dict[str, _Storage]]:
                     f"dict needs. Nothing was executed. {_HINT}"
                 )
     raise AssertionError("unreachable: genops ends with STOP or raises")
+
+
+def _extended(mapping: object, items: list) -> dict:
+    """`mapping` with the keys and values that alternate in `items`."""
+    if not isinstance(mapping, dict) or len(items) % 2:
+        raise ValueError("its pickle sets items of what is no dict.")
+    for key, value in zip(items[::2], items[1::2], strict=True):
+        if not isinstance(key, str | int):
+            raise ValueError(f"its pickle has the key {reprlib.repr(key)}.")
+        mapping[key] = value
+    return mapping
+
+
+def _checked_global(name: str) -> _Global:
+    if name not in _STORAGES and name not in _CONSTRUCTORS:
+        raise ValueError(
+            f"it holds a {reprlib.repr(name)}, and only tensors, dicts, lists and plain "
+            f"data are read. Nothing was executed. {_HINT}"
+        )
+    return _Global(name)
+
+
+def _reduced(function: object, arguments: object) -> object:
+    """What the call of one of `_CONSTRUCTORS` stands for."""
+    match function, arguments:
+        case _Global("collections.OrderedDict"), ():
+            return {}
+        case _Global("collections.OrderedDict"), ([*pairs],):
+            return _extended({}, [part for pair in pairs for part in pair])
+        case _Global("torch.Size"), ([*sizes] | (*sizes,),):
+            return tuple(sizes)
+        case _Global("torch._utils._rebuild_parameter"), (_Tensor() as tensor, *_):
+            return tensor
+        case (
+            _Global("torch._utils._rebuild_tensor_v2"),
+            (_Storage() as storage, offset, shape, strides, *_),
+        ):
+            return _checked_tensor(storage, offset, shape, strides)
+    raise ValueError(
+        f"its pickle calls {reprlib.repr(function)} with {reprlib.repr(arguments)}, "
+        f"which no state dict needs. Nothing was executed. {_HINT}"
+    )
+
+
+def _checked_tensor(
+    storage: _Storage, offset: object, shape: object, strides: object
+) -> _Tensor:
+    sane = _are_counts((offset,)) and _are_counts(shape) and _are_counts(strides)
+    if not sane or len(shape) != len(strides) or len(shape) > _MAX_DIMS:
+        raise ValueError(
+            f"a tensor has offset {reprlib.repr(offset)}, shape {reprlib.repr(shape)} "
+            f"and strides {reprlib.repr(strides)}."
+        )
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides))
+    if 0 not in shape and last >= storage.size:
+        raise ValueError(
+            f"a tensor of offset {offset}, shape {shape} and strides {strides} does "
+            f"not lie within its storage of {storage.size} numbers."
+        )
+    return _Tensor(storage, offset, shape, strides)
+
+
+def _checked_storage(identity: object) -> _Storage:
+    match identity:
+        case ("storage", _Global(kind), str(key), str(), int(size)) | (
+            "storage",
+            _Global(kind),
+            str(key),
+            str(),
+            int(size),
+            None,
+        ) if kind in _STORAGES and size >= 0:
+            return _Storage(kind, key, size)
+    raise ValueError(f"a storage is described as {reprlib.repr(identity)}.")
+
+
+def _are_counts(values: object) -> bool:
+    return isinstance(values, tuple) and all(
+        type(value) is int and 0 <= value < 2**48 for value in values
+    )
+
+
+def unwrap(checkpoint: Mapping) -> dict:
+    """The state dict in a checkpoint, under the names of the bare network.
+
+    Args:
+        checkpoint: A state dict, or a mapping that has one as its `"state_dict"`,
+            `"model_state_dict"` or `"model"`. DataParallel's `"module."` may stand
+            before all names.
+    """
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(checkpoint.get(key), Mapping):
+            checkpoint = checkpoint[key]
+            break
+    names = [str(name) for name in checkpoint]
+    if all(name.startswith("module.") for name in names):
+        names = [name.removeprefix("module.") for name in names]
+    return dict(zip(names, checkpoint.values(), strict=True))
+
+
+def _to_arrays(
+    tree: object, read: _ReadStorage, byteorder: str
+) -> dict[str, np.ndarray]:
+    """The tensors of a checkpoint's state dict, as arrays."""
+    tensors = unwrap(tree) if isinstance(tree, dict) else {}
+    others = [name for name, value in tensors.items() if type(value) is not _Tensor]
+    if others or not tensors:
+        raise ValueError(
+            "it must hold a state dict, of tensors by name. Received: "
+            + (f"{reprlib.repr(others)} without a tensor." if others else "none.")
+        )
+    storages = {tensor.storage for tensor in tensors.values()}
+    numbers = {storage: _numbers(storage, read, byteorder) for storage in storages}
+    return {
+        name: np.lib.stride_tricks.as_strided(
+            numbers[tensor.storage][tensor.offset :],
+            tensor.shape,
+            [n * numbers[tensor.storage].itemsize for n in tensor.strides],
+            writeable=False,
+        )
+        for name, tensor in tensors.items()
+    }
+
+
+def _numbers(storage: _Storage, read: _ReadStorage, byteorder: str) -> np.ndarray:
+    stored = storage.dtype.newbyteorder(byteorder)
+    numbers = np.frombuffer(read(storage), stored).astype(storage.dtype)
+    if storage.type == "torch.BFloat16Storage":  # the upper half of a float32
+        return (numbers.astype("u4") << 16).view("f4")
+    return numbers
