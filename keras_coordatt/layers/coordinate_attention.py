@@ -137,6 +137,9 @@ class CoordinateAttention(keras.layers.Layer):
         dtype = self._gate_dtype if half else self.dtype_policy
 
         def dense(units, name, initializer=self.kernel_initializer):
+            if isinstance(initializer, keras.initializers.Initializer):
+                # One without a seed of its own gives the same numbers each time.
+                initializer = initializer.clone()
             return keras.layers.Dense(
                 units,
                 kernel_initializer=initializer,
@@ -154,9 +157,9 @@ class CoordinateAttention(keras.layers.Layer):
             momentum=self.momentum, epsilon=self.epsilon, dtype=dtype, name="norm"
         )
         self.norm.build((None, None, units))
-        initializer = "zeros" if self.identity_init else self.kernel_initializer
+        gate_initializer = "zeros" if self.identity_init else self.kernel_initializer
         self.gates = {
-            axis: dense(channels, f"{axis}_gate", initializer)
+            axis: dense(channels, f"{axis}_gate", gate_initializer)
             for axis in AXES[self.axes]
         }
         for gate in self.gates.values():

@@ -1,0 +1,50 @@
+"""Fixtures for golden files, and a summary of how near to them we came."""
+
+import pathlib
+
+import pytest
+
+HERE = pathlib.Path(__file__).parent
+# The smaller golden files are committed; where the others are at hand, beside the
+# project, they are used too.
+GOLDEN = [HERE / "data" / "golden", HERE.parent.parent / "shared" / "golden"]
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Gives the path of a golden file by its name, or skips the test."""
+
+    def find(name):
+        for folder in GOLDEN:
+            if (folder / name).exists():
+                return folder / name
+        pytest.skip(f"{name} is not at hand")
+
+    return find
+
+
+@pytest.fixture
+def assert_within(record_property):
+    """Asserts that a difference is within a limit, and lists it in the summary."""
+
+    def check(what, difference, limit):
+        record_property("measured", f"{difference:.1e} <= {limit:.0e}  {what}")
+        assert difference <= limit, f"{what}: {difference} > {limit}"
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter):
+    lines = [
+        value
+        for report in terminalreporter.getreports("passed")
+        for name, value in report.user_properties
+        if name == "measured"
+    ]
+    if lines:
+        import keras
+
+        backend = keras.config.backend()
+        terminalreporter.section(f"differences from the golden files, {backend}")
+        for line in sorted(lines, key=lambda line: line.split("  ", 1)[1]):
+            terminalreporter.write_line(line)
