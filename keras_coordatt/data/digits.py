@@ -18,11 +18,11 @@ import tensorflow_datasets as tfds
 _DESCRIPTION = """
 1,797 real handwritten digits, drawn in random sizes, places and colours.
 
-The digits lie in the order of the 14 forms that they were written on, about 130 each,
-and each form's labels begin with 0 to 9 three times. `train` is the first ten forms,
-`test` the last four, so no form is on both sides. UCI says that 13 writers filled the
-forms but not who filled which, so a split between forms is as near to a split between
-writers as the data allow.
+The digits lie in the order of the 14 forms that they were written on. Every form has
+the same 130 labels, but for up to eight that are missing. `train` is the first ten
+forms, `test` the last four, so no form is on both sides. UCI says that 13 writers
+filled the forms but not who filled which, so a split between forms is as near to a
+split between writers as the data allow.
 """
 
 _CITATION = """

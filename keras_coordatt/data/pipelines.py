@@ -83,14 +83,13 @@ def load_classification(
 
     size = _height_and_width(image_size)
     batch_size = check_positive_int("batch_size", batch_size)
+    if not isinstance(split, str | tfds.core.ReadInstruction):
+        raise ValueError(f"`split` must be one TFDS split. Received: {split!r}")
+    for argument, function in (("augment", augment), ("preprocess", preprocess)):
+        if function is not None and not callable(function):
+            raise ValueError(f"`{argument}` must be callable. Received: {function!r}")
     builder = _prepare(name, data_dir)
-    features = dict(builder.info.features.items())
-    label = features.get("label")
-    if "image" not in features or not isinstance(label, tfds.features.ClassLabel):
-        raise ValueError(
-            "`name` must be a data set with an 'image' and a 'label' that is a "
-            f"ClassLabel. Received: {builder.info.full_name} with {features}"
-        )
+    num_classes = builder.info.features["label"].num_classes
     # tfds refuses to reorder the files of an ordered data set, and ImageFolder, whose
     # files lie in a shuffled order already, would reorder them without our seed.
     ordered = builder.info.disable_shuffling or isinstance(builder, tfds.ImageFolder)
@@ -117,10 +116,12 @@ def load_classification(
             images = augment(images, training=True)
         elif augment is not None:
             images = augment(images)
+        # Under a mixed precision policy, a layer gives half precision.
+        images = tf.cast(images, "float32")
         if preprocess is not None:
             images = preprocess(images)
         if one_hot:
-            labels = tf.one_hot(labels, label.num_classes)
+            labels = tf.one_hot(labels, num_classes)
         return images, labels
 
     # In parallel, batches would draw an augmentation's random numbers in any order.
@@ -148,12 +149,22 @@ def _prepare(
 
     from keras_coordatt.data import digits  # noqa: F401, registers "digits"
 
-    if isinstance(name, tfds.core.DatasetBuilder):
-        return name
-    if not isinstance(name, str):
+    if isinstance(name, str):
+        builder = tfds.builder(name, data_dir=data_dir)
+    elif isinstance(name, tfds.core.DatasetBuilder):
+        builder = name
+    else:
         raise ValueError(f"`name` must be a TFDS name or a builder. Received: {name!r}")
-    builder = tfds.builder(name, data_dir=data_dir)
-    builder.download_and_prepare()
+    # Before a download, which may be long.
+    features = dict(builder.info.features.items())
+    is_class = isinstance(features.get("label"), tfds.features.ClassLabel)
+    if "image" not in features or not is_class:
+        raise ValueError(
+            "`name` must be a data set with an 'image' and a 'label' that is a "
+            f"ClassLabel. Received: {builder.info.full_name} with {features}"
+        )
+    if builder is not name:
+        builder.download_and_prepare()
     return builder
 
 
