@@ -2,13 +2,15 @@
 
 from keras_coordatt import applications, layers, weights
 from keras_coordatt.applications import MobileNetV2CA
-from keras_coordatt.layers import CoordinateAttention
+from keras_coordatt.layers import CBAM, CoordinateAttention, SqueezeExcite
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CBAM",
     "CoordinateAttention",
     "MobileNetV2CA",
+    "SqueezeExcite",
     "applications",
     "layers",
     "weights",

@@ -10,7 +10,7 @@ from keras import layers
 from keras.applications import imagenet_utils
 
 from keras_coordatt import weights as weights_lib
-from keras_coordatt.layers import CoordinateAttention
+from keras_coordatt.layers import CBAM, CoordinateAttention, SqueezeExcite
 from keras_coordatt.validation import check_choice, check_positive_int
 
 MIN_SIZE = 32
@@ -19,6 +19,18 @@ FILE_TYPES = (".keras", ".h5", ".pth", ".pt")
 
 # The paper's code trains with PyTorch's defaults.
 BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}
+
+# The attentions that have a name: the axes of coordinate attention, and the paper's
+# rivals, with the reduction that its parameter counts imply.
+AXES = {"coordinate": "both", "height": "height", "width": "width"}
+RIVALS = {
+    "se": functools.partial(SqueezeExcite, reduction=24),
+    "cbam": functools.partial(CBAM, reduction=24, **BATCH_NORM),
+}
+
+# ImageNet's, of RGB values in [0, 1].
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
 
 
 # Arguments
@@ -220,25 +232,41 @@ def kernel_initializer():
     return keras.initializers.VarianceScaling(2.0, "fan_out", "untruncated_normal")
 
 
-def attention_factory(attention, reduction):
-    """Gives a function from a layer's name to the layer, or None for none."""
-    if attention is None:
-        return None
-    if callable(attention) and not isinstance(attention, keras.layers.Layer):
-        return functools.partial(_call_factory, attention)
-    axes = {"coordinate": "both", "height": "height", "width": "width"}
-    if not isinstance(attention, str) or attention not in axes:
+def attention_factory(attention, reduction, default_reduction):
+    """Gives a function from a layer's name to the layer, or None for none.
+
+    Args:
+        reduction: Coordinate attention's; no other attention takes it.
+        default_reduction: The builder's, by which to know that none was asked for.
+    """
+    if isinstance(attention, str) and attention in AXES:
+        make = functools.partial(
+            CoordinateAttention, reduction, axes=AXES[attention], **BATCH_NORM
+        )
+    elif isinstance(attention, str) and attention in RIVALS:
+        make = RIVALS[attention]
+    elif attention is None or (
+        callable(attention) and not isinstance(attention, keras.layers.Layer)
+    ):
+        make = None
+    else:
         raise ValueError(
-            f"`attention` must be one of {tuple(axes)}, None, or a callable that "
+            f"`attention` must be one of {(*AXES, *RIVALS)}, None, or a callable that "
             f"gives a layer. Received: {attention!r}"
         )
-    return lambda name: CoordinateAttention(
-        reduction,
-        axes=axes[attention],
-        kernel_initializer=kernel_initializer(),
-        name=name,
-        **BATCH_NORM,
-    )
+
+    if reduction != default_reduction and not (
+        isinstance(attention, str) and attention in AXES
+    ):
+        raise ValueError(
+            "`reduction` is coordinate attention's. For another reduction of another "
+            "attention pass a callable, such as `attention=functools.partial("
+            f"SqueezeExcite, reduction={reduction})`. "
+            f"Received: attention={attention!r}, reduction={reduction}"
+        )
+    if make is not None:
+        return lambda name: make(kernel_initializer=kernel_initializer(), name=name)
+    return None if attention is None else functools.partial(_call_factory, attention)
 
 
 def _call_factory(factory, name):
@@ -305,6 +333,29 @@ def preprocess_input(x, data_format: str | None = None):
     2.64
     """
     return imagenet_utils.preprocess_input(x, data_format=data_format, mode="torch")
+
+
+def preprocessing(image):
+    """Puts what `preprocess_input` does into a network.
+
+    Args:
+        image: Symbolic image with values in [0, 255].
+
+    Raises:
+        ValueError: if the image does not have 3 channels.
+    """
+    axis = channel_axis()
+    if image.shape[axis] != 3:
+        raise ValueError(
+            "`include_preprocessing=True` needs an image of 3 channels. "
+            f"Received: shape={tuple(image.shape[1:])}"
+        )
+    scale = [1 / (255 * std) for std in STD]
+    offset = [-mean / std for mean, std in zip(MEAN, STD)]
+    if axis == 1:
+        # Rescaling spreads a scale along the channels, but no offset.
+        scale, offset = ([[[value]] for value in values] for values in (scale, offset))
+    return layers.Rescaling(scale, offset, name="preprocessing")(image)
 
 
 def decode_predictions(preds, top: int = 5):

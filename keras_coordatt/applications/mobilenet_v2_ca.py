@@ -9,7 +9,7 @@ from keras import layers
 
 from keras_coordatt.applications import common
 from keras_coordatt.applications.common import decode_predictions, preprocess_input
-from keras_coordatt.validation import check_number, check_positive_int
+from keras_coordatt.validation import check_choice, check_number, check_positive_int
 
 __all__ = ["MobileNetV2CA", "decode_predictions", "preprocess_input"]
 
@@ -39,13 +39,15 @@ def MobileNetV2CA(
     attention="coordinate",
     reduction: int = 32,
     output_stride: int = 32,
+    include_preprocessing: bool = False,
 ) -> keras.Model:
     """Instantiates MobileNetV2 with coordinate attention.
 
     In every block with an expansion, the attention stands after the depthwise
     convolution, where the channels are expanded. Inputs are normalized by
     ImageNet's mean and standard deviation: call
-    `keras_coordatt.applications.mobilenet_v2_ca.preprocess_input` on them.
+    `keras_coordatt.applications.mobilenet_v2_ca.preprocess_input` on them, or pass
+    `include_preprocessing=True`.
 
     Args:
         input_shape: `(H, W, C)`, or `(C, H, W)` with `"channels_first"`. `H` and
@@ -69,14 +71,19 @@ def MobileNetV2CA(
             Defaults to `"softmax"`.
         name: Name of the model.
         attention: `"coordinate"`; `"height"` or `"width"`, the paper's
-            ablations; `None`, plain MobileNetV2; or a callable that gives a
-            layer, called with `name=` if it takes one.
-        reduction: Reduction of the attention's shared transform. Defaults to
-            32.
+            ablations; `"se"` or `"cbam"`, its rivals, with its reduction of 24;
+            `None`, plain MobileNetV2; or a callable that gives a layer, called
+            with `name=` if it takes one, such as
+            `functools.partial(SqueezeExcite, reduction=16)`.
+        reduction: Reduction of coordinate attention's shared transform; no
+            other attention takes it. Defaults to 32.
         output_stride: 32, 16 or 8: by how much the feature map is smaller than
             the image. Below 32, the last stages keep their resolution and
             their depthwise convolutions are dilated; the weights are the
             same. Defaults to 32.
+        include_preprocessing: Whether the network begins with what
+            `preprocess_input` does, and so takes RGB values in [0, 255]. The
+            weights are the same. Defaults to `False`.
 
     Returns:
         A `keras.Model`.
@@ -114,13 +121,15 @@ def MobileNetV2CA(
         published=published,
         received={"alpha": alpha, "attention": attention, "reduction": reduction},
     )
-    make_attention = common.attention_factory(attention, reduction)
+    check_choice("include_preprocessing", include_preprocessing, (True, False))
+    make_attention = common.attention_factory(attention, reduction, 32)
     inputs, image = common.image_input(
         input_shape, input_tensor, include_top, weights, default_size=224
     )
 
+    x = common.preprocessing(image) if include_preprocessing else image
     x = common.conv_bn(
-        image, common.make_divisible(32 * alpha), 3, "Conv1", "bn_Conv1", *next(dilated)
+        x, common.make_divisible(32 * alpha), 3, "Conv1", "bn_Conv1", *next(dilated)
     )
     x = layers.ReLU(6.0, name="Conv1_relu")(x)
 

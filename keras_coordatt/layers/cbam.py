@@ -1,0 +1,133 @@
+import keras
+from keras import ops
+
+from keras_coordatt.layers.channel_attention import ChannelAttention
+from keras_coordatt.validation import check_number, check_positive_int
+
+
+@keras.saving.register_keras_serializable("keras_coordatt")
+class CBAM(ChannelAttention):
+    """Convolutional block attention: a gate a channel, then a gate a position.
+
+    The channels' gates come from the map's mean and its maximum, which pass
+    through one perceptron; the positions' gates from the channels' maximum and
+    mean, by one convolution with batch normalization:
+
+        g[n, c]    = gate_activation(mlp(mean over h and w of x) + mlp(max of x))
+        y          = x * g
+        s[n, h, w] = gate_activation(BN(conv([max over c of y, mean over c of y])))
+        out        = y * s
+
+    Under a half-precision policy the gates are computed in float32 and then cast.
+
+    Args:
+        reduction: Positive integer. The perceptron's hidden layer has
+            `max(1, channels // reduction)` units. Defaults to 16, the CBAM
+            paper's; the coordinate attention paper's networks have 24.
+        kernel_size: Positive odd integer, the size of the convolution. Defaults to
+            7.
+        activation: Activation of the hidden layer. Defaults to `"relu"`.
+        gate_activation: Activation that makes the gates. Defaults to
+            `"sigmoid"`.
+        momentum: Momentum of the moving averages, in [0, 1). Defaults to 0.99, as
+            in the official code (which PyTorch calls 0.01).
+        epsilon: Small positive number added to the variance. Defaults to 1e-5.
+        data_format: `"channels_last"` or `"channels_first"`. Defaults to
+            `keras.config.image_data_format()`.
+        kernel_initializer: Initializer of the kernels. Defaults to
+            `"glorot_uniform"`.
+        kernel_regularizer: Regularizer of the kernels, or `None`.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Input shape:
+        `(N, H, W, C)`, or `(N, C, H, W)` with `"channels_first"`. `H` and `W`
+        may be unknown.
+
+    Output shape:
+        The input's.
+
+    Raises:
+        ValueError: if an argument is out of its range, or the input is not a
+            floating-point tensor of rank 4 with a known number of channels.
+
+    Example:
+
+    >>> x = np.random.rand(2, 14, 14, 64)
+    >>> CBAM(reduction=16)(x).shape
+    (2, 14, 14, 64)
+
+    Reference:
+        [CBAM: Convolutional Block Attention Module](
+        https://arxiv.org/abs/1807.06521) (ECCV 2018)
+    """
+
+    def __init__(
+        self,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        activation="relu",
+        gate_activation="sigmoid",
+        momentum: float = 0.99,
+        epsilon: float = 1e-5,
+        data_format: str | None = None,
+        kernel_initializer="glorot_uniform",
+        kernel_regularizer=None,
+        **kwargs,
+    ):
+        super().__init__(
+            reduction=reduction,
+            activation=activation,
+            gate_activation=gate_activation,
+            data_format=data_format,
+            kernel_initializer=kernel_initializer,
+            kernel_regularizer=kernel_regularizer,
+            **kwargs,
+        )
+        self.kernel_size = check_positive_int("kernel_size", kernel_size)
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"`kernel_size` must be odd. Received: {kernel_size}")
+        self.momentum = check_number("momentum", momentum, 0, 1, closed=True)
+        self.epsilon = check_number("epsilon", epsilon, 0)
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        # What it sees is stacked on the last axis, whatever the data format.
+        self.conv = keras.layers.Conv2D(
+            1,
+            self.kernel_size,
+            padding="same",
+            use_bias=False,
+            data_format="channels_last",
+            kernel_initializer=self._fresh_initializer(),
+            kernel_regularizer=self.kernel_regularizer,
+            dtype=self._gate_policy,
+            name="conv",
+        )
+        self.conv.build((None, None, None, 2))
+        self.norm = keras.layers.BatchNormalization(
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            dtype=self._gate_policy,
+            name="norm",
+        )
+        self.norm.build((None, None, None, 1))
+
+    def call(self, inputs, training=None):
+        x = super().call(inputs)
+        axis = self._channel_axis
+        seen = ops.stack([self._max(x, axis), self._mean(x, axis)], axis=-1)
+        gate = self.gate_activation(self.norm(self.conv(seen), training=training))
+        gate = ops.expand_dims(ops.squeeze(gate, -1), axis)
+        return x * ops.cast(gate, x.dtype)
+
+    def _squeeze(self, x):
+        axes = self._spatial_axes
+        return [self._mean(x, axes), self._max(x, axes)]
+
+    def get_config(self):
+        config = {
+            "kernel_size": self.kernel_size,
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+        }
+        return {**super().get_config(), **config}
