@@ -48,7 +48,8 @@ def check_arguments(
     """Checks what every builder takes.
 
     Args:
-        published: The arguments that the published weights were trained with.
+        published: The arguments that the published weights were trained with, or
+            None if none are published.
         received: What the caller gave for them.
     """
     check_positive_int("classes", classes)
@@ -60,6 +61,11 @@ def check_arguments(
     if weights != "imagenet":
         check_weights_path(weights)
         return
+    if published is None:
+        raise ValueError(
+            "`weights` must be None or the path of a file, as no ImageNet weights of "
+            "this network are published. Received: 'imagenet'"
+        )
     if include_top and classes != 1000:
         raise ValueError(
             '`weights="imagenet"` with `include_top=True` needs `classes=1000`. '

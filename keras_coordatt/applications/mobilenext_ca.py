@@ -1,0 +1,202 @@
+"""MobileNeXt, whose blocks are sandglasses, with coordinate attention.
+
+Block `i`, counted through all stages, has layers `block_{i}_depthwise`,
+`block_{i}_attention`, `block_{i}_reduce`, `block_{i}_expand` and
+`block_{i}_depthwise_2`, each convolution with its `_BN` and, where it has one, its
+`_relu`; a residual is `block_{i}_add`.
+"""
+
+import math
+
+import keras
+from keras import layers
+
+from keras_coordatt.applications import common
+from keras_coordatt.applications.common import decode_predictions, preprocess_input
+from keras_coordatt.validation import check_choice, check_number, check_positive_int
+
+__all__ = ["MobileNeXtCA", "decode_predictions", "preprocess_input"]
+
+STAGES = (
+    # reduction, channels, blocks, stride
+    (2, 96, 1, 2),
+    (6, 144, 1, 1),
+    (6, 192, 3, 2),
+    (6, 288, 3, 2),
+    (6, 384, 4, 1),
+    (6, 576, 4, 2),
+    (6, 960, 3, 1),
+    (6, 1280, 1, 1),
+)
+
+
+def MobileNeXtCA(
+    input_shape: tuple | None = None,
+    alpha: float = 1.0,
+    include_top: bool = True,
+    weights: str | None = None,
+    input_tensor=None,
+    pooling: str | None = None,
+    classes: int = 1000,
+    classifier_activation="softmax",
+    name: str = "mobilenext_ca",
+    *,
+    attention="coordinate",
+    reduction: int = 24,
+    output_stride: int = 32,
+    include_preprocessing: bool = False,
+) -> keras.Model:
+    """Instantiates MobileNeXt with coordinate attention.
+
+    A sandglass block is an inverted residual turned inside out: the residual joins
+    wide maps, and the narrow one is in the middle. The attention stands after its
+    first depthwise convolution, where the channels are many, in every block that
+    has one, except the network's first. Inputs are normalized by ImageNet's mean
+    and standard deviation: call
+    `keras_coordatt.applications.mobilenext_ca.preprocess_input` on them, or pass
+    `include_preprocessing=True`.
+
+    Args:
+        input_shape: `(H, W, C)`, or `(C, H, W)` with `"channels_first"`. `H` and
+            `W` are at least 32, or `None`; any number of channels. Defaults to
+            `(224, 224, 3)` with the top, and to `(None, None, 3)` without.
+        alpha: Positive number, the width multiplier. At most 1, the last block
+            keeps its 1280 channels. Defaults to 1.0.
+        include_top: Whether to include the classifier. Defaults to `True`.
+        weights: `None` (random initialization), or the path of a file: `.keras`,
+            `.weights.h5` or `.h5`. No ImageNet weights are published. Defaults to
+            `None`.
+        input_tensor: Keras tensor to use as the image input; it may be the
+            output of other layers.
+        pooling: Without the top, `None` (the output is the feature map),
+            `"avg"` or `"max"` (it is pooled).
+        classes: Number of classes. Defaults to 1000.
+        classifier_activation: Activation of the classifier, `None` for logits.
+            Defaults to `"softmax"`.
+        name: Name of the model.
+        attention: `"coordinate"`; `"height"` or `"width"`, the paper's
+            ablations; `"se"` or `"cbam"`, its rivals, with its reduction of 24;
+            `None`, plain MobileNeXt; or a callable that gives a layer, called
+            with `name=` if it takes one, such as
+            `functools.partial(SqueezeExcite, reduction=16)`.
+        reduction: Reduction of coordinate attention's shared transform; no
+            other attention takes it. Defaults to 24.
+        output_stride: 32, 16 or 8: by how much the feature map is smaller than
+            the image. Below 32, the last stages keep their resolution and
+            their depthwise convolutions are dilated; the weights are the
+            same. Defaults to 32.
+        include_preprocessing: Whether the network begins with what
+            `preprocess_input` does, and so takes RGB values in [0, 255]. The
+            weights are the same. Defaults to `False`.
+
+    Returns:
+        A `keras.Model`.
+
+    Raises:
+        ValueError: if an argument is out of its range, or does not fit another.
+
+    Example:
+
+    >>> model = MobileNeXtCA(input_shape=(96, 96, 3), classes=10)
+    >>> model(np.zeros((1, 96, 96, 3))).shape
+    (1, 10)
+
+    Reference:
+        - [Coordinate Attention for Efficient Mobile Network Design](
+          https://arxiv.org/abs/2103.02907) (CVPR 2021)
+        - [Rethinking Bottleneck Structure for Efficient Mobile Network Design](
+          https://arxiv.org/abs/2007.02269) (ECCV 2020)
+    """
+    check_number("alpha", alpha, 0)
+    check_positive_int("reduction", reduction)
+    check_choice("include_preprocessing", include_preprocessing, (True, False))
+    blocks = [
+        (narrowing, channels, stride if i == 0 else 1, repeats == stride == 1)
+        for narrowing, channels, repeats, stride in STAGES
+        for i in range(repeats)
+    ]
+    strides = [2] + [stride for _, _, stride, _ in blocks]
+    dilated = common.dilate(strides, output_stride)
+    common.check_arguments(
+        include_top=include_top,
+        weights=weights,
+        pooling=pooling,
+        classes=classes,
+        classifier_activation=classifier_activation,
+        published=None,
+        received=None,
+    )
+    make_attention = common.attention_factory(attention, reduction, 24)
+    inputs, image = common.image_input(
+        input_shape, input_tensor, include_top, weights, default_size=224
+    )
+
+    x = common.preprocessing(image) if include_preprocessing else image
+    x = common.conv_bn(
+        x, common.make_divisible(32 * alpha), 3, "Conv1", "bn_Conv1", *next(dilated)
+    )
+    x = layers.ReLU(6.0, name="Conv1_relu")(x)
+
+    for i, (narrowing, channels, stride, lone) in enumerate(blocks):
+        prefix = f"block_{i}_"
+        shortcut, in_channels = x, x.shape[common.channel_axis()]
+        channels = common.make_divisible(
+            channels * (alpha if i < len(blocks) - 1 else max(1.0, alpha))
+        )
+        # Where the width changes, depthwise convolutions are left out: the first, and
+        # the second too unless it has the stride. A stage of one block keeps both.
+        both = in_channels == channels or lone or i == 0
+        x = sandglass(
+            x,
+            narrowing,
+            channels,
+            *next(dilated),
+            begins=both,
+            ends=both or stride == 2,
+            make_attention=make_attention if i else None,
+            prefix=prefix,
+        )
+        if stride == 1 and in_channels == channels and not lone:
+            x = layers.Add(name=f"{prefix}add")([shortcut, x])
+
+    if include_top:
+        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
+        x = layers.Dropout(0.2, name="top_dropout")(x)
+        x = layers.Dense(
+            classes,
+            activation=classifier_activation,
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
+            name="predictions",
+        )(x)
+    else:
+        x = common.pool(x, pooling)
+
+    model = keras.Model(inputs, x, name=name)
+    common.load_weights(model, weights, catalog_name=None, build=None)
+    return model
+
+
+def sandglass(
+    x, narrowing, channels, stride, dilation, begins, ends, make_attention, prefix
+):
+    """Depthwise convolution, attention, linear reduction, expansion, depthwise.
+
+    `begins` and `ends` say whether it has the first and the last of them.
+    """
+    narrow = x.shape[common.channel_axis()] // narrowing
+    if narrow < channels / 6:
+        narrow = common.make_divisible(math.ceil(channels / 6), 16)
+
+    if begins:
+        x = common.depthwise_bn(x, 3, f"{prefix}depthwise", 1, dilation)
+        x = layers.ReLU(6.0, name=f"{prefix}depthwise_relu")(x)
+        if make_attention:
+            x = make_attention(f"{prefix}attention")(x)
+
+    x = common.conv_bn(x, narrow, 1, f"{prefix}reduce", f"{prefix}reduce_BN")
+    x = common.conv_bn(x, channels, 1, f"{prefix}expand", f"{prefix}expand_BN")
+    x = layers.ReLU(6.0, name=f"{prefix}expand_relu")(x)
+
+    if ends:
+        x = common.depthwise_bn(x, 3, f"{prefix}depthwise_2", stride, dilation)
+    return x
