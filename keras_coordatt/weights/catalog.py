@@ -78,7 +78,7 @@ def cached_weights(name: str, build: Callable[[], keras.Model]) -> str:
         if not source.exists():
             source = _download(record, scratch)
         check_file(source, record)
-        model = build()
+        model = _in_float32(build)
         load_torch(model, source)
         fresh = pathlib.Path(scratch) / "converted.weights.h5"
         model.save_weights(fresh)
@@ -90,6 +90,16 @@ def cache_dir() -> pathlib.Path:
     """Where Keras keeps models: `$KERAS_HOME/models`, or `~/.keras/models`."""
     home = os.environ.get("KERAS_HOME") or pathlib.Path.home() / ".keras"
     return pathlib.Path(home) / "models"
+
+
+def _in_float32(build):
+    """Builds in full precision, whatever the policy: the cache is for every policy."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        return build()
+    finally:
+        keras.config.set_dtype_policy(policy)
 
 
 def _download(record, folder):
@@ -116,6 +126,6 @@ def check_file(path: pathlib.Path, record: Record) -> None:
         expected = record.git_blob + (f", {record.size} bytes" if record.size else "")
         raise ValueError(
             f"{path} is not the file that {record.url} is known to be: it is truncated "
-            f"or was changed. Expected the git blob {expected}. Received: "
+            f"or was changed. Nothing was loaded. Expected the git blob {expected}. Received: "
             f"{digest.hexdigest()}, {size} bytes"
         )

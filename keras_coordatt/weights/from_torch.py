@@ -58,8 +58,7 @@ def load_torch(target, source) -> None:
         for name, array in arrays.items()
         if not name.endswith("num_batches_tracked")
     }
-    second = any(".conv_h." in f".{name}" for name in arrays)
-    entries = _entries(target, {axis: names[second] for axis, names in GATES.items()})
+    entries = _entries(target, _gate_names(arrays))
 
     if isinstance(target, keras.Model) and not _has_layer(target, "predictions"):
         unused = [name for name in arrays if name.startswith("classifier.")]
@@ -79,7 +78,8 @@ def load_torch(target, source) -> None:
         )
     for entry in entries:
         array = arrays[entry.name].transpose(entry.axes)
-        entry.variable.assign(array.reshape(entry.variable.shape))
+        # A copy: JAX would keep the caller's own memory.
+        entry.variable.assign(array.reshape(entry.variable.shape).copy())
 
 
 class Entry(NamedTuple):
@@ -116,6 +116,12 @@ def _to_numpy(array):
         array = array.detach().cpu()
         array = array.float() if array.is_floating_point() else array
     return np.asarray(array)
+
+
+def _gate_names(arrays):
+    """What the source calls the gates' convolutions."""
+    words = {word for name in arrays for word in name.split(".")}
+    return {axis: b if b in words else a for axis, (a, b) in GATES.items()}
 
 
 def _has_layer(model, name):

@@ -288,20 +288,18 @@ def _interpret(file: BinaryIO) -> tuple[object, dict[str, _Storage]]:
             case "TUPLE":
                 stack.append(tuple(items))
             case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                count = int(name[-1])
-                stack[-count:] = [tuple(stack[-count:])]
+                stack.append(tuple(_popped(stack, int(name[-1]))))
             case "LIST":
                 stack.append(items)
             case "DICT":
                 stack.append(_extended({}, items))
             case "APPEND" | "APPENDS":
-                items = items or [stack.pop()] if name == "APPEND" else items
+                items = _popped(stack, 1) if name == "APPEND" else items
                 if not isinstance(stack[-1], list):
                     raise ValueError(f"its pickle has {name} to no list.")
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
-                if name == "SETITEM":
-                    stack, items = stack[:-2], stack[-2:]
+                items = _popped(stack, 2) if name == "SETITEM" else items
                 _extended(stack[-1], items)
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
@@ -310,13 +308,11 @@ def _interpret(file: BinaryIO) -> tuple[object, dict[str, _Storage]]:
             case "BINGET" | "LONG_BINGET":
                 stack.append(memo[argument])
             case "GLOBAL":
-                stack.append(_checked_global(argument.replace(" ", ".", 1)))
+                stack.append(_checked_global(*argument.split(" ", 1)))
             case "STACK_GLOBAL":
-                attribute, module = stack.pop(), stack.pop()
-                stack.append(_checked_global(f"{module!s}.{attribute!s}"))
+                stack.append(_checked_global(*_popped(stack, 2)))
             case "REDUCE":
-                arguments, function = stack.pop(), stack.pop()
-                stack.append(_reduced(function, arguments))
+                stack.append(_reduced(*_popped(stack, 2)))
             case "BUILD":
                 # Attributes on a state dict, `_metadata`: nothing here needs them.
                 stack.pop()
@@ -337,6 +333,14 @@ def _interpret(file: BinaryIO) -> tuple[object, dict[str, _Storage]]:
     raise AssertionError("unreachable: genops ends with STOP or raises")
 
 
+def _popped(stack: list, count: int) -> list:
+    if len(stack) < count:
+        raise ValueError("its pickle is damaged: its stack is too short.")
+    popped = stack[-count:]
+    del stack[-count:]
+    return popped
+
+
 def _extended(mapping: object, items: list) -> dict:
     """`mapping` with the keys and values that alternate in `items`."""
     if not isinstance(mapping, dict) or len(items) % 2:
@@ -348,7 +352,12 @@ def _extended(mapping: object, items: list) -> dict:
     return mapping
 
 
-def _checked_global(name: str) -> _Global:
+def _checked_global(module: object, attribute: object) -> _Global:
+    # Only strings are put together: the text of a list that holds itself many
+    # times over would fill the memory.
+    if not isinstance(module, str) or not isinstance(attribute, str):
+        raise ValueError("its pickle has the name of an object that is no string.")
+    name = f"{module}.{attribute}"
     if name not in _STORAGES and name not in _CONSTRUCTORS:
         raise ValueError(
             f"it holds a {reprlib.repr(name)}, and only tensors, dicts, lists and plain "
@@ -358,14 +367,19 @@ def _checked_global(name: str) -> _Global:
 
 
 def _reduced(function: object, arguments: object) -> object:
-    """What the call of one of `_CONSTRUCTORS` stands for."""
+    """What the call of one of `_CONSTRUCTORS` stands for.
+
+    A call copies no list twice, or a small file could fill the memory.
+    """
     match function, arguments:
         case _Global("collections.OrderedDict"), ():
             return {}
-        case _Global("collections.OrderedDict"), ([*pairs],):
-            return _extended({}, [part for pair in pairs for part in pair])
-        case _Global("torch.Size"), ([*sizes] | (*sizes,),):
-            return tuple(sizes)
+        case _Global("collections.OrderedDict"), (list(pairs),):  # by Python 2
+            items = [part for pair in pairs for part in _checked_pair(pair)]
+            pairs.clear()
+            return _extended({}, items)
+        case _Global("torch.Size"), (tuple(sizes),):
+            return sizes
         case _Global("torch._utils._rebuild_parameter"), (_Tensor() as tensor, *_):
             return tensor
         case (
@@ -377,6 +391,12 @@ def _reduced(function: object, arguments: object) -> object:
         f"its pickle calls {reprlib.repr(function)} with {reprlib.repr(arguments)}, "
         f"which no state dict needs. Nothing was executed. {_HINT}"
     )
+
+
+def _checked_pair(pair: object) -> list:
+    if not isinstance(pair, list | tuple) or len(pair) != 2:
+        raise ValueError(f"its pickle has {reprlib.repr(pair)} for a key and a value.")
+    return list(pair)
 
 
 def _checked_tensor(
