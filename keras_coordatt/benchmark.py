@@ -1,0 +1,243 @@
+"""What the attentions bring, and what they cost, side by side.
+
+    python -m keras_coordatt.benchmark ablation DATA   accuracy, by attention and seed
+    python -m keras_coordatt.benchmark build           time to build, against Keras's
+
+`DATA` is a folder `train/<class>/*.jpg`, `test/<class>/*.jpg`, or a TFDS name such as
+`cifar10`. The results of an ablation are written to a file as they come, and a run that
+was cut off goes on from there.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+
+import keras
+
+from keras_coordatt.applications import EfficientNetCA, MobileNetV2CA
+from keras_coordatt.applications.mobilenet_v2_ca import preprocess_input
+from keras_coordatt.training import warmup_cosine, zero_init_residuals
+
+ATTENTIONS = (None, "se", "cbam", "height", "width", "coordinate")
+
+
+def ablation(
+    data: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    epochs: int = 1,
+    image_size: int = 48,
+    alpha: float = 0.25,
+    batch_size: int = 64,
+    learning_rate: float = 3e-3,
+) -> list[dict]:
+    """Trains MobileNetV2 from scratch with each attention and each seed.
+
+    All get the same images in the same order, the same schedule and the same number
+    of steps. What differs between seeds is the order and the starting weights.
+
+    Args:
+        data: A folder `train/<class>/*.jpg`, `test/<class>/*.jpg`, or a TFDS name.
+        output: A file that gets a line of JSON a run, as it ends. Runs that are in
+            it are not made again.
+        seeds: The seeds, each an integer.
+        epochs: How often the training images are seen.
+        image_size: Height and width of the images, in pixels.
+        alpha: The networks' width multiplier.
+        batch_size: Images a step.
+        learning_rate: The highest learning rate of the schedule.
+
+    Returns:
+        A dict a run: its settings, `parameters`, test `accuracy`, and `seconds`.
+
+    Example:
+
+    >>> runs = ablation("cifar10", "runs/ablation.jsonl", seeds=(0, 1, 2))
+    >>> print(table(runs))
+    """
+    settings = {
+        "epochs": epochs,
+        "image_size": image_size,
+        "alpha": alpha,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+    }
+    output = pathlib.Path(output)
+    lines = output.read_text().splitlines() if output.exists() else []
+    runs = [run for run in map(json.loads, lines) if settings.items() <= run.items()]
+    done = {(run["seed"], run["attention"]) for run in runs}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        for attention in ATTENTIONS:
+            if (seed, attention) not in done:
+                run = {"seed": seed, "attention": attention, **settings}
+                run |= _train(data, **run)
+                with output.open("a") as file:
+                    file.write(json.dumps(run) + "\n")
+                print(json.dumps(run), flush=True)
+                runs.append(run)
+    return runs
+
+
+def _train(
+    data, seed, attention, epochs, image_size, alpha, batch_size, learning_rate
+) -> dict:
+    import tensorflow_datasets as tfds
+
+    from keras_coordatt.data import load_classification
+
+    if os.path.isdir(data):
+        builder = tfds.ImageFolder(os.fspath(data))
+    else:
+        builder = tfds.builder(os.fspath(data))
+        builder.download_and_prepare()
+    augment = keras.layers.Pipeline(
+        [
+            keras.layers.RandomFlip("horizontal", seed=seed),
+            keras.layers.RandomTranslation(0.1, 0.1, seed=seed),
+        ]
+    )
+    shared = {"image_size": image_size, "preprocess": preprocess_input}
+    train = load_classification(
+        builder,
+        "train",
+        batch_size=batch_size,
+        augment=augment,
+        shuffle=True,
+        seed=seed,
+        **shared,
+    )
+    test = load_classification(builder, "test", batch_size=batch_size, **shared)
+
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(seed)
+    model = MobileNetV2CA(
+        (image_size, image_size, 3),
+        alpha,
+        weights=None,
+        classes=builder.info.features["label"].num_classes,
+        attention=attention,
+    )
+    zero_init_residuals(model)
+    model.compile(
+        keras.optimizers.AdamW(
+            warmup_cosine(len(train) * epochs, learning_rate), weight_decay=0.02
+        ),
+        "sparse_categorical_crossentropy",
+        metrics=["accuracy"],
+    )
+    start = time.perf_counter()
+    model.fit(train, epochs=epochs, verbose=0)
+    seconds = time.perf_counter() - start
+    return {
+        "parameters": model.count_params(),
+        "accuracy": model.evaluate(test, verbose=0, return_dict=True)["accuracy"],
+        "seconds": round(seconds),
+    }
+
+
+def table(runs: list[dict]) -> str:
+    """Formats an ablation as Markdown, with the mean and the spread over seeds.
+
+    Args:
+        runs: What `ablation` returned.
+
+    Returns:
+        A table, one row an attention.
+    """
+    rows = [
+        "| attention | parameters | test accuracy | over none, same seed | runs |",
+        "|---|---|---|---|---|",
+    ]
+    plain = {run["seed"]: run["accuracy"] for run in runs if run["attention"] is None}
+    for attention in ATTENTIONS:
+        chosen = [run for run in runs if run["attention"] == attention]
+        if not chosen:
+            continue
+        accuracy = [100 * run["accuracy"] for run in chosen]
+        gain = [
+            100 * (run["accuracy"] - plain[run["seed"]])
+            for run in chosen
+            if run["seed"] in plain
+        ]
+        rows.append(
+            f"| {attention or 'none'} | {chosen[0]['parameters']:,} "
+            f"| {_mean_and_spread(accuracy)} % | {_mean_and_spread(gain, '+')} "
+            f"| {len(chosen)} |"
+        )
+    return "\n".join(rows)
+
+
+def _mean_and_spread(values: list[float], sign: str = "") -> str:
+    if not values:
+        return ""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):{sign}.2f} ± {spread:.2f}"
+
+
+def build_times(repeats: int = 5) -> dict[str, list[float]]:
+    """Times how long networks take to build, as ratios to Keras's plain ones.
+
+    Ours and Keras's are built in turn, so that both meet the same machine.
+
+    Args:
+        repeats: How often each is built.
+
+    Returns:
+        The ratios of each of our networks, one a repeat.
+
+    Example:
+
+    >>> build_times(repeats=3)
+    {'MobileNetV2CA': [1.2, 1.1, 1.2], 'EfficientNetCA b0': [0.9, 0.8, 0.9]}
+    """
+    pairs = {
+        "MobileNetV2CA": (MobileNetV2CA, keras.applications.MobileNetV2),
+        "EfficientNetCA b0": (EfficientNetCA, keras.applications.EfficientNetB0),
+    }
+    ratios = {}
+    for name, (ours, theirs) in pairs.items():
+        _seconds(ours), _seconds(theirs)  # what is slow only the first time
+        ratios[name] = [_seconds(ours) / _seconds(theirs) for _ in range(repeats)]
+    return ratios
+
+
+def _seconds(build: Callable) -> float:
+    keras.backend.clear_session()
+    start = time.perf_counter()
+    build(weights=None)
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m keras_coordatt.benchmark")
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser("build", help="time to build, against Keras's")
+    build.add_argument("--repeats", type=int, default=5)
+    accuracy = commands.add_parser("ablation", help="accuracy by attention and seed")
+    accuracy.add_argument("data", help="a folder train/<class>/*.jpg, or a TFDS name")
+    accuracy.add_argument("--output", default="runs/ablation.jsonl")
+    accuracy.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    accuracy.add_argument("--epochs", type=int, default=1)
+    accuracy.add_argument("--image-size", type=int, default=48)
+    accuracy.add_argument("--alpha", type=float, default=0.25)
+    accuracy.add_argument("--batch-size", type=int, default=64)
+    accuracy.add_argument("--learning-rate", type=float, default=3e-3)
+    arguments = vars(parser.parse_args())
+    if arguments.pop("command") == "ablation":
+        print(table(ablation(**arguments)))
+    else:
+        for name, ratios in build_times(**arguments).items():
+            print(
+                f"{name}: {statistics.median(ratios):.2f} times Keras's plain network "
+                f"({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+
+
+if __name__ == "__main__":
+    main()
