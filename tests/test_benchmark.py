@@ -1,0 +1,82 @@
+import json
+
+import keras
+import numpy as np
+import pytest
+from backends import needs_tensorflow
+
+from keras_coordatt import EfficientNetCA, MobileNetV2CA, benchmark
+
+
+def runs(accuracies):
+    return [
+        {"seed": seed, "attention": attention, "parameters": 1234, "accuracy": accuracy}
+        for attention, values in accuracies.items()
+        for seed, accuracy in enumerate(values)
+    ]
+
+
+def test_table():
+    rows = benchmark.table(
+        runs({"coordinate": [0.52, 0.56, 0.54], None: [0.5, 0.51, 0.52]})
+    ).splitlines()
+    assert rows[2:] == [
+        "| none | 1,234 | 51.00 ± 1.00 % | +0.00 ± 0.00 | 3 |",
+        "| coordinate | 1,234 | 54.00 ± 2.00 % | +3.00 ± 1.73 | 3 |",
+    ]
+    assert rows[0].count("|") == rows[1].count("|") == rows[2].count("|")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 2)):
+        for name in ("cat", "dog", "fox"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = rng.integers(0, 256, (32, 32, 3))
+                keras.utils.save_img(tmp_path / split / name / f"{i}.png", image)
+    return tmp_path
+
+
+@needs_tensorflow
+def test_ablation_trains_and_goes_on_where_it_was_cut_off(
+    folder, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(benchmark, "ATTENTIONS", ("coordinate",))
+    output = tmp_path / "runs" / "ablation.jsonl"
+    arguments = {"seeds": (3,), "image_size": 32, "batch_size": 12}
+    (run,) = benchmark.ablation(folder, output, **arguments)
+    assert run["seed"] == 3 and run["attention"] == "coordinate"
+    assert run["accuracy"] in [pytest.approx(n / 6) for n in range(7)]
+    network = MobileNetV2CA((32, 32, 3), 0.25, weights=None, classes=3)
+    assert run["parameters"] == network.count_params()
+    assert [json.loads(line) for line in output.read_text().splitlines()] == [run]
+
+    trained = []
+
+    def train(data, **settings):
+        trained.append(settings["seed"])
+        return {"parameters": 1, "accuracy": 0.5, "seconds": 1}
+
+    monkeypatch.setattr(benchmark, "_train", train)
+    both = benchmark.ablation(folder, output, **{**arguments, "seeds": (3, 4)})
+    assert trained == [4] and [run["seed"] for run in both] == [3, 4]
+    # Other settings are another experiment.
+    benchmark.ablation(folder, output, **{**arguments, "epochs": 2})
+    assert trained == [4, 3]
+    assert len(output.read_text().splitlines()) == 3
+
+
+def test_build_times_are_ratios_to_keras(monkeypatch):
+    seconds = {
+        MobileNetV2CA: 3.0,
+        EfficientNetCA: 1.0,
+        keras.applications.MobileNetV2: 2.0,
+        keras.applications.EfficientNetB0: 4.0,
+    }
+    monkeypatch.setattr(benchmark, "_seconds", seconds.get)
+    assert benchmark.build_times(repeats=2) == {
+        "MobileNetV2CA": [1.5, 1.5],
+        "EfficientNetCA b0": [0.25, 0.25],
+    }
