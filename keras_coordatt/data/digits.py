@@ -18,11 +18,11 @@ import tensorflow_datasets as tfds
 _DESCRIPTION = """
 1,797 real handwritten digits, drawn in random sizes, places and colours.
 
-The digits lie in the order of the 14 forms that they were written on. Every form has
-the same 130 labels, but for up to eight that are missing. `train` is the first ten
-forms, `test` the last four, so no form is on both sides. UCI says that 13 writers
-filled the forms but not who filled which, so a split between forms is as near to a
-split between writers as the data allow.
+The digits lie in the order of the 14 forms that they were written on: the same 130
+labels come again in every form, but for up to eight that are missing and, in one form,
+one that differs. `train` is the first ten forms, `test` the last four, so no form is on
+both sides. UCI says that 13 writers filled the forms but not who filled which, so a
+split between forms is as near to a split between writers as the data allow.
 """
 
 _CITATION = """
@@ -36,7 +36,7 @@ _CITATION = """
 }
 """
 
-# 1287 begins a form.
+# Form by form: 1287 begins the eleventh.
 _DIGITS = {"train": range(1287), "test": range(1287, 1797)}
 _SCENES = {"train": range(1000), "test": range(1000, 1250)}
 

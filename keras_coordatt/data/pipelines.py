@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 import keras
 import tensorflow as tf
 
-from keras_coordatt.validation import check_positive_int
+from keras_coordatt.validation import check_choice, check_positive_int
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -21,7 +22,7 @@ _MEMORY = 256 * 2**20
 
 def load_classification(
     name: str | tfds.core.DatasetBuilder,
-    split: str,
+    split: str | tfds.core.ReadInstruction,
     image_size: int | tuple[int, int],
     batch_size: int = 32,
     *,
@@ -35,25 +36,27 @@ def load_classification(
     """Loads labelled images from any TFDS data set, in batches.
 
     Images are resized by antialiased bilinear interpolation, without keeping the aspect
-    ratio, and keep the data set's dtype until they are batched. Those that fit in 256
-    MiB are decoded only once.
+    ratio, and keep the data set's dtype until they are batched. If all of them fit in
+    256 MiB, they are decoded only once.
 
     Args:
         name: A TFDS name such as `"digits/classification"`, `"cifar10"` or
             `"imagenet2012"`, which is downloaded and prepared where need be, or a
             builder whose data are ready, such as `tfds.ImageFolder(path)`. The data set
             must have the features `image` and `label`, a `ClassLabel`.
-        split: A TFDS split, such as `"train"` or `"train[:90%]"`.
+        split: A TFDS split, such as `"train"` or `"train[:90%]"`; an `ImageFolder` has
+            whole ones only.
         image_size: The images' height and width, as a pair or as one integer.
         batch_size: Images a batch. The last batch may be smaller.
         augment: A Keras preprocessing layer, called with `training=True`, or any
             function of a batch of images, float32 from 0 to 255. Several layers go
-            into a `keras.layers.Pipeline`.
+            into a `keras.layers.Pipeline`. On every backend, functions get TensorFlow
+            tensors.
         preprocess: A function of a batch of images, applied last, such as a network's
             `preprocess_input`.
         shuffle: Whether to put the images in a new order each time the data set is
-            read. Data sets too large to be cached are shuffled by files, and within a
-            buffer of 256 MiB.
+            read. Those of a data set too large to be cached are shuffled within a
+            buffer of 256 MiB, after its files, if they need not stay in order.
         one_hot: Whether labels are float32 one-hot vectors, rather than integers.
         seed: An integer that makes the order repeatable, and `augment` if that is
             repeatable itself.
@@ -62,7 +65,9 @@ def load_classification(
 
     Returns:
         A `tf.data.Dataset` of `(images, labels)`, with images float32 of shape
-        `(batch, height, width, channels)`.
+        `(batch, height, width, channels)`, or `(batch, channels, height, width)` if
+        `keras.config.image_data_format()` is `"channels_first"`, and labels int64 of
+        shape `(batch,)`, or float32 of shape `(batch, classes)`.
 
     Raises:
         ValueError: If an argument is invalid, or the data set has no `image` and
@@ -88,6 +93,10 @@ def load_classification(
     for argument, function in (("augment", augment), ("preprocess", preprocess)):
         if function is not None and not callable(function):
             raise ValueError(f"`{argument}` must be callable. Received: {function!r}")
+    check_choice("shuffle", shuffle, (True, False))
+    check_choice("one_hot", one_hot, (True, False))
+    if not isinstance(seed, numbers.Integral | None):
+        raise ValueError(f"`seed` must be None or an integer. Received: {seed!r}")
     builder = _prepare(name, data_dir)
     num_classes = builder.info.features["label"].num_classes
     # tfds refuses to reorder the files of an ordered data set, and ImageFolder, whose
@@ -110,8 +119,13 @@ def load_classification(
     if shuffle:
         dataset = dataset.shuffle(room, seed=seed)
 
+    # Keras's layers and `preprocess_input` expect it too.
+    channels_first = keras.config.image_data_format() == "channels_first"
+
     def finish(images, labels):
         images = tf.cast(images, "float32")
+        if channels_first:
+            images = tf.transpose(images, (0, 3, 1, 2))
         if isinstance(augment, keras.Layer):
             images = augment(images, training=True)
         elif augment is not None:
@@ -164,7 +178,14 @@ def _prepare(
             f"ClassLabel. Received: {builder.info.full_name} with {features}"
         )
     if builder is not name:
-        builder.download_and_prepare()
+        try:
+            builder.download_and_prepare()
+        except OSError:
+            # Did another process prepare the same data meanwhile? TFDS renames a
+            # finished folder to its place, which fails where there is one.
+            builder = tfds.builder(name, data_dir=data_dir)
+            if not builder.is_prepared():
+                raise
     return builder
 
 
@@ -174,5 +195,5 @@ def _resize(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     resized = tf.image.resize(image, size, antialias=True)
     if image.dtype.is_integer:
         # A quarter of the memory of float32, to cache and to shuffle.
-        resized = tf.saturate_cast(tf.round(resized), image.dtype)
+        resized = tf.cast(tf.round(resized), image.dtype)
     return resized
