@@ -1,12 +1,17 @@
 """The paper's networks, one module a family."""
 
-from keras_coordatt.applications import mobilenet_v2_ca, mobilenext_ca
+from keras_coordatt.applications import efficientnet_ca, mobilenet_v2_ca, mobilenext_ca
+from keras_coordatt.applications.efficientnet_ca import EfficientNetCA
 from keras_coordatt.applications.mobilenet_v2_ca import MobileNetV2CA
 from keras_coordatt.applications.mobilenext_ca import MobileNeXtCA
+from keras_coordatt.applications.pyramid import pyramid_outputs
 
 __all__ = [
+    "EfficientNetCA",
     "MobileNeXtCA",
     "MobileNetV2CA",
+    "efficientnet_ca",
     "mobilenet_v2_ca",
     "mobilenext_ca",
+    "pyramid_outputs",
 ]
