@@ -30,11 +30,12 @@ def ablation(
     output: str | os.PathLike,
     *,
     seeds: tuple[int, ...] = (0, 1, 2),
+    images: int = 25_000,
     epochs: int = 1,
     image_size: int = 48,
     alpha: float = 0.25,
     batch_size: int = 64,
-    learning_rate: float = 3e-3,
+    learning_rate: float = 1e-2,
 ) -> list[dict]:
     """Trains MobileNetV2 from scratch with each attention and each seed.
 
@@ -46,7 +47,8 @@ def ablation(
         output: A file that gets a line of JSON a run, as it ends. Runs that are in
             it are not made again.
         seeds: The seeds, each an integer.
-        epochs: How often the training images are seen.
+        images: Size of the training set, which is the first so many images.
+        epochs: How often they are seen.
         image_size: Height and width of the images, in pixels.
         alpha: The networks' width multiplier.
         batch_size: Images a step.
@@ -61,6 +63,7 @@ def ablation(
     >>> print(table(runs))
     """
     settings = {
+        "images": images,
         "epochs": epochs,
         "image_size": image_size,
         "alpha": alpha,
@@ -85,7 +88,7 @@ def ablation(
 
 
 def _train(
-    data, seed, attention, epochs, image_size, alpha, batch_size, learning_rate
+    data, seed, attention, images, epochs, image_size, alpha, batch_size, learning_rate
 ) -> dict:
     import tensorflow_datasets as tfds
 
@@ -105,7 +108,7 @@ def _train(
     shared = {"image_size": image_size, "preprocess": preprocess_input}
     train = load_classification(
         builder,
-        "train",
+        f"train[:{images}]",
         batch_size=batch_size,
         augment=augment,
         shuffle=True,
@@ -125,9 +128,7 @@ def _train(
     )
     zero_init_residuals(model)
     model.compile(
-        keras.optimizers.AdamW(
-            warmup_cosine(len(train) * epochs, learning_rate), weight_decay=0.02
-        ),
+        keras.optimizers.Lamb(warmup_cosine(len(train) * epochs, learning_rate)),
         "sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
@@ -223,11 +224,12 @@ def main() -> None:
     accuracy.add_argument("data", help="a folder train/<class>/*.jpg, or a TFDS name")
     accuracy.add_argument("--output", default="runs/ablation.jsonl")
     accuracy.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    accuracy.add_argument("--images", type=int, default=25_000)
     accuracy.add_argument("--epochs", type=int, default=1)
     accuracy.add_argument("--image-size", type=int, default=48)
     accuracy.add_argument("--alpha", type=float, default=0.25)
     accuracy.add_argument("--batch-size", type=int, default=64)
-    accuracy.add_argument("--learning-rate", type=float, default=3e-3)
+    accuracy.add_argument("--learning-rate", type=float, default=1e-2)
     arguments = vars(parser.parse_args())
     if arguments.pop("command") == "ablation":
         print(table(ablation(**arguments)))

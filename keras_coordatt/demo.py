@@ -30,7 +30,8 @@ def train(attention, images):
     zero_init_residuals(model)
     steps = EPOCHS * len(images)
     model.compile(
-        keras.optimizers.AdamW(warmup_cosine(steps, 6e-3), weight_decay=0.02),
+        # LAMB's steps are relative to the size of each layer's weights.
+        keras.optimizers.Lamb(warmup_cosine(steps, 1e-2)),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )

@@ -45,7 +45,7 @@ def test_ablation_trains_and_goes_on_where_it_was_cut_off(
 ):
     monkeypatch.setattr(benchmark, "ATTENTIONS", ("coordinate",))
     output = tmp_path / "runs" / "ablation.jsonl"
-    arguments = {"seeds": (3,), "image_size": 32, "batch_size": 12}
+    arguments = {"seeds": (3,), "images": 12, "image_size": 32, "batch_size": 12}
     (run,) = benchmark.ablation(folder, output, **arguments)
     assert run["seed"] == 3 and run["attention"] == "coordinate"
     assert run["accuracy"] in [pytest.approx(n / 6) for n in range(7)]

@@ -166,6 +166,22 @@ class CoordinateAttention(keras.layers.Layer):
             gate.build((None, None, units))
 
     def call(self, inputs, training=None):
+        outputs = inputs
+        for axis, gate in self.compute_gates(inputs, training).items():
+            outputs = outputs * self._spread(gate, axis, inputs.dtype)
+        return outputs
+
+    def compute_gates(self, inputs, training=None) -> dict:
+        """Gives the gates with which an input is multiplied, to look at them.
+
+        Args:
+            inputs: As of a call of the layer.
+            training: As of a call of the layer.
+
+        Returns:
+            A dictionary of `"height"`, `(N, H, C)`, and `"width"`, `(N, W, C)`, or of
+            the one in `axes`; float32 under a half-precision policy.
+        """
         if "float" not in keras.backend.standardize_dtype(inputs.dtype):
             raise ValueError(
                 "CoordinateAttention needs a floating-point input. "
@@ -180,11 +196,10 @@ class CoordinateAttention(keras.layers.Layer):
         else:
             # The moving statistics are constants, so each axis goes its own way.
             transformed = [self._transform(x, training) for x in pooled]
-
-        outputs = inputs
-        for (axis, gate), x in zip(self.gates.items(), transformed):
-            outputs = outputs * self._spread(self._scale(gate(x)), axis, inputs.dtype)
-        return outputs
+        return {
+            axis: self._scale(gate(x))
+            for (axis, gate), x in zip(self.gates.items(), transformed)
+        }
 
     def _pool(self, x, axis):
         """Averages the map to `(N, positions along axis, C)`."""

@@ -179,6 +179,22 @@ def test_the_axes_are_each_others_transpose():
     )
 
 
+@pytest.mark.parametrize("identity_init", [False, True])
+def test_gates_to_look_at(identity_init):
+    x = images(2, 5, 7, 12)
+    layer = CoordinateAttention(
+        identity_init=identity_init, data_format="channels_last"
+    )
+    perturbed(layer, x.shape)
+    gates = {axis: numpy_of(gate) for axis, gate in layer.compute_gates(x).items()}
+    assert {axis: gate.shape for axis, gate in gates.items()} == {
+        "height": (2, 5, 12),
+        "width": (2, 7, 12),
+    }
+    expected = x * gates["height"][:, :, None] * gates["width"][:, None]
+    np.testing.assert_allclose(numpy_of(layer(x)), expected, atol=1e-6)
+
+
 # The size of things
 
 
