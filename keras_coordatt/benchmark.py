@@ -30,8 +30,7 @@ def ablation(
     output: str | os.PathLike,
     *,
     seeds: tuple[int, ...] = (0, 1, 2),
-    images: int = 25_000,
-    epochs: int = 1,
+    steps: int = 400,
     image_size: int = 48,
     alpha: float = 0.25,
     batch_size: int = 64,
@@ -47,8 +46,7 @@ def ablation(
         output: A file that gets a line of JSON a run, as it ends. Runs that are in
             it are not made again.
         seeds: The seeds, each an integer.
-        images: Size of the training set, which is the first so many images.
-        epochs: How often they are seen.
+        steps: Training steps of each network.
         image_size: Height and width of the images, in pixels.
         alpha: The networks' width multiplier.
         batch_size: Images a step.
@@ -63,8 +61,7 @@ def ablation(
     >>> print(table(runs))
     """
     settings = {
-        "images": images,
-        "epochs": epochs,
+        "steps": steps,
         "image_size": image_size,
         "alpha": alpha,
         "batch_size": batch_size,
@@ -88,7 +85,7 @@ def ablation(
 
 
 def _train(
-    data, seed, attention, images, epochs, image_size, alpha, batch_size, learning_rate
+    data, seed, attention, steps, image_size, alpha, batch_size, learning_rate
 ) -> dict:
     import tensorflow_datasets as tfds
 
@@ -108,7 +105,7 @@ def _train(
     shared = {"image_size": image_size, "preprocess": preprocess_input}
     train = load_classification(
         builder,
-        f"train[:{images}]",
+        "train",
         batch_size=batch_size,
         augment=augment,
         shuffle=True,
@@ -128,12 +125,12 @@ def _train(
     )
     zero_init_residuals(model)
     model.compile(
-        keras.optimizers.Lamb(warmup_cosine(len(train) * epochs, learning_rate)),
+        keras.optimizers.Lamb(warmup_cosine(steps, learning_rate)),
         "sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
     start = time.perf_counter()
-    model.fit(train, epochs=epochs, verbose=0)
+    model.fit(train.repeat(), steps_per_epoch=steps, verbose=0)
     seconds = time.perf_counter() - start
     return {
         "parameters": model.count_params(),
@@ -224,8 +221,7 @@ def main() -> None:
     accuracy.add_argument("data", help="a folder train/<class>/*.jpg, or a TFDS name")
     accuracy.add_argument("--output", default="runs/ablation.jsonl")
     accuracy.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    accuracy.add_argument("--images", type=int, default=25_000)
-    accuracy.add_argument("--epochs", type=int, default=1)
+    accuracy.add_argument("--steps", type=int, default=400)
     accuracy.add_argument("--image-size", type=int, default=48)
     accuracy.add_argument("--alpha", type=float, default=0.25)
     accuracy.add_argument("--batch-size", type=int, default=64)

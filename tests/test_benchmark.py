@@ -45,7 +45,7 @@ def test_ablation_trains_and_goes_on_where_it_was_cut_off(
 ):
     monkeypatch.setattr(benchmark, "ATTENTIONS", ("coordinate",))
     output = tmp_path / "runs" / "ablation.jsonl"
-    arguments = {"seeds": (3,), "images": 12, "image_size": 32, "batch_size": 12}
+    arguments = {"seeds": (3,), "steps": 2, "image_size": 32, "batch_size": 12}
     (run,) = benchmark.ablation(folder, output, **arguments)
     assert run["seed"] == 3 and run["attention"] == "coordinate"
     assert run["accuracy"] in [pytest.approx(n / 6) for n in range(7)]
@@ -63,7 +63,7 @@ def test_ablation_trains_and_goes_on_where_it_was_cut_off(
     both = benchmark.ablation(folder, output, **{**arguments, "seeds": (3, 4)})
     assert trained == [4] and [run["seed"] for run in both] == [3, 4]
     # Other settings are another experiment.
-    benchmark.ablation(folder, output, **{**arguments, "epochs": 2})
+    benchmark.ablation(folder, output, **{**arguments, "steps": 5})
     assert trained == [4, 3]
     assert len(output.read_text().splitlines()) == 3
 
