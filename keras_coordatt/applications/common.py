@@ -6,6 +6,7 @@ import os
 import pathlib
 
 import keras
+import numpy as np
 from keras import layers
 from keras.applications import imagenet_utils
 
@@ -15,7 +16,6 @@ from keras_coordatt.validation import check_choice, check_positive_int
 
 MIN_SIZE = 32
 OUTPUT_STRIDES = (32, 16, 8)
-FILE_TYPES = (".keras", ".h5", ".pth", ".pt")
 
 # The paper's code trains with PyTorch's defaults.
 BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}
@@ -88,10 +88,10 @@ def check_weights_path(weights):
     """Checks that `weights` is a file of a kind that can be loaded."""
     is_path = isinstance(weights, (str, os.PathLike))
     path = pathlib.Path(weights) if is_path else None
-    if path is None or not path.is_file() or path.suffix not in FILE_TYPES:
+    if path is None or not path.is_file() or path.suffix not in weights_lib.FILE_TYPES:
         raise ValueError(
             '`weights` must be None, "imagenet" or the path of an existing file that '
-            f"ends in one of {FILE_TYPES}. Received: {weights!r}"
+            f"ends in one of {weights_lib.FILE_TYPES}. Received: {weights!r}"
         )
 
 
@@ -309,10 +309,7 @@ def load_weights(model, weights, catalog_name, build):
         return
     if weights == "imagenet":
         weights = weights_lib.cached_weights(catalog_name, build)
-    if pathlib.Path(weights).suffix in (".pth", ".pt"):
-        weights_lib.load_torch(model, weights)
-    else:
-        model.load_weights(weights)
+    weights_lib.load_weights(model, weights)
 
 
 # Images
@@ -328,7 +325,7 @@ def preprocess_input(x, data_format: str | None = None):
             `keras.config.image_data_format()`.
 
     Returns:
-        The images in floating point, of about zero mean and unit variance.
+        New images in floating point, of about zero mean and unit variance.
 
     Raises:
         ValueError: if `data_format` is unknown.
@@ -338,6 +335,8 @@ def preprocess_input(x, data_format: str | None = None):
     >>> preprocess_input(np.full((1, 224, 224, 3), 255.0)).max()
     2.64
     """
+    if isinstance(x, np.ndarray):
+        x = x.copy()  # Keras would write into the caller's
     return imagenet_utils.preprocess_input(x, data_format=data_format, mode="torch")
 
 

@@ -1,6 +1,15 @@
-"""Published weights, and weights from PyTorch."""
+"""Published weights, and weights from any file: Keras's, PyTorch's, safetensors."""
 
-from keras_coordatt.weights.catalog import cached_weights
-from keras_coordatt.weights.from_torch import load_torch
+from keras_coordatt.weights.cache import cached_weights
+from keras_coordatt.weights.catalog import CATALOG
+from keras_coordatt.weights.loading import FILE_TYPES, load_weights
+from keras_coordatt.weights.official import load_torch, save_safetensors
 
-__all__ = ["cached_weights", "load_torch"]
+__all__ = [
+    "CATALOG",
+    "FILE_TYPES",
+    "cached_weights",
+    "load_torch",
+    "load_weights",
+    "save_safetensors",
+]

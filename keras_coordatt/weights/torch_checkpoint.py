@@ -27,7 +27,7 @@ _STORAGES = {
     "torch.DoubleStorage": "f8",
     "torch.FloatStorage": "f4",
     "torch.HalfStorage": "f2",
-    "torch.BFloat16Storage": "u2",  # numpy has no bfloat16: see `_numbers`
+    "torch.BFloat16Storage": "u2",  # numpy has no bfloat16: see `widened`
     "torch.LongStorage": "i8",
     "torch.IntStorage": "i4",
     "torch.ShortStorage": "i2",
@@ -482,6 +482,9 @@ def _to_arrays(
 def _numbers(storage: _Storage, read: _ReadStorage, byteorder: str) -> np.ndarray:
     stored = storage.dtype.newbyteorder(byteorder)
     numbers = np.frombuffer(read(storage), stored).astype(storage.dtype)
-    if storage.type == "torch.BFloat16Storage":  # the upper half of a float32
-        return (numbers.astype("u4") << 16).view("f4")
-    return numbers
+    return widened(numbers) if storage.type == "torch.BFloat16Storage" else numbers
+
+
+def widened(bfloat16: np.ndarray) -> np.ndarray:
+    """float32 from the bits of bfloat16, which are its upper half."""
+    return (bfloat16.astype("u4") << 16).view("f4")

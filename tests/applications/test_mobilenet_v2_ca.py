@@ -1,8 +1,10 @@
 import keras
 import numpy as np
 import pytest
+from networks import assert_near, copy_weights, count, images, lively, outputs
 
 from keras_coordatt import MobileNetV2CA
+from keras_coordatt.applications import common
 from keras_coordatt.weights import load_torch
 
 CHECKPOINTS = [
@@ -10,10 +12,6 @@ CHECKPOINTS = [
     "mbv2_ca_w025_c10_legacy.pth",
     "mbv2_ca_w025_c10_wrapped.pth",
 ]
-
-
-def images(*shape, seed=0):
-    return np.random.default_rng(seed).normal(size=shape).astype("float32")
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS)
@@ -48,11 +46,16 @@ def test_is_the_official_network(golden, assert_within, checkpoint):
         (1.0, "coordinate", 3_950_648),
         (1.4, "coordinate", 6_958_700),
         (1.0, None, 3_504_872),
+        (1.0, "se", 3_888_208),
+        (1.0, "cbam", 3_889_808),
     ],
 )
 def test_trainable_parameters(alpha, attention, expected):
     model = MobileNetV2CA(alpha=alpha, weights=None, attention=attention)
-    assert sum(np.prod(w.shape) for w in model.trainable_weights) == expected
+    assert count(model) == expected
+    published = {None: 3.5e6, "se": 3.89e6, "cbam": 3.89e6, "coordinate": 3.95e6}
+    if alpha == 1.0:
+        assert count(model) == pytest.approx(published[attention], rel=0.01)
 
 
 @pytest.mark.parametrize("alpha", [0.35, 1.0])
@@ -60,21 +63,43 @@ def test_without_attention_is_keras_applications(alpha):
     # At 65 = 2^6 + 1, every stride-2 convolution there pads all sides alike, as ours.
     theirs = keras.applications.MobileNetV2((65, 65, 3), alpha, weights=None, classes=5)
     ours = MobileNetV2CA((65, 65, 3), alpha, weights=None, classes=5, attention=None)
-    rng = np.random.default_rng(0)
+    x = images(4, 65, 65, 3)
+    lively(theirs, x)
     for layer in theirs.layers:
         if layer.weights:
-            weights = [w * rng.uniform(0.8, 1.2, w.shape) for w in layer.get_weights()]
-            layer.set_weights(weights)
+            weights = layer.get_weights()
             if isinstance(layer, keras.layers.BatchNormalization):
                 weights[3] += layer.epsilon - ours.get_layer(layer.name).epsilon
             ours.get_layer(layer.name).set_weights(weights)
-    x = images(2, 65, 65, 3)
-    expected = theirs.predict(x, verbose=0)
-    np.testing.assert_allclose(ours.predict(x, verbose=0), expected, atol=1e-5)
-    assert np.ptp(expected) > 1e-3
+    assert_near(outputs(ours, x), outputs(theirs, x), 1e-5)
     assert {layer.name for layer in theirs.layers if layer.weights} == {
         layer.name for layer in ours.layers if layer.weights
     }
+
+
+def test_layer_names():
+    # Those of keras.applications, but without its padding on one side.
+    model = MobileNetV2CA((32, 32, 3), 0.25, weights=None, classes=3)
+    strided, same_width = (1, 3, 6, 13), (2, 4, 5, 7, 8, 9, 11, 12, 14, 15)
+    expected = ["Conv1_pad", "Conv1", "bn_Conv1", "Conv1_relu"]
+    for part in [
+        "depthwise",
+        "depthwise_BN",
+        "depthwise_relu",
+        "project",
+        "project_BN",
+        "add",
+    ]:
+        expected += [f"expanded_conv_{part}"]
+    for i in range(1, 17):
+        parts = ["expand", "expand_BN", "expand_relu"]
+        parts += ["pad"] if i in strided else []
+        parts += ["depthwise", "depthwise_BN", "depthwise_relu", "attention"]
+        parts += ["project", "project_BN"] + (["add"] if i in same_width else [])
+        expected += [f"block_{i}_{part}" for part in parts]
+    expected += ["Conv_1", "Conv_1_bn", "out_relu"]
+    expected += ["avg_pool", "top_dropout", "predictions"]
+    assert [layer.name for layer in model.layers[1:]] == expected
 
 
 def test_attention_stands_where_channels_are_expanded():
@@ -92,31 +117,28 @@ def test_attention_stands_where_channels_are_expanded():
 def test_dilation_gives_the_strided_features_and_those_between(output_stride):
     # Attention averages over a whole map, so without it.
     arguments = {"alpha": 0.25, "weights": None, "include_top": False}
-    strided = MobileNetV2CA((96, 64, 3), attention=None, **arguments)
-    dense = MobileNetV2CA(
-        (96, 64, 3), attention=None, output_stride=output_stride, **arguments
-    )
-    dense.set_weights(strided.get_weights())
+    arguments["attention"] = None
     x = images(2, 96, 64, 3)
+    strided = lively(MobileNetV2CA((96, 64, 3), **arguments), x)
+    dense = MobileNetV2CA((96, 64, 3), output_stride=output_stride, **arguments)
+    copy_weights(strided, dense)
     step = 32 // output_stride
-    np.testing.assert_allclose(
-        dense.predict(x, verbose=0)[:, ::step, ::step],
-        strided.predict(x, verbose=0),
-        atol=1e-5,
-    )
+    assert_near(outputs(dense, x)[:, ::step, ::step], outputs(strided, x), 1e-5)
 
 
-def test_headless_network_takes_the_weights_of_a_whole_one(tmp_path):
+@pytest.mark.parametrize("suffix", [".weights.h5", ".h5"])
+def test_weights_from_a_file(tmp_path, suffix):
+    # A headless network takes the weights of a whole one.
     whole = MobileNetV2CA((32, 32, 3), 0.25, weights=None, classes=3)
-    whole.save_weights(tmp_path / "whole.weights.h5")
-    headless = MobileNetV2CA(
-        (32, 32, 3), 0.25, False, weights=tmp_path / "whole.weights.h5"
-    )
-    for layer in headless.layers:
-        for ours, theirs in zip(
-            layer.get_weights(), whole.get_layer(layer.name).get_weights(), strict=True
-        ):
-            np.testing.assert_array_equal(ours, theirs)
+    path = str(tmp_path / f"whole{suffix}")
+    (whole.save_weights if suffix == ".weights.h5" else whole.save)(path)
+    for include_top in (True, False):
+        model = MobileNetV2CA((32, 32, 3), 0.25, include_top, path, classes=3)
+        for layer in model.layers:
+            if layer.weights:
+                theirs = whole.get_layer(layer.name).get_weights()
+                for ours, their in zip(layer.get_weights(), theirs, strict=True):
+                    np.testing.assert_array_equal(ours, their)
 
 
 @pytest.mark.parametrize("alpha", [0, -1, "wide", None, float("nan"), float("inf")])
@@ -130,3 +152,22 @@ def test_attention_changes_what_a_checkpoint_must_have(golden):
     plain = MobileNetV2CA((32, 32, 3), 0.25, weights=None, classes=10, attention=None)
     with pytest.raises(ValueError, match=r"unexpected: features\.2\.conv\.6\.conv1"):
         load_torch(plain, checkpoint)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"classes": 10}, "classes=10"),
+        ({"classifier_activation": "sigmoid"}, "'sigmoid'"),
+        ({"alpha": 0.25}, r"Received: \{'alpha': 0.25"),
+        ({"attention": None}, "'attention': None"),
+        ({"attention": "se"}, "'attention': 'se'"),
+        ({"reduction": 16}, "'reduction': 16"),
+        ({"input_shape": (64, 64, 4)}, r"3 channels.*\(64, 64, 4\)"),
+        ({"input_shape": (64, 64, 4), "include_top": False}, "3 channels"),
+    ],
+)
+def test_what_the_published_weights_do_not_fit(arguments, message, monkeypatch):
+    monkeypatch.setattr(common, "load_weights", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(ValueError, match=f'weights="imagenet".*{message}'):
+        MobileNetV2CA(weights="imagenet", **arguments)

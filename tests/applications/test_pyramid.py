@@ -1,8 +1,6 @@
 import keras
 import numpy as np
 import pytest
-from backends import BACKEND
-from keras import ops
 
 from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 from keras_coordatt.applications import pyramid_outputs
@@ -57,14 +55,6 @@ def assert_taps(model, last_layers):
         assert tap is model.get_layer(name).output
 
 
-def maps(model, x):
-    """The feature maps as arrays, by name."""
-    features = keras.Model(model.input, pyramid_outputs(model))
-    if BACKEND == "jax":  # which compiles every operation apart otherwise
-        return features.predict(x, verbose=0)
-    return {k: ops.convert_to_numpy(v) for k, v in features(x, training=False).items()}
-
-
 @each_network
 @pytest.mark.parametrize(
     "attention, include_top", [("coordinate", True), ("se", False), (None, False)]
@@ -85,25 +75,23 @@ def test_output_stride(build, last_layers, output_stride, coarsest):
 
 
 @each_network
-def test_survive_saving_and_cloning(build, last_layers, tmp_path):
+def test_survive_saving_and_cloning(
+    build, last_layers, tmp_path, quick_initial_weights
+):
     model = build(input_shape=(None, None, 3), classes=2)
-    x = np.random.default_rng(0).normal(size=(1, 32, 64, 3)).astype("float32")
-    expected = maps(model, x)
-    assert {k: v.shape[1:3] for k, v in expected.items()} == {
-        "P2": (8, 16),
-        "P3": (4, 8),
-        "P4": (2, 4),
-        "P5": (1, 2),
-    }
+    assert_taps(drawn(keras.models.clone_model, model=model), last_layers)
 
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
     assert_taps(loaded, last_layers)
-    for name, array in maps(loaded, x).items():
-        assert array.std() > 0
-        np.testing.assert_allclose(array, expected[name], rtol=1e-5, atol=1e-6)
-
-    assert_taps(drawn(keras.models.clone_model, model=model), last_layers)
+    features = keras.Model(loaded.inputs, pyramid_outputs(loaded))
+    maps = features.predict(np.ones((1, 64, 32, 3)), verbose=0)
+    assert {name: x.shape[:3] for name, x in maps.items()} == {
+        "P2": (1, 16, 8),
+        "P3": (1, 8, 4),
+        "P4": (1, 4, 2),
+        "P5": (1, 2, 1),
+    }
 
 
 @each_network

@@ -1,292 +1,40 @@
-"""Published weights, from a local server in the place of the published one."""
+"""The catalog says what the networks do."""
 
-import functools
-import hashlib
-import http.server
-import pathlib
-import threading
-
-import keras
 import numpy as np
 import pytest
 
-from keras_coordatt import MobileNetV2CA
-from keras_coordatt.weights import cached_weights, catalog, load_torch
+from keras_coordatt.applications import mobilenet_v2_ca
+from keras_coordatt.weights import CATALOG
+from keras_coordatt.weights.catalog import table
 
-NAME = "mobilenetv2_ca_imagenet"
-URL = (
-    "https://github.com/houqb/CoordAttention/raw/"
-    "9c9d9cc234c1fc0e195816304eb07753ef308e00/mbv2_ca.pth"
-)
+MODULES = {"MobileNetV2CA": mobilenet_v2_ca}
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves files by name; `answers` lists what was asked for, and the status."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files = {}
-        self.answers = []
-        self.url = f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        content, length = self.server.files.get(self.path, (None, None))
-        status = 404 if content is None else 200
-        self.server.answers.append((self.path, status))
-        self.send_response(status)
-        if content is not None and length != "unknown":
-            self.send_header("Content-Length", str(length or len(content)))
-        self.end_headers()
-        self.wfile.write(content or b"Not Found")
-
-    def log_message(self, *args):
-        pass
-
-
-@pytest.fixture
-def server():
-    with Server() as server:
-        threading.Thread(
-            target=functools.partial(server.serve_forever, poll_interval=0.01),
-            daemon=True,
-        ).start()
-        yield server
-        server.shutdown()
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """An empty cache of models, in the place of the user's."""
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
-    return tmp_path / "keras" / "models"
-
-
-@pytest.fixture
-def published(short_state, save_torch, server, cache, monkeypatch, tmp_path):
-    """A checkpoint for the network of `short`, published on the local server."""
-    data = save_torch(short_state(), tmp_path / "published.pth").read_bytes()
-    publish(monkeypatch, server, data)
-    return data
-
-
-def publish(monkeypatch, server, data, path="/mbv2_ca.pth", **changes):
-    server.files[path] = (data, None)
-    record = catalog.Record(
-        **{
-            "url": server.url + path,
-            "filename": "mbv2_ca.pth",
-            "git_blob": git_blob(data),
-            "size": None,
-            "top1": 74.3,
-            "license": "MIT",
-            **changes,
-        }
+def test_the_official_file_is_pinned():
+    record = CATALOG["mobilenetv2_ca_imagenet"]
+    assert record.url == (
+        "https://github.com/houqb/CoordAttention/raw/"
+        "9c9d9cc234c1fc0e195816304eb07753ef308e00/mbv2_ca.pth"
     )
-    monkeypatch.setitem(catalog.CATALOG, NAME, record)
+    assert record.hash == "git:07b6640600b7d767acfaebcf5ddb801b675073df"
+    assert (record.top1, record.license, record.classes) == (74.3, "MIT", 1000)
+    assert (record.input_size, record.resize_size) == (224, 256)
 
 
-def git_blob(data):
-    return hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+@pytest.mark.parametrize("name", CATALOG)
+def test_preprocessing_is_the_networks(name):
+    record = CATALOG[name]
+    preprocess_input = MODULES[record.network].preprocess_input
+    image = np.random.default_rng(0).uniform(0, 255, (2, 5, 7, 3)).astype("float32")
+    expected = (image / 255 - record.mean) / record.std
+    given = preprocess_input(image.copy(), data_format="channels_last")
+    np.testing.assert_allclose(given, expected, atol=1e-5)
 
 
-def files_in(folder):
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-
-
-@pytest.fixture
-def assert_is_published(short, short_state):
-    def check(path):
-        ours, expected = short(), short()
-        ours.load_weights(path)
-        load_torch(expected, short_state())
-        for a, b in zip(ours.get_weights(), expected.get_weights(), strict=True):
-            np.testing.assert_array_equal(a, b)
-
-    return check
-
-
-# The record
-
-
-def test_the_published_file_is_pinned():
-    record = catalog.CATALOG[NAME]
-    assert record.url == URL
-    assert record.git_blob == "07b6640600b7d767acfaebcf5ddb801b675073df"
-    assert record.top1 == 74.3
-    assert record.license == "MIT"
-
-
-def test_git_blob_is_gits(tmp_path):
-    # `printf 'what is up, doc?' | git hash-object --stdin`, from the Pro Git book.
-    path = tmp_path / "file"
-    path.write_bytes(b"what is up, doc?")
-    record = catalog.Record(
-        URL, "file", "bd9dbf5aae1a3862dd1526723246b20206e5fc37", 16, 0.0, "MIT"
-    )
-    catalog.check_file(path, record)
-
-
-# The way of the file
-
-
-def test_downloads_checks_converts_and_keeps(
-    published, server, cache, short, assert_is_published
-):
-    path = cached_weights(NAME, short)
-    assert server.answers == [("/mbv2_ca.pth", 200)]
-    assert pathlib.Path(path).parent == cache
-    assert files_in(cache) == [pathlib.Path(path).name]
-    assert_is_published(path)
-
-    server.shutdown()
-    server.server_close()
-    assert cached_weights(NAME, short) == path
-    assert len(server.answers) == 1
-    assert_is_published(path)
-
-
-def test_a_file_put_there_by_hand(published, server, cache, short, assert_is_published):
-    cache.mkdir(parents=True)
-    (cache / "mbv2_ca.pth").write_bytes(published)
-    path = cached_weights(NAME, short)
-    assert server.answers == []
-    assert_is_published(path)
-    assert (cache / "mbv2_ca.pth").read_bytes() == published
-
-
-def test_a_wrong_file_put_there_by_hand(published, server, cache, short):
-    cache.mkdir(parents=True)
-    (cache / "mbv2_ca.pth").write_bytes(published[:-1])
-    with pytest.raises(ValueError, match=r"models/mbv2_ca\.pth is not the file"):
-        cached_weights(NAME, short)
-    assert server.answers == []
-    assert files_in(cache) == ["mbv2_ca.pth"]
-
-
-def changed(data):
-    data = bytearray(data)
-    data[len(data) // 2] ^= 1
-    return bytes(data)
-
-
-@pytest.mark.parametrize(
-    "damage, length, error",
-    [
-        (lambda data: data[:-1], None, ValueError),
-        (lambda data: data[: len(data) // 2], None, ValueError),
-        (lambda data: data[: len(data) // 2], "unknown", ValueError),
-        (lambda data: b"", None, ValueError),
-        (changed, None, ValueError),
-        (lambda data: data + b"\0", None, ValueError),
-        (lambda data: b"<html>Sign in to the network</html>", None, ValueError),
-        # Cut off, against the announced length
-        (lambda data: data[:1000], 10_000_000, OSError),
-        (lambda data: None, None, OSError),  # 404
-    ],
-    ids=[
-        *("last byte", "half", "half, unknown length", "empty", "one bit", "longer"),
-        *("html", "cut off", "404"),
-    ],
-)
-def test_damaged_downloads(
-    published, server, cache, short, assert_is_published, damage, length, error
-):
-    server.files["/mbv2_ca.pth"] = (damage(published), length)
-    with pytest.raises(error) as caught:
-        cached_weights(NAME, short)
-    assert f"{server.url}/mbv2_ca.pth" in str(caught.value)
-    if error is ValueError:
-        assert git_blob(published) in str(caught.value)
-        assert git_blob(damage(published)) in str(caught.value)
-    assert [*cache.iterdir()] == [], "something was left half written"
-
-    # Nothing of the failure stays in the way.
-    server.files["/mbv2_ca.pth"] = (published, None)
-    assert_is_published(cached_weights(NAME, short))
-
-
-def test_a_size_that_is_known_is_checked_too(published, server, short, monkeypatch):
-    publish(monkeypatch, server, published, size=len(published) + 1)
-    with pytest.raises(ValueError, match=f"{len(published) + 1} bytes"):
-        cached_weights(NAME, short)
-    publish(monkeypatch, server, published, size=len(published))
-    cached_weights(NAME, short)
-
-
-def test_offline(published, server, cache, short):
-    server.shutdown()
-    server.server_close()
-    with pytest.raises(OSError, match="could not be downloaded") as caught:
-        cached_weights(NAME, short)
-    message = str(caught.value)
-    assert f"{server.url}/mbv2_ca.pth" in message
-    assert str(cache / "mbv2_ca.pth") in message
-    assert "`weights=None`" in message
-    assert [*cache.iterdir()] == []
-
-
-def test_a_good_file_of_another_network_is_not_kept(published, cache, short):
-    with pytest.raises(ValueError, match="misshapen: classifier"):
-        cached_weights(NAME, lambda: short(classes=7))
-    assert [*cache.iterdir()] == []
-
-
-def test_the_cache_is_in_full_precision_under_every_policy(
-    published, short, assert_is_published
-):
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float16")
-    try:
-        path = cached_weights(NAME, short)
-        assert keras.config.dtype_policy().name == "float16"
-    finally:
-        keras.config.set_dtype_policy(policy)
-    assert_is_published(path)
-
-
-def test_cache_is_where_keras_keeps_models(monkeypatch, tmp_path):
-    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
-    assert catalog.cache_dir() == tmp_path / "models"
-    monkeypatch.delenv("KERAS_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert catalog.cache_dir() == tmp_path / ".keras" / "models"
-
-
-# The whole path, as a user goes it
-
-
-@pytest.fixture
-def official(short, short_state, save_torch, server, cache, monkeypatch, tmp_path):
-    """A checkpoint for alpha 1.0 and 1000 classes, as DataParallel saves it."""
-    path = save_torch(
-        {f"module.{name}": array for name, array in short_state(1.0, 1000).items()},
-        tmp_path / "official.pth",
-        wrap=lambda state: {"state_dict": state, "epoch": 200},
-    )
-    publish(monkeypatch, server, path.read_bytes())
-    return path
-
-
-def test_imagenet_by_name(official, server, cache):
-    small = {"input_shape": (32, 32, 3)}
-    loaded = MobileNetV2CA(**small)
-    assert len(server.answers) == 1
-    expected = MobileNetV2CA(**small, weights=official)
-    for a, b in zip(loaded.get_weights(), expected.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
-
-    headless = MobileNetV2CA(include_top=False, weights="imagenet", **small)
-    assert len(server.answers) == 1, "the second time needs no network"
-    assert len(files_in(cache)) == 1
-    for a, b in zip(headless.get_weights(), expected.get_weights(), strict=False):
-        np.testing.assert_array_equal(a, b)
-
-
-def test_imagenet_offline_says_what_to_do(official, server, cache):
-    server.shutdown()
-    server.server_close()
-    with pytest.raises(OSError, match="weights=None") as caught:
-        MobileNetV2CA(input_shape=(32, 32, 3))
-    assert str(cache / "mbv2_ca.pth") in str(caught.value)
+@pytest.mark.parametrize("name", CATALOG)
+def test_table_has_a_row_for_each(name):
+    (row,) = [row for row in table().splitlines() if f"| {name} |" in row]
+    record = CATALOG[name]
+    for value in (record.network, record.dataset, f"{record.top1} %", record.license):
+        assert value in row
+    assert len({row.count("|") for row in table().splitlines()}) == 1

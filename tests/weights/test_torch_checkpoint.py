@@ -537,27 +537,27 @@ BOMBS = {
     "a name": b")q\x00" + b"h\x00h\x00\x86q\x00" * 60 + b"h\x00\x93",
     # The same 5,000 pairs for each of 5,000 dicts.
     "ordered dicts": ORDERED_DICT
-    + b"q\x000]("
+    + b"q\x00]("
     + b"".join(integer(i) + b"N\x86" for i in range(5_000))
-    + b"e\x85q\x010("
+    + b"e\x85q\x01("
     + b"h\x00h\x01R" * 5_000
     + b"l",
     # The same 5,000 numbers for each of 5,000 sizes.
     "sizes": named("torch", "Size")
-    + b"q\x000"
+    + b"q\x00"
     + integers([1] * 5_000)
-    + b"\x85q\x010("
+    + b"\x85q\x01("
     + b"h\x00h\x01R" * 5_000
     + b"l",
     # The same 5,000 letters for each of 5,000 pairs.
     "pairs": ORDERED_DICT
     + text("x" * 5_000)
-    + b"q\x000]("
+    + b"q\x00]("
     + b"h\x00" * 5_000
     + b"e\x85R",
     "a call's arguments": b"]("
     + b"N" * 5_000
-    + b"eq\x000("
+    + b"eq\x00("
     + b"h\x00" * 5_000
     + b"tq\x01h\x01R",
 }

@@ -30,6 +30,15 @@ def built_layer(channels=16, reduction=4, **arguments):
     return layer
 
 
+def aligned(array):
+    """A copy where JAX sees no need for one."""
+    raw = np.empty(array.nbytes + 64, "u1")
+    start = -raw.ctypes.data % 64
+    copy = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
 def weights_of(target):
     return {w.path: ops.convert_to_numpy(w.value).copy() for w in target.weights}
 
@@ -159,7 +168,7 @@ def test_tensors_of_pytorch(golden):
 
 def test_weights_are_a_copy(golden):
     # JAX would keep the caller's own memory, and change with it.
-    state = layer_state(golden)
+    state = {name: aligned(array) for name, array in layer_state(golden).items()}
     layer = built_layer()
     load_torch(layer, state)
     before = weights_of(layer)
@@ -264,19 +273,6 @@ def test_truncated_file_changes_nothing(short, golden, tmp_path, suffix):
     assert_unchanged(model, before)
 
 
-def test_headless_network_says_what_it_leaves_out(short, short_state):
-    headless, whole = short(include_top=False), short()
-    state = short_state()
-    load_torch(whole, state)
-    with pytest.warns(UserWarning, match=r"classifier\.1\.weight, classifier\.1\.bias"):
-        load_torch(headless, state)
-    for layer in headless.layers[1:]:
-        for ours, theirs in zip(
-            layer.get_weights(), whole.get_layer(layer.name).get_weights(), strict=True
-        ):
-            np.testing.assert_array_equal(ours, theirs)
-
-
 @pytest.mark.parametrize(
     "target, message",
     [
@@ -297,7 +293,7 @@ def test_wrong_source(source):
 
 def test_target_without_official_names():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
-    with pytest.raises(ValueError, match="must be a model of MobileNetV2CA.*head"):
+    with pytest.raises(ValueError, match="names for MobileNetV2CA alone.*head"):
         load_torch(model, {})
     with pytest.raises(ValueError, match="must be built.*my_attention"):
         load_torch(CoordinateAttention(name="my_attention"), {})

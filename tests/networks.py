@@ -1,0 +1,65 @@
+"""What tests of whole networks share."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def images(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape).astype("float32")
+
+
+def outputs(model, x):
+    """What the model gives at inference, without the cost of compiling it."""
+    return ops.convert_to_numpy(ops.cast(model(x, training=False), "float32"))
+
+
+def lively(model, x):
+    """Gives a network weights under which its output depends on its input.
+
+    Fresh ones do not: batch normalization that has seen no batch lets the numbers
+    fade away, layer by layer, until all outputs are alike. So every weight becomes
+    random near its own, and then batch normalization sees the images. Channels that
+    happen to vary little are not blown up to the others' size, or else rounding
+    errors would be.
+    """
+    rng = np.random.default_rng(1)
+    model.set_weights(
+        [
+            w * rng.uniform(0.8, 1.2, w.shape) + rng.uniform(-0.1, 0.1, w.shape)
+            for w in model.get_weights()
+        ]
+    )
+    # Attention may have a normalization of its own.
+    norms = [getattr(layer, "norm", layer) for layer in model.layers]
+    norms = [x for x in norms if isinstance(x, keras.layers.BatchNormalization)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(x, training=True)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+        variance = ops.convert_to_numpy(norm.moving_variance)
+        norm.moving_variance.assign(np.maximum(variance, variance.mean()))
+    return model
+
+
+def copy_weights(source, target):
+    """Gives each layer of `target` the weights of the layer that is called so."""
+    for layer in target.layers:
+        if layer.weights:
+            layer.set_weights(source.get_layer(layer.name).get_weights())
+    return target
+
+
+def assert_near(ours, theirs, limit):
+    """Asserts that outputs differ by at most `limit` of what they differ by image."""
+    assert ours.shape == theirs.shape
+    spread = np.ptp(theirs, axis=0).max()
+    assert spread > 0
+    assert np.abs(ours - theirs).max() <= limit * spread
+
+
+def count(model):
+    """The number of trainable parameters."""
+    return sum(int(np.prod(w.shape)) for w in model.trainable_weights)

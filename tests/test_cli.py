@@ -1,0 +1,162 @@
+"""The command line does what the package does, and says what went wrong."""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from keras_coordatt import MobileNetV2CA
+from keras_coordatt.cli import COMMANDS, main
+from keras_coordatt.weights import CATALOG
+from keras_coordatt.weights.safetensors_file import read_safetensors
+from keras_coordatt.weights.torch_checkpoint import read_checkpoint
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(*arguments):
+    return main([str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def checkpoint(golden):
+    return golden("mbv2_ca_w025_c10.pth")
+
+
+def test_converts_to_safetensors_and_back(checkpoint, tmp_path, capsys):
+    there, back = tmp_path / "there.safetensors", tmp_path / "back.weights.h5"
+    assert run("convert", checkpoint, there) == 0
+    assert f"{there}: " in capsys.readouterr().out
+    theirs, ours = read_checkpoint(checkpoint), read_safetensors(there)
+    assert ours.keys() == theirs.keys()
+    for name, array in theirs.items():
+        if not name.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(ours[name], array)
+
+    assert run("convert", there, back) == 0
+    model = MobileNetV2CA((32, 32, 3), 0.25, weights=back, classes=10)
+    kernel = model.get_layer("predictions").get_weights()[0]
+    np.testing.assert_array_equal(kernel, theirs["classifier.1.weight"].T)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [back.name, there.name]
+
+
+def test_converts_from_and_to_keras(checkpoint, tmp_path):
+    whole, weights = tmp_path / "whole.keras", tmp_path / "it.weights.h5"
+    assert run("convert", checkpoint, whole) == 0
+    model = keras.saving.load_model(whole)
+    assert model.output_shape == (None, 10)
+
+    assert run("convert", whole, weights) == 0
+    options = ("--alpha", 0.25, "--classes", 10)
+    assert run("convert", weights, tmp_path / "it.safetensors", *options) == 0
+    array = read_safetensors(tmp_path / "it.safetensors")["conv.0.weight"]
+    np.testing.assert_array_equal(array, read_checkpoint(checkpoint)["conv.0.weight"])
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4])
+@pytest.mark.parametrize("attention", ["coordinate", None])
+def test_the_network_is_known_by_its_shapes(alpha, attention):
+    # Every width is that of the given alpha, though alpha itself may differ a little.
+    from keras_coordatt.applications import mobilenet_v2_ca
+    from keras_coordatt.applications.common import make_divisible
+    from keras_coordatt.weights.official import describe
+
+    widths = [make_divisible(c * alpha) for _, c, _, _ in mobilenet_v2_ca.STAGES]
+    state = {
+        "features.0.0.weight": np.zeros((make_divisible(32 * alpha), 4, 3, 3)),
+        "features.1.conv.3.weight": np.zeros((widths[0], 1, 1, 1)),
+        "conv.0.weight": np.zeros((1280, widths[-1], 1, 1)),
+        "classifier.1.bias": np.zeros(7),
+        f"features.17.conv.{7 if attention else 6}.weight": np.zeros(
+            (widths[-1], 1, 1, 1)
+        ),
+    }
+    if attention:
+        state["features.17.conv.6.conv1.weight"] = np.zeros((8, 1, 1, 1))
+    found = describe(state)
+    assert found["classes"] == 7
+    assert 4 in found["input_shape"]
+    assert found.get("attention", "coordinate") == attention
+    assert [
+        make_divisible(c * found["alpha"]) for _, c, _, _ in mobilenet_v2_ca.STAGES
+    ] == widths
+    assert make_divisible(32 * found["alpha"]) == make_divisible(32 * alpha)
+    last = [make_divisible(1280 * max(1.0, a)) for a in (found["alpha"], alpha)]
+    assert last[0] == last[1]
+
+
+@pytest.mark.parametrize(
+    "source, output, message",
+    [
+        ("none.pth", "out.keras", "none.pth"),
+        ("none.onnx", "out.keras", "IN must end in one of"),
+        ("bad.pth", "out.onnx", "OUT must end in one of"),
+        ("bad.pth", "out.keras", "Cannot read .*bad.pth.*not a PyTorch checkpoint"),
+        ("bad.safetensors", "out.keras", "Cannot read .*bad.safetensors"),
+        ("bad.weights.h5", "out.safetensors", "Cannot read .*bad.weights.h5"),
+    ],
+)
+def test_what_goes_wrong_is_said(tmp_path, capsys, source, output, message):
+    if source.startswith("bad"):
+        (tmp_path / source).write_bytes(b"<html>")
+    before = sorted(tmp_path.iterdir())
+    arguments = ("--alpha", 0.25) if source == "bad.weights.h5" else ()
+    assert run("convert", tmp_path / source, tmp_path / output, *arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("keras-coordatt: error: ")
+    assert re.search(message, printed.err)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_lists_the_catalog(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path))
+    assert run("weights") == 0
+    printed = capsys.readouterr().out
+    for name, record in CATALOG.items():
+        for value in (name, record.url, record.hash, f"{record.top1} %"):
+            assert value in printed
+    assert "not downloaded yet" in printed
+
+    (tmp_path / "models").mkdir()
+    path = tmp_path / "models" / "mbv2_ca.pth"
+    path.write_bytes(b"by hand")
+    assert run("weights") == 0
+    assert f"cache     {path}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["no-such"], ["convert", "one"], ["--alpha"]]
+)
+def test_wrong_usage(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "usage: keras-coordatt" in capsys.readouterr().err
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    printed = capsys.readouterr().out
+    for name, (command, _) in COMMANDS.items():
+        assert name in printed
+        assert command.__doc__.splitlines()[0] in printed
+
+
+def test_as_a_module():
+    done = subprocess.run(
+        [sys.executable, "-m", "keras_coordatt.cli", "weights"],
+        env={**os.environ, "KERAS_BACKEND": "numpy"},  # imported the soonest
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("mobilenetv2_ca_imagenet\n")

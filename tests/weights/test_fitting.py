@@ -1,0 +1,214 @@
+"""What fits, what is made to fit, and what is told."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+from keras_coordatt.weights.fitting import Slot, fit
+
+STEM = Slot("stem", (3, 3, 3, 4), "stem", 2)
+SLOTS = [
+    STEM,
+    Slot("scale", (4,)),
+    Slot("head/kernel", (4, 5), "head", 1),
+    Slot("head/bias", (5,), "head", 0),
+]
+
+
+def arrays_for(slots, seed=0):
+    rng = np.random.default_rng(seed)
+    return {slot.name: rng.normal(size=slot.shape).astype("float32") for slot in slots}
+
+
+def fitted(slots, arrays, **arguments):
+    head = [name for name in arrays if name.startswith("head/")]
+    return fit(slots, arrays, head=head, source="it", target="network", **arguments)
+
+
+def with_channels(channels):
+    return [STEM._replace(shape=(3, 3, channels, 4)), *SLOTS[1:]]
+
+
+def with_classes(classes):
+    return [
+        *SLOTS[:2],
+        SLOTS[2]._replace(shape=(4, classes)),
+        SLOTS[3]._replace(shape=(classes,)),
+    ]
+
+
+def test_what_fits_is_given_back_without_a_word():
+    arrays = arrays_for(SLOTS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given = fitted(SLOTS, arrays)
+    assert list(given) == list(arrays)
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(given[name], array)
+
+
+# The head
+
+
+def test_another_number_of_classes():
+    arrays = arrays_for(SLOTS)
+    message = "for 5 classes, not for 7.*Not used: head/kernel, head/bias"
+    with pytest.warns(UserWarning, match=message):
+        given = fitted(with_classes(7), arrays)
+    assert list(given) == ["stem", "scale"]
+
+
+def test_a_network_without_a_head():
+    with pytest.warns(UserWarning, match="no classifier.*: head/kernel, head/bias"):
+        given = fitted(SLOTS[:2], arrays_for(SLOTS))
+    assert list(given) == ["stem", "scale"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head/bias": np.ones(6)},  # for other classes than the kernel
+        {"head/kernel": np.ones((3, 6)), "head/bias": np.ones(6)},  # other features
+        {"head/kernel": np.ones(6), "head/bias": np.ones(6)},
+    ],
+)
+def test_a_head_that_differs_in_more_than_classes(change):
+    with pytest.raises(ValueError, match="misshapen: head/"):
+        fitted(SLOTS, arrays_for(SLOTS) | change)
+
+
+def test_a_head_that_is_not_there():
+    with pytest.raises(ValueError, match=r"missing: head/kernel(.|\n)*head/bias"):
+        fitted(SLOTS, arrays_for(SLOTS[:2]))
+    with pytest.raises(ValueError, match="missing: head/bias"):
+        fitted(with_classes(7), arrays_for(SLOTS[:3]))
+
+
+# The stem
+
+
+def timm_stem(kernel, channels):
+    """As timm has it: summed for one channel, else repeated, cut and scaled."""
+    out = np.zeros((*kernel.shape[:2], channels, kernel.shape[3]))
+    for c in range(max(channels, 3)):
+        if channels == 1:
+            out[:, :, 0] += kernel[:, :, c]
+        elif c < channels:
+            out[:, :, c] = kernel[:, :, c % 3] * 3 / channels
+    return out
+
+
+@pytest.mark.parametrize(
+    "channels, word", [(1, "summed"), (2, "2"), (4, "4"), (7, "7")]
+)
+def test_stems_for_other_channels(channels, word):
+    arrays = arrays_for(SLOTS)
+    with pytest.warns(UserWarning, match=f"for {channels}, its kernel was .*{word}"):
+        given = fitted(with_channels(channels), arrays)
+    expected = timm_stem(arrays["stem"], channels)
+    np.testing.assert_allclose(given["stem"], expected, atol=1e-6)
+    assert given["stem"].dtype == np.float32
+
+
+@pytest.mark.parametrize("stored, needed", [(4, 3), (1, 3), (4, 1)])
+def test_only_rgb_stems_are_adapted(stored, needed):
+    with pytest.raises(ValueError, match="misshapen: stem"):
+        fitted(with_channels(needed), arrays_for(with_channels(stored)))
+
+
+def test_a_stem_of_another_width_is_not_adapted():
+    slots = [STEM._replace(shape=(3, 3, 1, 8)), *SLOTS[1:]]
+    with pytest.raises(ValueError, match=r"misshapen: stem, shape \(3, 3, 3, 4\)"):
+        fitted(slots, arrays_for(SLOTS))
+
+
+def test_both_at_once_and_neither_if_not_wanted():
+    slots = [with_channels(1)[0], *with_classes(2)[1:]]
+    with pytest.warns(UserWarning) as caught:
+        fitted(slots, arrays_for(SLOTS))
+    assert len(caught) == 2
+    with pytest.raises(ValueError, match="misshapen: stem.*(\n.*)misshapen: head"):
+        fitted(slots, arrays_for(SLOTS), adapt=False)
+    with pytest.raises(ValueError, match="unexpected: head/kernel"):
+        fitted(SLOTS[:2], arrays_for(SLOTS), adapt=False)
+
+
+def test_nothing_is_told_of_what_is_then_refused():
+    arrays = arrays_for(SLOTS)
+    del arrays["scale"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ValueError, match="missing: scale"):
+            fitted(with_classes(7), arrays)
+
+
+# What does not fit
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"scale": np.ones(4, "int64")}, "not floating-point: scale, dtype int64"),
+        ({"scale": np.ones(4, "complex64")}, "not floating-point: scale, .*complex64"),
+        ({"scale": np.ones(4, "bool")}, "not floating-point: scale, dtype bool"),
+        ({"scale": np.ones((4, 1))}, r"misshapen: scale, shape \(4, 1\), expected"),
+        ({"extra": np.ones(4)}, r"unexpected: extra, shape \(4,\)"),
+        ({"scale": np.array([1, np.nan, np.inf, 0])}, "not finite: scale, 2 of 4 val"),
+        ({"scale": np.array([1, 0, 0, -np.inf], "f2")}, "not finite: scale, 1 of 4 va"),
+    ],
+)
+def test_each_misfit_has_its_error(change, message):
+    with pytest.raises(ValueError, match=f"it .*no weight was changed(.|\n)*{message}"):
+        fitted(SLOTS, arrays_for(SLOTS) | change)
+
+
+def test_another_architecture():
+    arrays = {"conv.weight": np.ones(3), "conv.bias": np.ones(3)}
+    with pytest.raises(ValueError, match="another architecture") as caught:
+        fitted(SLOTS, arrays)
+    for name in [*arrays, *(slot.name for slot in SLOTS)]:
+        assert name in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_wrong_byte_order(dtype):
+    arrays = {k: v.astype(dtype) for k, v in arrays_for(SLOTS).items()}
+    wrong = {name: array.byteswap() for name, array in arrays.items()}
+    with pytest.raises(ValueError, match="wrong byte order"):
+        fitted(SLOTS, wrong)
+    # The other byte order is no wrong one, if it's said.
+    other = {n: a.astype(a.dtype.newbyteorder()) for n, a in arrays.items()}
+    for name, array in fitted(SLOTS, other).items():
+        assert array.dtype.isnative
+        np.testing.assert_array_equal(array, arrays[name])
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-9, 1e-3, 1e4])
+def test_unusual_weights_are_no_wrong_byte_order(scale):
+    fitted(SLOTS, {k: v * np.float32(scale) for k, v in arrays_for(SLOTS).items()})
+
+
+class Untouchable:
+    """An array that must not be read."""
+
+    dtype = np.dtype("float32")
+
+    def __init__(self, shape):
+        self.shape = shape
+
+    def __array__(self, *args, **kwargs):
+        raise AssertionError("it was read")
+
+
+@pytest.mark.parametrize("name", [slot.name for slot in SLOTS] + ["extra"])
+def test_nothing_is_read_before_all_shapes_fit(name):
+    arrays = {slot.name: Untouchable(slot.shape) for slot in SLOTS}
+    arrays[name] = Untouchable((2**40, 2**40))
+    with pytest.raises(ValueError, match=f": {name}, shape"):
+        fitted(SLOTS, arrays)
+    # Nor is the classifier that is skipped.
+    arrays = arrays_for(SLOTS) | {"head/kernel": Untouchable((4, 2**40))}
+    arrays["head/bias"] = Untouchable((2**40,))
+    with pytest.warns(UserWarning, match="Not used"):
+        fitted(SLOTS, arrays)
