@@ -9,7 +9,8 @@ class ChannelAttention(keras.layers.Layer):
 
     The map is squeezed to one or more descriptions, `(N, C)`; one perceptron with
     a narrow hidden layer takes each of them, and its answers are summed and made
-    the gates. A subclass says what the descriptions are, in `_squeeze`.
+    the gates. A subclass says what the descriptions are: its `_squeeze(x)` gives a list
+    of `(N, C)` in the gates' dtype.
     """
 
     def __init__(
@@ -75,10 +76,6 @@ class ChannelAttention(keras.layers.Layer):
         )
         gate = ops.expand_dims(gate, self._spatial_axes)
         return inputs * ops.cast(gate, inputs.dtype)
-
-    def _squeeze(self, x):
-        """Describes the map: a list of `(N, C)` in the gates' dtype."""
-        raise NotImplementedError
 
     def _mean(self, x, axis):
         return ops.mean(ops.cast(x, self._gate_dtype), axis)
