@@ -110,12 +110,6 @@ def xception():
     return apps.Xception(input_shape=(71, 71, 3), weights=None, include_top=False)
 
 
-NASNET_CELLS = {
-    "reduction_{}_stem_1": ("left1", "right1", "right2", "right3", "left4"),
-    "reduction_{}_stem_2": ("left1", "right1", "right2", "right3", "left4"),
-    "normal_{}_0": ("left1", "right1", "left2", "right2", "left5"),
-}
-
 # Builder, the last layer to keep (the deep ones repeat themselves), `after`, and the
 # matched layers.
 FAMILIES = {
@@ -184,13 +178,12 @@ FAMILIES = {
     ),
     "NASNetMobile": (
         application(apps.NASNetMobile),
-        "normal_concat_0",
+        "reduction_concat_stem_1",
         "depthwise",
         [
-            f"separable_conv_{i}_{cell.format(branch)}"
-            for cell, branches in NASNET_CELLS.items()
-            for branch in branches
+            f"separable_conv_{i}_reduction_{branch}_stem_1"
             for i in (1, 2)
+            for branch in ("left1", "left4", "right1", "right2", "right3")
         ],
     ),
     "ConvNeXtTiny": (

@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 import pytest
+from backends import BACKEND
+from keras import ops
 from networks import lively, outputs
 
 from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
@@ -25,20 +27,24 @@ def norms(base):
     return [x for x in layers if isinstance(x, keras.layers.BatchNormalization)]
 
 
-@pytest.mark.parametrize(
-    "build",
-    [
-        lambda **arguments: MobileNetV2CA(alpha=0.25, weights=None, **arguments),
-        lambda **arguments: MobileNeXtCA(alpha=0.25, **arguments),
-        lambda **arguments: EfficientNetCA("b0", **arguments),
-    ],
-    ids=["MobileNetV2CA", "MobileNeXtCA", "EfficientNetCA"],
-)
-def test_fine_tuning(build):
+def build(family):
+    if family == "MobileNetV2CA":
+        return MobileNetV2CA(SHAPE, 0.25, include_top=False, weights=None)
+    if family == "MobileNeXtCA":
+        return MobileNeXtCA(SHAPE, 0.25, include_top=False)
+    return EfficientNetCA("b0", SHAPE, include_top=False)
+
+
+# Compiling a training step takes long; PyTorch does without.
+FAMILIES = ["MobileNetV2CA", "MobileNeXtCA", "EfficientNetCA"]
+
+
+@pytest.mark.parametrize("family", FAMILIES if BACKEND == "torch" else FAMILIES[:1])
+def test_fine_tuning(family):
     keras.utils.set_random_seed(0)
     x, labels = pictures(16, seed=1)
     new_x, new_labels = pictures(16, seed=2)
-    base = lively(build(input_shape=SHAPE, include_top=False), x)
+    base = lively(build(family), x)
     inputs = keras.Input(SHAPE)
     features = keras.layers.GlobalAveragePooling2D()(base(inputs, training=False))
     features = keras.layers.BatchNormalization(momentum=0.5)(features)
@@ -54,40 +60,39 @@ def test_fine_tuning(build):
     def loss_and_accuracy():
         logits = outputs(model, new_x)
         correct = logits[np.arange(len(new_x)), new_labels]
-        return (
-            np.mean(np.logaddexp(*logits.T) - correct),
-            np.mean(logits.argmax(1) == new_labels),
-        )
+        loss = np.mean(np.logaddexp(*logits.T) - correct)
+        return loss, np.mean(logits.argmax(1) == new_labels)
 
-    def statistics():
-        moving = [w for w in base.non_trainable_weights if "moving_" in w.path]
-        assert len(moving) > 100
-        return [np.array(w) for w in moving]
+    def values(weights):
+        return [ops.convert_to_numpy(w) for w in weights]
 
-    # With the base frozen, the new layer learns.
+    # With the base frozen, the new layers learn, and nothing else changes.
     base.trainable = False
     assert len(model.trainable_weights) == 4
     pretrained = base.get_weights()
     start, _ = loss_and_accuracy()
-    train(learning_rate=1e-3, epochs=10)
+    train(learning_rate=3e-3, epochs=16)
     frozen, accuracy = loss_and_accuracy()
-    print("frozen", start, frozen, accuracy)
     assert frozen < start / 2
-    assert accuracy > 0.75
-    for ours, theirs in zip(base.get_weights(), pretrained, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+    assert accuracy > 0.8
+    for now, then in zip(base.get_weights(), pretrained, strict=True):
+        np.testing.assert_array_equal(now, then)
 
-    # Then everything does, gently; the statistics of batch normalization stay.
+    # Then everything does, gently, but not the statistics of batch normalization. In
+    # Keras 3, fit overrides the `training=False` of a call in a functional model, so
+    # what keeps them is that their layers stay frozen.
     base.trainable = True
     for norm in norms(base):
         norm.trainable = False
-    before = statistics()
-    train(learning_rate=1e-4, epochs=4)
+    pretrained = values(base.trainable_weights), values(base.non_trainable_weights)
+    assert len(pretrained[1]) == 4 * len(norms(base))
+    train(learning_rate=1e-5, epochs=6)
     unfrozen, accuracy = loss_and_accuracy()
-    print("unfrozen", unfrozen, accuracy)
-    assert unfrozen < 0.8 * frozen
-    assert accuracy > 0.75
-    for ours, theirs in zip(statistics(), before, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
-    for ours, theirs in zip(base.get_weights(), pretrained, strict=True):
-        print(np.abs(ours - theirs).max())
+    assert unfrozen < min(frozen, start / 4)
+    assert accuracy > 0.8
+    for now, then in zip(values(base.trainable_weights), pretrained[0], strict=True):
+        assert np.any(now != then)
+    for now, then in zip(
+        values(base.non_trainable_weights), pretrained[1], strict=True
+    ):
+        np.testing.assert_array_equal(now, then)

@@ -154,8 +154,16 @@ def test_frozen_layers_take_their_weights(save, suffix):
     assert_same(weights_of(tiny(weights=path)), weights_of(frozen))
 
 
-@pytest.mark.parametrize("suffix", KERAS)
-@pytest.mark.parametrize("policy", ["bfloat16", "float16", "mixed_bfloat16"])
+@pytest.mark.parametrize(
+    "suffix, policy",
+    [
+        (".keras", "bfloat16"),
+        (".weights.h5", "bfloat16"),
+        (".weights.h5", "mixed_bfloat16"),
+        (".h5", "float16"),
+        (".safetensors", "float16"),
+    ],
+)
 def test_half_precision(save, suffix, policy):
     def build():
         keras.config.set_dtype_policy(policy)
@@ -165,23 +173,10 @@ def test_half_precision(save, suffix, policy):
             keras.config.set_dtype_policy("float32")
 
     half = randomized(build())
-    if (suffix, policy) == (".h5", "bfloat16"):
-        pytest.skip("legacy files can't hold bfloat16")
     path = save(half, suffix)
     whole = tiny(weights=path)
     assert str(whole.weights[0].dtype) == "float32"
-    assert_same(
-        {
-            k: v.astype("float32")
-            for k, v in weights_of(whole).items()
-            if "seed" not in k
-        },
-        {
-            k: v.astype("float32")
-            for k, v in weights_of(half).items()
-            if "seed" not in k
-        },
-    )
+    assert_same(weights_of(whole), weights_of(half))
     again = build()
     load_weights(again, save(randomized(tiny()), suffix, "whole"))
     assert again.weights[0].dtype == half.weights[0].dtype
@@ -320,7 +315,7 @@ def test_truncated(save, refuses, suffix):
     model, path = tiny(), save(tiny(), suffix)
     data = path.read_bytes()
     rng = np.random.default_rng(0)
-    for length in [0, 1, 8, *rng.integers(9, len(data), 5), len(data) - 1]:
+    for length in [0, 1, 8, *rng.integers(9, len(data), 3), len(data) - 1]:
         path.write_bytes(data[:length])
         refuses(model, path, "Cannot read")
 
@@ -358,12 +353,11 @@ def test_tampered(save, refuses, suffix):
 
 
 @EACH
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_not_finite(save, refuses, suffix, value):
+def test_not_finite(save, refuses, suffix):
     source = randomized(tiny())
     norm = source.get_layer("bn_Conv1")
     weights = norm.get_weights()
-    weights[3][[2, 5]] = value
+    weights[3][[2, 5]] = np.nan, np.inf
     norm.set_weights(weights)
     refuses(tiny(), save(source, suffix), r"not finite: .*, 2 of 8 values are NaN")
 
@@ -418,10 +412,9 @@ def floats(change):
 
 
 @EACH
-@pytest.mark.parametrize("dtype", ["int32", "bool"])
-def test_wrong_kind_of_number(save, refuses, suffix, dtype):
-    path = rewritten(save(tiny(), suffix), floats(lambda array: array.astype(dtype)))
-    refuses(tiny(), path, f"not floating-point: .*, dtype {dtype}")
+def test_wrong_kind_of_number(save, refuses, suffix):
+    path = rewritten(save(tiny(), suffix), floats(lambda array: array.astype("int32")))
+    refuses(tiny(), path, "not floating-point: .*, dtype int32")
 
 
 @EACH
@@ -431,8 +424,9 @@ def test_wrong_byte_order(save, refuses, suffix):
     refuses(tiny(), path, "wrong byte order")
 
 
-@pytest.mark.parametrize("suffix", KERAS)
-@pytest.mark.parametrize("dtype", [">f4", ">f8", "<f8", "<f2"])
+@pytest.mark.parametrize(
+    "suffix, dtype", [(".keras", ">f4"), (".weights.h5", "<f2"), (".h5", ">f8")]
+)
 def test_right_byte_order(save, suffix, dtype):
     model = randomized(tiny())
     model.set_weights([w.astype("f2") for w in model.get_weights()])
