@@ -172,10 +172,12 @@ def _check_numbers(arrays, source):
                 f"{source} is in the wrong byte order: with the bytes of each number "
                 "reversed, its numbers look like weights. No weight was changed."
             )
+    # A float64 may be too large for the float32 that it becomes.
+    largest = np.float64(np.finfo("float32").max)
     problems = [
         f"not finite: {name}, {count} of {array.size} values are NaN or infinite"
         for name, array in arrays.items()
-        if (count := array.size - np.count_nonzero(np.isfinite(array)))
+        if (count := array.size - np.count_nonzero(np.abs(array) <= largest))
     ]
     if problems:
         raise ValueError(

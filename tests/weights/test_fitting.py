@@ -156,6 +156,7 @@ def test_nothing_is_told_of_what_is_then_refused():
         ({"extra": np.ones(4)}, r"unexpected: extra, shape \(4,\)"),
         ({"scale": np.array([1, np.nan, np.inf, 0])}, "not finite: scale, 2 of 4 val"),
         ({"scale": np.array([1, 0, 0, -np.inf], "f2")}, "not finite: scale, 1 of 4 va"),
+        ({"scale": np.array([1, 0, 0, -1e300])}, "not finite: scale, 1 of 4 values"),
     ],
 )
 def test_each_misfit_has_its_error(change, message):
