@@ -18,7 +18,7 @@ from keras_coordatt.training import warmup_cosine, zero_init_residuals
 
 SIZE = 64
 BATCH_SIZE = 32
-EPOCHS = 20
+EPOCHS = 16
 
 
 def train(attention, images):
