@@ -40,7 +40,7 @@ def zero_init_residuals(model: keras.Model) -> None:
         )
     for name in projections:
         gamma = model.get_layer(name).gamma
-        gamma.assign(keras.ops.zeros_like(gamma))
+        gamma.assign(keras.ops.zeros(gamma.shape, gamma.dtype))
 
 
 def warmup_cosine(
