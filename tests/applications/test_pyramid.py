@@ -1,6 +1,7 @@
 import keras
 import numpy as np
 import pytest
+from backends import BACKEND
 
 from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 from keras_coordatt.applications import pyramid_outputs
@@ -100,6 +101,7 @@ def test_strides_count_from_the_networks_own_image(build, last_layers):
     assert pyramid_outputs(model)["P5"].shape[1:3] == (4, 3)
 
 
+@pytest.mark.xfail(BACKEND == "torch", reason="open: an integer variable")
 @each_network
 def test_under_another_head(build, last_layers):
     backbone = drawn(build, attention=None, include_top=False)
