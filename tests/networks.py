@@ -19,17 +19,18 @@ def lively(model, x):
 
     Fresh ones do not: batch normalization that has seen no batch lets the numbers
     fade away, layer by layer, until all outputs are alike. So every weight becomes
-    random near its own, and then batch normalization sees the images. Channels that
-    happen to vary little are not blown up to the others' size, or else rounding
-    errors would be.
+    random, the same on each backend, and then batch normalization sees the images.
+    Channels that happen to vary little are not blown up to the others' size, or else
+    rounding errors would be.
     """
     rng = np.random.default_rng(1)
-    model.set_weights(
-        [
-            w * rng.uniform(0.8, 1.2, w.shape) + rng.uniform(-0.1, 0.1, w.shape)
-            for w in model.get_weights()
-        ]
-    )
+
+    def draw(w):
+        if w.ndim > 1:
+            return rng.normal(scale=np.prod(w.shape[:-1]) ** -0.5, size=w.shape)
+        return w * rng.uniform(0.8, 1.2, w.shape) + rng.uniform(-0.1, 0.1, w.shape)
+
+    model.set_weights([draw(w) for w in model.get_weights()])
     # Attention may have a normalization of its own.
     norms = [getattr(layer, "norm", layer) for layer in model.layers]
     norms = [x for x in norms if isinstance(x, keras.layers.BatchNormalization)]
