@@ -81,8 +81,10 @@ def test_survive_saving_and_cloning(
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras", compile=False)
     assert_taps(loaded, last_layers)
-    features = keras.Model(loaded.inputs, pyramid_outputs(loaded))
-    maps = features.predict(np.ones((1, 64, 32, 3)), verbose=0)
+    features = keras.Model(loaded.input, pyramid_outputs(loaded))
+    # JAX compiles one graph in less time than every operation apart.
+    call = features.predict if BACKEND == "jax" else features
+    maps = call(np.ones((1, 64, 32, 3), "float32"))
     assert {name: x.shape[:3] for name, x in maps.items()} == {
         "P2": (1, 16, 8),
         "P3": (1, 8, 4),
@@ -93,18 +95,17 @@ def test_survive_saving_and_cloning(
 
 @each_network
 def test_strides_count_from_the_networks_own_image(build, last_layers):
-    inputs = keras.Input((256, 192, 1))
-    image = keras.layers.Conv2D(3, 3, 2, "same", name="before")(inputs)
+    inputs = keras.Input((512, 384, 1))
+    image = keras.layers.Conv2D(3, 3, 4, "same", name="before")(inputs)
     image = keras.layers.Rescaling(1 / 255)(image)
     model = drawn(build, input_tensor=image, attention="se")
     assert_taps(model, last_layers)
     assert pyramid_outputs(model)["P5"].shape[1:3] == (4, 3)
 
 
-@pytest.mark.xfail(BACKEND == "torch", reason="open: an integer variable")
 @each_network
-def test_under_another_head(build, last_layers):
-    backbone = drawn(build, attention=None, include_top=False)
+def test_under_another_head(build, last_layers, quick_initial_weights):
+    backbone = build(attention=None, include_top=False)
     x = keras.layers.Conv2D(4, 3, 2, "same", name="extra")(backbone.output)
     side = keras.layers.Conv2D(4, 3, 2)(backbone.get_layer(last_layers["P3"]).output)
     model = keras.Model(backbone.input, [side, x, *pyramid_outputs(backbone).values()])
