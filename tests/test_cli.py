@@ -1,19 +1,20 @@
 """The command line does what the package does, and says what went wrong."""
 
+import itertools
 import os
 import pathlib
 import re
 import subprocess
 import sys
 
+import h5py
 import keras
 import numpy as np
 import pytest
 
-from keras_coordatt import MobileNetV2CA
 from keras_coordatt.cli import COMMANDS, main
 from keras_coordatt.weights import CATALOG
-from keras_coordatt.weights.safetensors_file import read_safetensors
+from keras_coordatt.weights.safetensors_file import read_safetensors, write_safetensors
 from keras_coordatt.weights.torch_checkpoint import read_checkpoint
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -28,34 +29,37 @@ def checkpoint(golden):
     return golden("mbv2_ca_w025_c10.pth")
 
 
-def test_converts_to_safetensors_and_back(checkpoint, tmp_path, capsys):
-    there, back = tmp_path / "there.safetensors", tmp_path / "back.weights.h5"
-    assert run("convert", checkpoint, there) == 0
-    assert f"{there}: " in capsys.readouterr().out
-    theirs, ours = read_checkpoint(checkpoint), read_safetensors(there)
+def test_converts_from_each_format_to_the_next(checkpoint, tmp_path, capsys):
+    paths = [checkpoint] + [
+        tmp_path / f"converted{suffix}" for suffix in (".keras", ".weights.h5")
+    ]
+    for source, output in itertools.pairwise(paths):
+        assert run("convert", source, output) == 0
+        printed = capsys.readouterr().out
+        assert printed.startswith(f"{output}: ")
+        assert str(source) in printed
+    # Weights alone do not tell the network.
+    options = ("--alpha", 0.25, "--classes", 10)
+    last = tmp_path / "converted.safetensors"
+    assert run("convert", paths[-1], last, *options) == 0
+
+    theirs, ours = read_checkpoint(checkpoint), read_safetensors(last)
     assert ours.keys() == theirs.keys()
     for name, array in theirs.items():
         if not name.endswith("num_batches_tracked"):
             np.testing.assert_array_equal(ours[name], array)
-
-    assert run("convert", there, back) == 0
-    model = MobileNetV2CA((32, 32, 3), 0.25, weights=back, classes=10)
-    kernel = model.get_layer("predictions").get_weights()[0]
-    np.testing.assert_array_equal(kernel, theirs["classifier.1.weight"].T)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [back.name, there.name]
+    assert keras.saving.load_model(paths[1]).output_shape == (None, 10)
+    assert sorted(tmp_path.iterdir()) == sorted([*paths[1:], last])
 
 
-def test_converts_from_and_to_keras(checkpoint, tmp_path):
-    whole, weights = tmp_path / "whole.keras", tmp_path / "it.weights.h5"
-    assert run("convert", checkpoint, whole) == 0
-    model = keras.saving.load_model(whole)
-    assert model.output_shape == (None, 10)
-
-    assert run("convert", whole, weights) == 0
-    options = ("--alpha", 0.25, "--classes", 10)
-    assert run("convert", weights, tmp_path / "it.safetensors", *options) == 0
-    array = read_safetensors(tmp_path / "it.safetensors")["conv.0.weight"]
-    np.testing.assert_array_equal(array, read_checkpoint(checkpoint)["conv.0.weight"])
+def test_converts_from_safetensors(checkpoint, tmp_path):
+    arrays = read_checkpoint(checkpoint)
+    source, output = tmp_path / "it.safetensors", tmp_path / "it.weights.h5"
+    write_safetensors({k: np.ascontiguousarray(v) for k, v in arrays.items()}, source)
+    assert run("convert", source, output) == 0
+    with h5py.File(output) as file:
+        kernel = file["layers/dense/vars/0"][()]
+    np.testing.assert_array_equal(kernel, arrays["classifier.1.weight"].T)
 
 
 @pytest.mark.parametrize("alpha", [0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4])

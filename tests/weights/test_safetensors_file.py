@@ -53,25 +53,19 @@ def test_reads_what_pytorch_writes(tmp_path):
 # There and back
 
 
-@pytest.mark.parametrize(
-    "suffix", ["", "_legacy", "_wrapped"], ids=["zip", "legacy", "wrapped"]
-)
-def test_official_checkpoint_there_and_back(golden, tmp_path, suffix):
+def test_official_checkpoint_there_and_back(golden, tmp_path):
     """PyTorch's checkpoint, our network, safetensors, PyTorch: bit for bit."""
     from keras_coordatt import MobileNetV2CA
 
     torch = pytest.importorskip("torch")
     from safetensors.torch import load_file
 
-    source = golden(f"mbv2_ca_w025_c10{suffix}.pth")
+    source = golden("mbv2_ca_w025_c10.pth")
     model = MobileNetV2CA((32, 32, 3), 0.25, weights=source, classes=10)
     path = tmp_path / "ours.safetensors"
     save_safetensors(model, path)
 
     state = torch.load(source, weights_only=True)
-    state = {
-        k.removeprefix("module."): v for k, v in state.get("state_dict", state).items()
-    }
     ours = load_file(path)
     assert ours.keys() == state.keys()
     for name, tensor in state.items():
