@@ -1,0 +1,804 @@
+"""Networks as files for other runtimes: SavedModel, LiteRT and ONNX.
+
+    saved_model(model, "flowers")                   TensorFlow Serving
+    litert(model, "flowers.tflite", labels=names)   phones; float32, float16 or int8
+    onnx(model, "flowers.onnx")                     ONNX Runtime
+    read_metadata("flowers.tflite")                 labels and preprocessing, from each
+
+A file is written beside its place, compared there with the Keras model, and renamed:
+it is right, or not there.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import tempfile
+import warnings
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_coordatt.applications.common import MEAN, STD, channel_axis
+from keras_coordatt.validation import check_choice, check_positive_int
+from keras_coordatt.weights.files import written_whole
+
+PRECISIONS = ("float32", "float16", "dynamic", "int8")
+INFERENCE_TYPES = ("float32", "int8", "uint8")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "area", "lanczos3", "lanczos5")
+
+# By how much outputs may differ. In float32, of the range that they have over the
+# images, and of their size, as there is rounding where they don't vary at all. Where
+# weights or activations are rounded, the root mean square, of that of the outputs: what
+# is past it is no rounding.
+FLOAT_TOLERANCE = 1e-4
+ROUNDING = 1e-6
+TOLERANCES = {"float16": 0.02, "dynamic": 0.2, "int8": 0.5}
+
+# Below this share of equal top-1 classes, the errors are listed by layer.
+AGREEMENT = 0.99
+
+BATCH = 32
+RANDOM_IMAGES = 4
+# The debugger keeps every activation of every image.
+DEBUG_IMAGES = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a network's input.
+
+    An RGB image of bytes is resized to the network's size, without keeping the aspect
+    ratio, and becomes `(image / 255 - mean) / std`.
+
+    Attributes:
+        mean: Of red, green and blue in [0, 1], subtracted. Defaults to ImageNet's, as
+            in `preprocess_input`.
+        std: What the rest is divided by. Defaults to ImageNet's.
+        interpolation: `"nearest"`, `"bilinear"`, `"bicubic"`, `"area"`, `"lanczos3"` or
+            `"lanczos5"`. Defaults to `"bilinear"`.
+        antialias: Whether to smooth an image that is made smaller. Defaults to `True`,
+            as in `keras_coordatt.data`.
+
+    Example:
+
+    >>> # That of keras.applications.MobileNetV2
+    >>> Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+    """
+
+    mean: tuple[float, ...] = MEAN
+    std: tuple[float, ...] = STD
+    interpolation: str = "bilinear"
+    antialias: bool = True
+
+    def __post_init__(self):
+        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        check_choice("antialias", self.antialias, (True, False))
+        if len(self.mean) != len(self.std) or not all(x > 0 for x in self.std):
+            raise ValueError(
+                "`mean` and `std` must have a number for each channel, and `std` "
+                f"positive ones. Received: mean={self.mean}, std={self.std}"
+            )
+
+
+# What leaves the bytes as they are.
+BYTES = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerError:
+    """What int8 changes in one operation, given the same input.
+
+    Attributes:
+        layer: Name of the layer that the operation is of.
+        operation: LiteRT's name of it.
+        rms: Root mean square difference of its output from float32.
+        steps: The same in steps of the output's scale; rounding alone makes 0.29.
+    """
+
+    layer: str
+    operation: str
+    rms: float
+    steps: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What an exported file was found to be.
+
+    Attributes:
+        path: Where it is.
+        size: Its size in bytes.
+        images: How many images it was compared with the Keras model on.
+        difference: By output, the largest absolute difference.
+        agreement: The share of these images with the same top-1 class, or `None`: for
+            random images, and for outputs that are not `(N, classes)`.
+        float_tensors: Tensors of an int8 network that are not integers, apart from its
+            inputs and outputs: none, if it is wholly int8.
+        layers: If the agreement is below 99 %, the errors by layer, largest first.
+    """
+
+    path: pathlib.Path
+    size: int
+    images: int
+    difference: dict[str, float]
+    agreement: float | None = None
+    float_tensors: tuple[str, ...] = ()
+    layers: tuple[LayerError, ...] = ()
+
+    def __str__(self):
+        lines = [f"{self.path}: {self.size:,} bytes, compared on {self.images} images"]
+        lines += [
+            f"  {name}: largest difference {value:.1e}"
+            for name, value in self.difference.items()
+        ]
+        if self.agreement is not None:
+            lines.append(f"  same top-1 class as the Keras model: {self.agreement:.2%}")
+        if self.float_tensors:
+            lines.append(f"  not in int8: {', '.join(self.float_tensors)}")
+        if self.layers:
+            lines.append("  error by layer, in steps of its output's scale:")
+        for error in self.layers[:20]:
+            lines.append(f"    {error.steps:6.2f}  {error.operation:20} {error.layer}")
+        return "\n".join(lines)
+
+
+# The three formats
+
+
+def saved_model(
+    model: keras.Model,
+    path: str | os.PathLike,
+    *,
+    labels: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Report:
+    """Exports a model as a TensorFlow SavedModel.
+
+    It has two signatures, `serve` (also `serving_default`, as with `model.export`),
+    which takes what the model takes, and `serve_images`, which takes a batch of uint8
+    RGB images of any height and width, `(N, H, W, 3)`. Both give what the model gives.
+    The images are resized, to whole values as in `keras_coordatt.data`, and normalized;
+    a model that takes any size gets them in theirs.
+
+    Works on the TensorFlow and the JAX backend.
+
+    Args:
+        model: A `keras.Model` of one image input.
+        path: The folder to write. A SavedModel that is there is replaced.
+        labels: The names of the classes, in order. Defaults to none.
+        preprocessing: A `Preprocessing`. Defaults to that of
+            `keras_coordatt.applications`: ImageNet's, or none if the model begins with
+            a `Rescaling`, as with `include_preprocessing=True`.
+
+    Returns:
+        A `Report`.
+
+    Raises:
+        ValueError: if an argument is invalid, the backend can't write SavedModels, or
+            the file does not give what the model gives. Nothing is written then.
+
+    Example:
+
+    >>> saved_model(model, "flowers", labels=["daisy", "rose"])
+    >>> served = tf.saved_model.load("flowers")
+    >>> served.serve_images(np.zeros((1, 480, 640, 3), "uint8")).shape
+    (1, 2)
+    """
+    _needs_backend("A SavedModel", ("tensorflow", "jax"))
+    import tensorflow as tf
+
+    image = _Image(model, preprocessing)
+    metadata = _metadata("saved_model", model, image, labels)
+    path = pathlib.Path(path)
+    with _folder_written_whole(path) as fresh:
+        archive = keras.export.ExportArchive()
+        spec = keras.InputSpec(shape=(None, *model.input_shape[1:]), dtype="float32")
+        serve = archive.track_and_add_endpoint("serve", model, [spec])
+        if image.preprocessing:
+
+            @tf.function(
+                input_signature=[
+                    tf.TensorSpec((None, None, None, image.channels), "uint8")
+                ]
+            )
+            def serve_images(images):
+                return serve(image.preprocess(images))
+
+            archive.add_endpoint("serve_images", serve_images)
+        archive.write_out(str(fresh), verbose=False)
+        # TensorFlow Serving leaves this folder to the users.
+        extra = fresh / "assets.extra"
+        extra.mkdir()
+        (extra / "metadata.json").write_text(json.dumps(metadata, indent=1))
+
+        loaded = tf.saved_model.load(str(fresh))
+        x = image.random()
+        names, reference = _reference(model, x)
+        given = _numpy(loaded.serve(x))
+        difference = _check_float(names, given, reference, "serve")
+        if image.preprocessing:
+            pictures = _pictures(image)
+            names, reference = _reference(model, np.asarray(image.preprocess(pictures)))
+            given = _numpy(loaded.serve_images(pictures))
+            _check_float(names, given, reference, "serve_images")
+        size = sum(file.stat().st_size for file in fresh.rglob("*") if file.is_file())
+    return Report(path, size, len(x), difference)
+
+
+def litert(
+    model: keras.Model,
+    path: str | os.PathLike,
+    *,
+    precision: str = "float32",
+    representative=None,
+    images=None,
+    inference_type: str = "float32",
+    batch_size: int = 1,
+    image_size: int | tuple[int, int] | None = None,
+    labels: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Report:
+    """Exports a model for LiteRT (TensorFlow Lite), which runs on phones.
+
+    Batch normalization is folded into the convolutions. The signature is called
+    `serving_default`, its input `image`, and its outputs as the model's. Labels and
+    preprocessing are in the file as `metadata.json` and `labels.txt`, which `unzip`
+    finds too.
+
+    The file is compared with the Keras model, in float32: outputs may differ by 1e-4 of
+    their range over the images. Where numbers are rounded, the root mean square of the
+    difference may be 2 % (`"float16"`), 20 % (`"dynamic"`) or 50 % (`"int8"`) of that
+    of the outputs, which is to find what is broken. How good a rounded network is, its
+    agreement tells: pass `images`.
+
+    Works on the TensorFlow backend.
+
+    Args:
+        model: A `keras.Model` of one image input. Of one in mixed precision, a copy in
+            float32 is exported.
+        path: The file to write, which ends in `.tflite`.
+        precision: `"float32"`; `"float16"`, of half the size, computed in float32 where
+            there are no halves; `"dynamic"`, int8 weights, and activations in float32;
+            or `"int8"`, both in int8, for which there are integer units. Defaults to
+            `"float32"`.
+        representative: For `"int8"`, images by which the ranges of the activations are
+            measured: a few hundred that are like those to come, and preprocessed as for
+            the model. An array `(N, H, W, C)` or batches, such as a `tf.data.Dataset`
+            of images or of `(images, labels)`.
+        images: Images to compare on, as `representative`: test images. Defaults to up
+            to 100 of `representative`, or else to random ones.
+        inference_type: For `"int8"`, the type of inputs and outputs: `"float32"`, so
+            that the file takes the place of one of another precision, or `"int8"` or
+            `"uint8"`, by the scale and the zero point that the file gives. Defaults to
+            `"float32"`.
+        batch_size: Images a call. A fixed number, for the sake of speed. Defaults to 1.
+        image_size: Height and width, for a model that takes any.
+        labels: The names of the classes, in order. Defaults to none.
+        preprocessing: As of `saved_model`, for the metadata.
+
+    Returns:
+        A `Report`. It lists the errors by layer if the top-1 classes of less than 99 %
+        of the images agree, of which there is a warning too.
+
+    Raises:
+        ValueError: if an argument is invalid, the backend isn't TensorFlow, an
+            operation does not exist in this precision, or the file does not give what
+            the model gives. Nothing is written then.
+
+    Example:
+
+    >>> train = load_classification("cifar10", "train", 64, preprocess=preprocess_input)
+    >>> test = load_classification("cifar10", "test", 64, preprocess=preprocess_input)
+    >>> report = litert(
+    ...     model,
+    ...     "cifar10.tflite",
+    ...     precision="int8",
+    ...     representative=train.take(10),
+    ...     images=test,
+    ... )
+    >>> print(report)
+    """
+    _needs_backend("A LiteRT file", ("tensorflow",))
+    path = _check_ending(path, ".tflite")
+    check_choice("precision", precision, PRECISIONS)
+    check_choice("inference_type", inference_type, INFERENCE_TYPES)
+    check_positive_int("batch_size", batch_size)
+    if (precision == "int8") != (representative is not None):
+        raise ValueError(
+            '`representative` is needed for `precision="int8"`, and for no other. '
+            f"Received: precision={precision!r}, representative={representative!r}"
+        )
+    if inference_type != "float32" and precision != "int8":
+        raise ValueError(
+            f"`inference_type` is float32 unless `precision` is int8. Received: "
+            f"precision={precision!r}, inference_type={inference_type!r}"
+        )
+    image = _Image(model, preprocessing, image_size, fixed=True)
+    metadata = _metadata("litert", model, image, labels) | {"precision": precision}
+    tested = images is not None
+    if representative is not None:
+        representative = image.read("representative", representative)
+    if tested:
+        images = image.read("images", images)
+    elif representative is not None:
+        images, tested = representative[:100], True
+    else:
+        images = image.random()
+
+    model = _in_float32(model)
+    names, reference = _reference(model, images)
+    with tempfile.TemporaryDirectory() as folder:
+        _save_constant(model, (batch_size, *image.shape), names, folder)
+        make = _converter(folder, precision, inference_type, batch_size, representative)
+        try:
+            content = make().convert()
+        except Exception as error:  # the converter has no class of its own for it
+            raise ValueError(
+                f"LiteRT cannot express {model.name!r} in {precision}: {error}"
+            ) from error
+
+        with written_whole(path) as fresh:
+            fresh.write_bytes(content)
+            _append_metadata(fresh, metadata)
+            given, float_tensors = _run_litert(fresh, images, batch_size, names)
+            if precision == "float32":
+                difference = _check_float(names, given, reference, path.name)
+            else:
+                difference = _check_rounded(
+                    names, given, reference, TOLERANCES[precision], path.name
+                )
+            size = fresh.stat().st_size
+
+        agreement = _agreement(given, reference) if tested else None
+        layers = ()
+        if precision == "int8" and agreement is not None and agreement < AGREEMENT:
+            layers = _layer_errors(make(), images, batch_size)
+    report = Report(
+        path,
+        size,
+        len(images),
+        difference,
+        agreement,
+        float_tensors if precision == "int8" else (),
+        layers,
+    )
+    if agreement is not None and agreement < AGREEMENT:
+        warnings.warn(
+            f"{path}: the top-1 class is the Keras model's on {agreement:.1%} of the "
+            f"images, less than {AGREEMENT:.0%}; `layers` of the report says where int8 "
+            "rounds most.",
+            stacklevel=2,
+        )
+    return report
+
+
+def read_metadata(path: str | os.PathLike) -> dict:
+    """Reads what an exported file says about itself.
+
+    Args:
+        path: A file or folder that this module wrote.
+
+    Returns:
+        A dictionary: `"name"` of the model, `"format"`, `"labels"` (a list, or `None`),
+        `"preprocessing"` (`None`, or `"input_size"`, `"color"`, `"data_format"`,
+        `"interpolation"`, `"antialias"`, `"scale"`, `"mean"` and `"std"`: the input is
+        `(image / scale - mean) / std`), `"versions"`, and for LiteRT `"precision"`.
+
+    Raises:
+        ValueError: if the file has no such metadata.
+        OSError: if it can't be opened.
+
+    Example:
+
+    >>> read_metadata("flowers.tflite")["labels"]
+    ['daisy', 'rose']
+    """
+    path = pathlib.Path(path)
+    try:
+        if path.is_dir():
+            text = (path / "assets.extra" / "metadata.json").read_text()
+        else:
+            with zipfile.ZipFile(path) as archive:
+                text = archive.read("metadata.json")
+        return json.loads(text)
+    except (KeyError, ValueError, zipfile.BadZipFile, NotADirectoryError) as error:
+        raise ValueError(
+            f"{os.fspath(path)!r} has no metadata of keras_coordatt."
+        ) from error
+
+
+# What a model takes and gives
+
+
+class _Image:
+    """The image input of a model, and what is to be done with images for it."""
+
+    def __init__(self, model, preprocessing, image_size=None, fixed=False):
+        if not isinstance(model, keras.Model):
+            raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
+        inputs = keras.tree.flatten(model.inputs)
+        if len(inputs) != 1 or len(inputs[0].shape) != 4:
+            raise ValueError(
+                "`model` must have one input, a batch of images. "
+                f"Received: inputs={inputs}"
+            )
+        axis = channel_axis()
+        sizes = list(inputs[0].shape[1:])
+        self.channels = sizes.pop(axis - 1)
+        if image_size is not None:
+            given = image_size if isinstance(image_size, tuple) else (image_size,) * 2
+            given = tuple(check_positive_int("image_size", side) for side in given)
+            if any(own not in (None, new) for own, new in zip(sizes, given)):
+                raise ValueError(
+                    f"`image_size` must be the model's, {tuple(sizes)}. "
+                    f"Received: {image_size!r}"
+                )
+            sizes = given
+        self.size = None if None in sizes else tuple(sizes)
+        if fixed and self.size is None:
+            raise ValueError(
+                "The model takes images of any size, and LiteRT needs one: pass "
+                "`image_size`."
+            )
+        self.shape = (*sizes[: axis - 1], self.channels, *sizes[axis - 1 :])
+
+        if preprocessing is None and self.channels == 3:
+            preprocessing = BYTES if _begins_with_rescaling(model) else Preprocessing()
+        if preprocessing and len(preprocessing.mean) != self.channels:
+            raise ValueError(
+                f"`preprocessing` must be for the {self.channels} channels of the "
+                f"model. Received: {preprocessing}"
+            )
+        self.preprocessing = preprocessing
+
+    def preprocess(self, images):
+        """Makes the input of uint8 images `(N, H, W, C)`, by TensorFlow."""
+        import tensorflow as tf
+
+        how = self.preprocessing
+        x = tf.cast(images, "float32")
+        if self.size is not None:
+            x = tf.image.resize(
+                x, self.size, how.interpolation, antialias=how.antialias
+            )
+            # Bicubic interpolation and Lanczos's overshoot.
+            x = tf.clip_by_value(tf.round(x), 0, 255)
+        x = (x / 255 - tf.constant(how.mean)) / tf.constant(how.std)
+        return tf.transpose(x, (0, 3, 1, 2)) if channel_axis() == 1 else x
+
+    def random(self):
+        """Random inputs, of the size that they would have."""
+        rng = np.random.default_rng(0)
+        shape = [64 if side is None else side for side in self.shape]
+        if self.preprocessing == BYTES:
+            return rng.uniform(0, 255, (RANDOM_IMAGES, *shape)).astype("float32")
+        return rng.normal(size=(RANDOM_IMAGES, *shape)).astype("float32")
+
+    def read(self, name, data):
+        """Reads images from an array or from batches, and checks their shape."""
+        if hasattr(data, "ndim") or not isinstance(data, Iterable):
+            batches = [data]
+        else:
+            batches = [x[0] if isinstance(x, (tuple, list)) else x for x in data]
+        batches = [np.asarray(x, "float32") for x in batches]
+        wrong = [x.shape for x in batches if x.shape[1:] != self.shape]
+        if wrong or not sum(map(len, batches)):
+            raise ValueError(
+                f"`{name}` must be images (N, {str(self.shape)[1:]}, or batches of "
+                f"them. Received: {wrong[0] if wrong else 'none'}"
+            )
+        return np.concatenate(batches)
+
+
+def _begins_with_rescaling(model):
+    first = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)][:1]
+    return any(isinstance(layer, keras.layers.Rescaling) for layer in first)
+
+
+def _metadata(format, model, image, labels):
+    import keras_coordatt
+
+    if labels is not None:
+        labels = list(labels)
+        outputs = keras.tree.flatten(model.outputs)
+        classes = outputs[0].shape[-1]
+        one = len(outputs) == 1 and len(outputs[0].shape) == 2
+        if not all(isinstance(x, str) for x in labels) or one * (classes - len(labels)):
+            raise ValueError(
+                "`labels` must be strings, one a class"
+                f"{f', {classes} of them' if one else ''}. Received: {labels}"
+            )
+    how = image.preprocessing
+    return {
+        "name": model.name,
+        "format": format,
+        "labels": labels,
+        "preprocessing": how
+        and {
+            "input_size": image.size and list(image.size),
+            "color": "RGB",
+            "data_format": keras.config.image_data_format(),
+            "interpolation": how.interpolation,
+            "antialias": how.antialias,
+            "scale": 255,
+            "mean": list(how.mean),
+            "std": list(how.std),
+        },
+        "versions": {
+            "keras_coordatt": keras_coordatt.__version__,
+            "keras": keras.__version__,
+        },
+    }
+
+
+def _in_float32(model):
+    """The model, or if some of it computes in half precision, a copy that doesn't."""
+    layers = model._flatten_layers(include_self=False)
+    if all(layer.compute_dtype == "float32" for layer in layers):
+        return model
+
+    def clone(layer):
+        return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
+
+    copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    copy.set_weights(model.get_weights())
+    return copy
+
+
+# Checks
+
+
+def _needs_backend(what, backends):
+    if keras.config.backend() not in backends:
+        raise ValueError(
+            f"{what} is written from Keras's {' or '.join(backends)} backend. Save the "
+            "model as .keras, and export that with KERAS_BACKEND=tensorflow: "
+            "`keras-coordatt export model.keras OUT`. "
+            f"Received: {keras.config.backend()}"
+        )
+
+
+def _check_ending(path, ending):
+    path = pathlib.Path(path)
+    if path.suffix != ending:
+        raise ValueError(f"`path` must end in {ending}. Received: {os.fspath(path)!r}")
+    return path
+
+
+def _numpy(outputs):
+    return [ops.convert_to_numpy(x) for x in keras.tree.flatten(outputs)]
+
+
+def _reference(model, images):
+    """Names of the model's outputs, and what it gives for the images."""
+    batches = []
+    # A GPU may multiply in lower precision.
+    with keras.device("cpu:0"):
+        for start in range(0, len(images), BATCH):
+            outputs = model(images[start : start + BATCH], training=False)
+            batches.append(_numpy(outputs))
+    if isinstance(outputs, dict):
+        names = [str(name) for name in keras.tree.flatten({k: k for k in outputs})]
+    else:
+        names = list(getattr(model, "output_names", []))
+    if len(set(names)) != len(batches[0]):
+        names = [f"output_{i}" for i in range(len(batches[0]))]
+    return names, [np.concatenate(x).astype("float32") for x in zip(*batches)]
+
+
+def _check_float(names, given, reference, what):
+    difference = {}
+    for name, ours, theirs in zip(names, given, reference, strict=True):
+        _check_shape(name, ours, theirs, what)
+        difference[name] = _largest(ours - theirs)
+        spread = np.ptp(theirs, axis=0).max()
+        limit = FLOAT_TOLERANCE * spread + ROUNDING * np.abs(theirs).max()
+        if not difference[name] <= limit:
+            raise ValueError(
+                f"{what} does not give what the Keras model gives. The largest "
+                f"difference of {name!r} is {difference[name]:.3g}, more than "
+                f"{limit:.3g}."
+            )
+    return difference
+
+
+def _check_rounded(names, given, reference, tolerance, what):
+    difference = {}
+    for name, ours, theirs in zip(names, given, reference, strict=True):
+        _check_shape(name, ours, theirs, what)
+        difference[name] = _largest(ours - theirs)
+        share = np.sqrt(np.mean((ours - theirs) ** 2) / np.mean(theirs**2))
+        if not share <= tolerance:
+            raise ValueError(
+                f"{what} does not give what the Keras model gives. The largest "
+                f"difference of {name!r} is {difference[name]:.3g}, and its root mean "
+                f"square is {share:.1%} of that of the output, more than "
+                f"{tolerance:.0%}."
+            )
+    return difference
+
+
+def _check_shape(name, ours, theirs, what):
+    if ours.shape != theirs.shape:
+        raise ValueError(
+            f"{what} gives {name!r} in shape {ours.shape}, and the Keras model in "
+            f"{theirs.shape}."
+        )
+
+
+def _largest(difference):
+    return float(np.abs(difference).max())
+
+
+def _agreement(given, reference):
+    """The share of images with the same top-1 class, if there are classes."""
+    if len(reference) != 1 or reference[0].ndim != 2 or reference[0].shape[1] < 2:
+        return None
+    return float((given[0].argmax(1) == reference[0].argmax(1)).mean())
+
+
+# SavedModel
+
+
+def _pictures(image):
+    rng = np.random.default_rng(0)
+    size = (50, 75) if image.size else (64, 64)
+    return rng.integers(0, 256, (2, *size, image.channels), "uint8")
+
+
+@contextlib.contextmanager
+def _folder_written_whole(path) -> Iterator[pathlib.Path]:
+    """`written_whole` for a SavedModel, a folder, that may replace another one."""
+    if path.exists() and not (path / "saved_model.pb").exists():
+        raise ValueError(
+            f"`path` is there, and is no SavedModel. Received: {os.fspath(path)!r}"
+        )
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=f".{path.name}-"
+    ) as folder:
+        fresh = pathlib.Path(folder) / "new"
+        yield fresh
+        # A folder can't take the place of a full one.
+        if path.exists():
+            os.replace(path, pathlib.Path(folder) / "old")
+        os.replace(fresh, path)
+
+
+# LiteRT
+
+
+def _save_constant(model, shape, names, folder):
+    """Saves a model for the converter, with constants instead of variables.
+
+    Constants are folded, batch normalization into convolutions among them. The batch
+    size is fixed, as otherwise each dense layer of a map asks for its shape.
+    """
+    import tensorflow as tf
+
+    trainable, others = (
+        [tf.constant(variable.numpy()) for variable in variables]
+        for variables in (model.trainable_variables, model.non_trainable_variables)
+    )
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, "float32", name="image")])
+    def serve(image):
+        outputs, _ = model.stateless_call(trainable, others, image, training=False)
+        return dict(zip(names, keras.tree.flatten(outputs), strict=True))
+
+    tf.saved_model.save(tf.Module(), folder, signatures=serve.get_concrete_function())
+
+
+def _converter(folder, precision, inference_type, batch_size, representative):
+    """Gives a function that makes a converter, which is good for one conversion."""
+    import tensorflow as tf
+
+    def make():
+        converter = tf.lite.TFLiteConverter.from_saved_model(folder)
+        if precision != "float32":
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        if precision == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+        if precision == "int8":
+            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
+            converter.inference_input_type = tf.as_dtype(inference_type)
+            converter.inference_output_type = tf.as_dtype(inference_type)
+            converter.representative_dataset = lambda: (
+                [x] for x in _batches(representative, batch_size)
+            )
+        return converter
+
+    return make
+
+
+def _batches(images, batch_size):
+    """Batches of exactly this size; the last one begins again at the first image."""
+    for start in range(0, len(images), batch_size):
+        yield np.take(images, range(start, start + batch_size), axis=0, mode="wrap")
+
+
+def _append_metadata(path, metadata):
+    # A flatbuffer knows where it ends; LiteRT's own tools append files in this way.
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("metadata.json", json.dumps(metadata, indent=1))
+        if metadata["labels"] is not None:
+            archive.writestr("labels.txt", "\n".join(metadata["labels"]))
+
+
+def _run_litert(path, images, batch_size, names):
+    """What a file gives for the images, and its float tensors inside."""
+    import tensorflow as tf
+
+    with _quiet():
+        interpreter = tf.lite.Interpreter(str(path))
+    runner = interpreter.get_signature_runner("serving_default")
+    (given,) = runner.get_input_details().values()
+    taken = runner.get_output_details()
+    batches = []
+    for x in _batches(images, batch_size):
+        outputs = runner(image=_quantized(x, given))
+        batches.append([_dequantized(outputs[name], taken[name]) for name in names])
+    ends = {given["index"], *(x["index"] for x in taken.values())}
+    float_tensors = tuple(
+        tensor["name"]
+        for tensor in interpreter.get_tensor_details()
+        if tensor["index"] not in ends and np.issubdtype(tensor["dtype"], np.floating)
+    )
+    return [np.concatenate(x)[: len(images)] for x in zip(*batches)], float_tensors
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without TensorFlow's warning that its interpreter will move to a new package."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*Warning: tf.lite.Interpreter is")
+        yield
+
+
+def _quantized(x, tensor):
+    if np.issubdtype(tensor["dtype"], np.floating):
+        return x.astype(tensor["dtype"])
+    scale, zero_point = tensor["quantization"]
+    limits = np.iinfo(tensor["dtype"])
+    x = np.clip(np.round(x / scale) + zero_point, limits.min, limits.max)
+    return x.astype(tensor["dtype"])
+
+
+def _dequantized(x, tensor):
+    if np.issubdtype(tensor["dtype"], np.floating):
+        return x.astype("float32")
+    scale, zero_point = tensor["quantization"]
+    return ((x.astype("float32") - zero_point) * scale).astype("float32")
+
+
+def _layer_errors(converter, images, batch_size):
+    """The errors by layer, largest first, of an int8 network."""
+    import csv
+    import io
+
+    import tensorflow as tf
+
+    debugger = tf.lite.experimental.QuantizationDebugger(
+        converter=converter,
+        debug_dataset=lambda: (
+            [x] for x in _batches(images[:DEBUG_IMAGES], batch_size)
+        ),
+    )
+    with _quiet():
+        debugger.run()
+    table = io.StringIO()
+    debugger.layer_statistics_dump(table)
+    table.seek(0)
+    errors = []
+    for row in csv.DictReader(table):
+        rms, scale = float(row["mean_squared_error"]) ** 0.5, float(row["scale"])
+        errors.append(
+            LayerError(
+                row["tensor_name"].split(";")[0], row["op_name"], rms, rms / scale
+            )
+        )
+    return tuple(sorted(errors, key=lambda error: error.steps, reverse=True))
