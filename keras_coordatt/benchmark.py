@@ -9,6 +9,7 @@ was cut off goes on from there.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -19,8 +20,7 @@ from collections.abc import Callable
 import keras
 
 from keras_coordatt.applications import EfficientNetCA, MobileNetV2CA
-from keras_coordatt.applications.mobilenet_v2_ca import preprocess_input
-from keras_coordatt.training import warmup_cosine, zero_init_residuals
+from keras_coordatt.training import train_classifier
 
 ATTENTIONS = (None, "se", "cbam", "height", "width", "coordinate")
 
@@ -87,56 +87,18 @@ def ablation(
 def _train(
     data, seed, attention, steps, image_size, alpha, batch_size, learning_rate
 ) -> dict:
-    import tensorflow_datasets as tfds
-
-    from keras_coordatt.data import load_classification
-
-    if os.path.isdir(data):
-        builder = tfds.ImageFolder(os.fspath(data))
-    else:
-        builder = tfds.builder(os.fspath(data))
-        builder.download_and_prepare()
-    augment = keras.layers.Pipeline(
-        [
-            keras.layers.RandomFlip("horizontal", seed=seed),
-            keras.layers.RandomTranslation(0.1, 0.1, seed=seed),
-        ]
-    )
-    shared = {"image_size": image_size, "preprocess": preprocess_input}
-    train = load_classification(
-        builder,
-        "train",
+    _, report = train_classifier(
+        functools.partial(MobileNetV2CA, alpha=alpha, attention=attention),
+        data,
+        image_size=image_size,
+        epochs=1,
+        steps_per_epoch=steps,
         batch_size=batch_size,
-        augment=augment,
-        shuffle=True,
+        learning_rate=learning_rate,
         seed=seed,
-        **shared,
+        verbose=0,
     )
-    test = load_classification(builder, "test", batch_size=batch_size, **shared)
-
-    keras.backend.clear_session()
-    keras.utils.set_random_seed(seed)
-    model = MobileNetV2CA(
-        (image_size, image_size, 3),
-        alpha,
-        weights=None,
-        classes=builder.info.features["label"].num_classes,
-        attention=attention,
-    )
-    zero_init_residuals(model)
-    model.compile(
-        keras.optimizers.Lamb(warmup_cosine(steps, learning_rate)),
-        "sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-    )
-    start = time.perf_counter()
-    model.fit(train.repeat(), steps_per_epoch=steps, verbose=0)
-    seconds = time.perf_counter() - start
-    return {
-        "parameters": model.count_params(),
-        "accuracy": model.evaluate(test, verbose=0, return_dict=True)["accuracy"],
-        "seconds": round(seconds),
-    }
+    return report
 
 
 def table(runs: list[dict]) -> str:

@@ -7,6 +7,7 @@ traceback.
 
 import argparse
 import pathlib
+import shutil
 import sys
 from collections.abc import Sequence
 
@@ -49,23 +50,34 @@ def convert(arguments: argparse.Namespace) -> None:
     `.weights.h5` file does not tell, so there the options do.
     """
     from keras_coordatt import weights
-    from keras_coordatt.weights.files import written_whole
 
     source, output = arguments.input, arguments.output
     if not str(source).endswith(weights.FILE_TYPES):
         raise ValueError(
             f"IN must end in one of {weights.FILE_TYPES}. Received: {source}"
         )
+    _check_output(output)
+    model = _network(arguments)
+    _save(model, output)
+    print(f"{output}: {model.count_params():,} parameters, from {source}")
+
+
+def _check_output(output):
     if not str(output).endswith(OUTPUTS):
         raise ValueError(f"OUT must end in one of {OUTPUTS}. Received: {output}")
-    model = _network(arguments)
+
+
+def _save(model, output):
+    from keras_coordatt.weights import save_safetensors
+    from keras_coordatt.weights.files import written_whole
+
+    output.parent.mkdir(parents=True, exist_ok=True)
     if str(output).endswith(".safetensors"):
-        weights.save_safetensors(model, output)
+        save_safetensors(model, output)
     else:
         with written_whole(output) as fresh:
             whole = str(output).endswith(".keras")
             (model.save if whole else model.save_weights)(fresh)
-    print(f"{output}: {model.count_params():,} parameters, from {source}")
 
 
 def _network(arguments):
@@ -99,6 +111,128 @@ def _convert_options(parser):
     parser.add_argument("--reduction", type=int, help="reduction of the attention")
 
 
+def train(arguments: argparse.Namespace) -> None:
+    """Train a MobileNetV2CA from scratch, and test it once.
+
+    An interrupted training goes on when it is started again.
+    """
+    import functools
+
+    from keras_coordatt import MobileNetV2CA
+    from keras_coordatt.training import train_classifier
+
+    options = vars(arguments).copy()
+    del options["command"]
+    output = options.pop("output")
+    _check_output(output)
+    build = functools.partial(
+        MobileNetV2CA, **{name: options.pop(name) for name in ("alpha", "attention")}
+    )
+    backup_dir = output.with_name(f".{output.name}-backup")
+    model, report = train_classifier(build, **options, backup_dir=backup_dir)
+    _save(model, output)
+    shutil.rmtree(backup_dir)
+    print(
+        f"{output}: {report['accuracy']:.2%} of the test images, "
+        f"{report['parameters']:,} parameters, {report['seconds']} s"
+    )
+
+
+def _train_options(parser):
+    parser.add_argument("data", metavar="DATA", help="a folder, or a TFDS name")
+    parser.add_argument("output", metavar="OUT", type=pathlib.Path)
+    parser.add_argument("--alpha", type=float, default=0.25)
+    parser.add_argument(
+        "--attention",
+        default="coordinate",
+        type=lambda name: None if name == "none" else name,
+    )
+    parser.add_argument("--image-size", type=int, default=64)
+    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=1e-2)
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def export(arguments: argparse.Namespace) -> None:
+    """Export a network as SavedModel, LiteRT (.tflite) or ONNX (.onnx).
+
+    The network is read as by `convert`. The file is compared with it, on the test
+    images of DATA if that is given, and otherwise on random ones; int8 needs DATA,
+    whose training images tell the ranges.
+    """
+    from keras_coordatt import export as formats
+
+    output = arguments.output
+    suffix = output.suffix if output.suffix in (".tflite", ".onnx") else ""
+    if suffix != ".tflite" and arguments.precision != "float32":
+        raise ValueError(
+            f"--precision is for OUT that ends in .tflite. Received: {output}"
+        )
+    if (arguments.precision == "int8") and arguments.data is None:
+        raise ValueError("--precision int8 needs --data")
+    model = _network(arguments)
+    options = {}
+    if arguments.labels:
+        options["labels"] = arguments.labels.read_text().splitlines()
+    if suffix and arguments.image_size:
+        options["image_size"] = arguments.image_size
+    if suffix == ".tflite":
+        options["precision"] = arguments.precision
+        if arguments.data is not None:
+            options |= _export_data(arguments, model) | options
+    write = {".tflite": formats.litert, ".onnx": formats.onnx, "": formats.saved_model}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        print(write[suffix](model, output, **options))
+    except ImportError as error:
+        raise ValueError(str(error)) from error
+
+
+def _export_data(arguments, model):
+    """Images to measure ranges and to compare on, and the names of the classes."""
+    import tensorflow_datasets as tfds
+
+    from keras_coordatt.data import load_classification
+    from keras_coordatt.export import preprocessing_of
+
+    data = arguments.data
+    builder = tfds.ImageFolder(data) if pathlib.Path(data).is_dir() else data
+    size = arguments.image_size or model.input_shape[-2]
+
+    def images(split, count):
+        dataset = load_classification(
+            builder, split, size, 1, preprocess=preprocessing_of(model).normalize
+        )
+        return dataset.take(count)
+
+    found = {"images": images("test", 1000)}
+    if arguments.precision == "int8":
+        found["representative"] = images("train", 300)
+    if isinstance(builder, tfds.ImageFolder):
+        found["labels"] = builder.info.features["label"].names
+    return found
+
+
+def _export_options(parser):
+    _convert_options(parser)
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "float16", "dynamic", "int8"),
+        default="float32",
+        help="of a .tflite file",
+    )
+    parser.add_argument(
+        "--data", metavar="DATA", help="a folder with train/ and test/, or a TFDS name"
+    )
+    parser.add_argument(
+        "--labels", type=pathlib.Path, help="a file with a class name a line"
+    )
+    parser.add_argument(
+        "--image-size", type=int, help="of a network that takes any size"
+    )
+
+
 def weights(arguments: argparse.Namespace) -> None:
     """List the published weights.
 
@@ -125,6 +259,8 @@ def weights(arguments: argparse.Namespace) -> None:
 
 COMMANDS = {
     "convert": (convert, _convert_options),
+    "train": (train, _train_options),
+    "export": (export, _export_options),
     "weights": (weights, lambda parser: None),
 }
 

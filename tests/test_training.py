@@ -1,16 +1,22 @@
+import functools
+
 import keras
 import numpy as np
 import pytest
 from keras import ops
 from networks import images
 
-from keras_coordatt import EfficientNetCA, MobileNetV2CA
+from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 from keras_coordatt.training import warmup_cosine, zero_init_residuals
 
 
 @pytest.mark.parametrize(
     "build, residuals",
-    [(lambda **a: MobileNetV2CA(alpha=0.25, **a), 11), (EfficientNetCA, 9)],
+    [
+        (functools.partial(MobileNetV2CA, alpha=0.25), 11),
+        (functools.partial(MobileNeXtCA, alpha=0.25), 11),
+        (EfficientNetCA, 9),
+    ],
 )
 def test_residual_blocks_start_as_the_identity(build, residuals):
     model = build(input_shape=(64, 64, 3), weights=None, classes=3)
@@ -23,7 +29,7 @@ def test_residual_blocks_start_as_the_identity(build, residuals):
         assert any(np.array_equal(term, total) for term in terms)
 
 
-def test_other_networks_have_no_residual_projection():
+def test_other_networks_have_no_residual_blocks():
     inputs = keras.Input((8, 8, 3))
     plain = keras.Model(inputs, keras.layers.Conv2D(4, 3)(inputs), name="plain")
     with pytest.raises(ValueError, match=r"`model`.*Received: plain"):
