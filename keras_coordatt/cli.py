@@ -155,50 +155,63 @@ def _train_options(parser):
 
 
 def export(arguments: argparse.Namespace) -> None:
-    """Export a network as SavedModel, LiteRT (.tflite) or ONNX (.onnx).
+    """Export a network as SavedModel, LiteRT or ONNX.
 
-    The network is read as by `convert`. The file is compared with it, on the test
-    images of DATA if that is given, and otherwise on random ones; int8 needs DATA,
-    whose training images tell the ranges.
+    OUT ends in `.tflite` or `.onnx`, or is the name of a folder. The network is read as
+    by `convert`. The file is compared with it: LiteRT on the test images of DATA if
+    that is given, and else on random ones. For int8, the training images of DATA tell
+    the ranges.
     """
     from keras_coordatt import export as formats
 
-    output = arguments.output
-    suffix = output.suffix if output.suffix in (".tflite", ".onnx") else ""
+    output, suffix = arguments.output, arguments.output.suffix
+    if suffix in (*OUTPUTS, ".h5", ".pth", ".pt"):
+        raise ValueError(
+            "OUT must end in .tflite or .onnx, or be the name of a folder. "
+            f"Received: {output}"
+        )
     if suffix != ".tflite" and arguments.precision != "float32":
         raise ValueError(
             f"--precision is for OUT that ends in .tflite. Received: {output}"
         )
-    if (arguments.precision == "int8") and arguments.data is None:
+    if arguments.precision == "int8" and arguments.data is None:
         raise ValueError("--precision int8 needs --data")
     model = _network(arguments)
+
     options = {}
-    if arguments.labels:
-        options["labels"] = arguments.labels.read_text().splitlines()
-    if suffix and arguments.image_size:
+    if suffix in (".tflite", ".onnx"):
         options["image_size"] = arguments.image_size
     if suffix == ".tflite":
         options["precision"] = arguments.precision
         if arguments.data is not None:
-            options |= _export_data(arguments, model) | options
-    write = {".tflite": formats.litert, ".onnx": formats.onnx, "": formats.saved_model}
+            options |= _export_data(arguments, model)
+    if arguments.labels is not None:
+        options["labels"] = arguments.labels.read_text().splitlines()
+    writers = {".tflite": formats.litert, ".onnx": formats.onnx}
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        print(write[suffix](model, output, **options))
+        report = writers.get(suffix, formats.saved_model)(model, output, **options)
     except ImportError as error:
         raise ValueError(str(error)) from error
+    print(report)
 
 
 def _export_data(arguments, model):
     """Images to measure ranges and to compare on, and the names of the classes."""
+    import keras
     import tensorflow_datasets as tfds
 
     from keras_coordatt.data import load_classification
     from keras_coordatt.export import preprocessing_of
 
+    first = keras.config.image_data_format() == "channels_first"
+    size = model.input_shape[2:] if first else model.input_shape[1:3]
+    if None in size:
+        if arguments.image_size is None:
+            raise ValueError("--data needs --image-size: the network takes any size")
+        size = arguments.image_size
     data = arguments.data
     builder = tfds.ImageFolder(data) if pathlib.Path(data).is_dir() else data
-    size = arguments.image_size or model.input_shape[-2]
 
     def images(split, count):
         dataset = load_classification(

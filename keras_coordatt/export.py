@@ -42,10 +42,14 @@ TOLERANCES = {"float16": 0.02, "dynamic": 0.2, "int8": 0.5}
 # Below this share of equal top-1 classes, the errors are listed by layer.
 AGREEMENT = 0.99
 
+# The first in which tf2onnx writes dense layers of maps, for any batch size, in a way
+# that ONNX Runtime takes.
+OPSET = 18
+
 BATCH = 32
 RANDOM_IMAGES = 4
-# The debugger keeps every activation of every image.
-DEBUG_IMAGES = 16
+# Each of their activations is kept.
+LAYER_IMAGES = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +88,22 @@ class Preprocessing:
                 f"positive ones. Received: mean={self.mean}, std={self.std}"
             )
 
+    def normalize(self, images):
+        """Subtracts the mean and divides, without resizing.
+
+        Args:
+            images: Array or tensor of images in [0, 255], `(..., H, W, C)` or
+                `(..., C, H, W)` by `keras.config.image_data_format()`.
+
+        Returns:
+            The network's input, in floating point.
+        """
+        shape = (-1, 1, 1) if channel_axis() == 1 else (-1,)
+        mean, std = (
+            np.reshape(np.asarray(x, "float32"), shape) for x in (self.mean, self.std)
+        )
+        return (images / 255 - mean) / std
+
 
 # What leaves the bytes as they are.
 BYTES = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
@@ -91,19 +111,18 @@ BYTES = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
 
 @dataclasses.dataclass(frozen=True)
 class LayerError:
-    """What int8 changes in one operation, given the same input.
+    """How far one of an int8 network's tensors is from float32.
 
     Attributes:
-        layer: Name of the layer that the operation is of.
-        operation: LiteRT's name of it.
-        rms: Root mean square difference of its output from float32.
-        steps: The same in steps of the output's scale; rounding alone makes 0.29.
+        layer: The layer that gives it, and the operation in the layer.
+        rms: Root mean square of the difference, which is that of the layers before too.
+        share: The same, of the root mean square of what differs between images: at 1,
+            nothing is left of that.
     """
 
     layer: str
-    operation: str
     rms: float
-    steps: float
+    share: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,7 +138,7 @@ class Report:
             random images, and for outputs that are not `(N, classes)`.
         float_tensors: Tensors of an int8 network that are not integers, apart from its
             inputs and outputs: none, if it is wholly int8.
-        layers: If the agreement is below 99 %, the errors by layer, largest first.
+        layers: If the agreement is below 99 %, the errors by layer, in their order.
     """
 
     path: pathlib.Path
@@ -141,9 +160,13 @@ class Report:
         if self.float_tensors:
             lines.append(f"  not in int8: {', '.join(self.float_tensors)}")
         if self.layers:
-            lines.append("  error by layer, in steps of its output's scale:")
-        for error in self.layers[:20]:
-            lines.append(f"    {error.steps:6.2f}  {error.operation:20} {error.layer}")
+            lines.append("  largest errors by layer, of what differs between images:")
+            largest = sorted(self.layers, key=lambda error: -error.share)[:20]
+            lines += [
+                f"    {error.share:7.1%}  {error.layer}"
+                for error in self.layers
+                if error in largest
+            ]
         return "\n".join(lines)
 
 
@@ -171,9 +194,9 @@ def saved_model(
         model: A `keras.Model` of one image input.
         path: The folder to write. A SavedModel that is there is replaced.
         labels: The names of the classes, in order. Defaults to none.
-        preprocessing: A `Preprocessing`. Defaults to that of
-            `keras_coordatt.applications`: ImageNet's, or none if the model begins with
-            a `Rescaling`, as with `include_preprocessing=True`.
+        preprocessing: A `Preprocessing`. Defaults to `preprocessing_of(model)`, for
+            3 channels. Without any, as for other numbers of channels, there is no
+            `serve_images`.
 
     Returns:
         A `Report`.
@@ -334,9 +357,9 @@ def litert(
     names, reference = _reference(model, images)
     with tempfile.TemporaryDirectory() as folder:
         _save_constant(model, (batch_size, *image.shape), names, folder)
-        make = _converter(folder, precision, inference_type, batch_size, representative)
+        make = _converter(folder, inference_type, batch_size, representative)
         try:
-            content = make().convert()
+            content = make(precision).convert()
         except Exception as error:  # the converter has no class of its own for it
             raise ValueError(
                 f"LiteRT cannot express {model.name!r} in {precision}: {error}"
@@ -345,7 +368,14 @@ def litert(
         with written_whole(path) as fresh:
             fresh.write_bytes(content)
             _append_metadata(fresh, metadata)
-            given, float_tensors = _run_litert(fresh, images, batch_size, names)
+            try:
+                given, float_tensors = _run_litert(fresh, images, batch_size, names)
+            except RuntimeError as error:
+                raise ValueError(
+                    f"LiteRT cannot run {model.name!r} in {precision}. In int8 this is "
+                    "so if an activation is 0 for all images of `representative`: "
+                    f"{error}"
+                ) from error
             if precision == "float32":
                 difference = _check_float(names, given, reference, path.name)
             else:
@@ -357,7 +387,8 @@ def litert(
         agreement = _agreement(given, reference) if tested else None
         layers = ()
         if precision == "int8" and agreement is not None and agreement < AGREEMENT:
-            layers = _layer_errors(make(), images, batch_size)
+            exact = make("float32").convert()
+            layers = _layer_errors(content, exact, images, batch_size)
     report = Report(
         path,
         size,
@@ -375,6 +406,73 @@ def litert(
             stacklevel=2,
         )
     return report
+
+
+def onnx(
+    model: keras.Model,
+    path: str | os.PathLike,
+    *,
+    image_size: int | tuple[int, int] | None = None,
+    labels: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Report:
+    """Exports a model as ONNX, for ONNX Runtime and what else reads it.
+
+    The input is called `image`, and is of any batch size and of the model's height,
+    width and data format; the outputs are called as the model's. Labels and
+    preprocessing are in `metadata_props`, each value as JSON. The file is compared with
+    the Keras model in ONNX Runtime, with two batch sizes.
+
+    Works on the TensorFlow and the PyTorch backend, with the packages of
+    `pip install 'keras_coordatt[export]'`.
+
+    Args:
+        model: A `keras.Model` of one image input. Of one in mixed precision, a copy in
+            float32 is exported.
+        path: The file to write, which ends in `.onnx`.
+        image_size: Height and width, for a model that takes any. Defaults to `None`:
+            any in the file too, which the PyTorch backend can't write.
+        labels: The names of the classes, in order. Defaults to none.
+        preprocessing: As of `saved_model`, for the metadata.
+
+    Returns:
+        A `Report`.
+
+    Raises:
+        ValueError: if an argument is invalid, the backend can't write ONNX, or the file
+            does not give what the model gives. Nothing is written then.
+        ImportError: if a package is missing.
+
+    Example:
+
+    >>> onnx(model, "flowers.onnx", labels=["daisy", "rose"])
+    >>> session = onnxruntime.InferenceSession("flowers.onnx")
+    >>> (scores,) = session.run(["predictions"], {"image": images})
+    """
+    _needs_backend("An ONNX file", ("tensorflow", "torch"))
+    path = _check_ending(path, ".onnx")
+    fixed = keras.config.backend() == "torch"
+    image = _Image(model, preprocessing, image_size, fixed)
+    metadata = _metadata("onnx", model, image, labels)
+    model = _in_float32(model)
+    x = image.random()
+    names, reference = _reference(model, x)
+    with _packages_for_onnx(), written_whole(path) as fresh:
+        spec = keras.InputSpec(
+            shape=(None, *image.shape), dtype="float32", name="image"
+        )
+        model.export(
+            str(fresh),
+            format="onnx",
+            verbose=False,
+            input_signature=[spec],
+            opset_version=OPSET,
+        )
+        _finish_onnx(fresh, names, metadata)
+        given = _run_onnx(fresh, x, names)
+        difference = _check_float(names, given, reference, path.name)
+        size = fresh.stat().st_size
+    return Report(path, size, len(x), difference)
 
 
 def read_metadata(path: str | os.PathLike) -> dict:
@@ -402,14 +500,37 @@ def read_metadata(path: str | os.PathLike) -> dict:
     try:
         if path.is_dir():
             text = (path / "assets.extra" / "metadata.json").read_text()
+        elif path.suffix == ".onnx":
+            return _read_onnx_metadata(path)
         else:
             with zipfile.ZipFile(path) as archive:
                 text = archive.read("metadata.json")
         return json.loads(text)
-    except (KeyError, ValueError, zipfile.BadZipFile, NotADirectoryError) as error:
+    except (FileNotFoundError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        if not path.exists():
+            raise
         raise ValueError(
             f"{os.fspath(path)!r} has no metadata of keras_coordatt."
         ) from error
+
+
+def preprocessing_of(model: keras.Model) -> Preprocessing:
+    """The preprocessing that a network of `keras_coordatt.applications` needs.
+
+    Args:
+        model: A `keras.Model`.
+
+    Returns:
+        That of `preprocess_input`; or if the model begins with a `Rescaling`, as with
+        `include_preprocessing=True`, one that leaves the values in [0, 255].
+
+    Example:
+
+    >>> x = preprocessing_of(model).normalize(images)
+    """
+    own = (x for x in model.layers if not isinstance(x, keras.layers.InputLayer))
+    rescales = isinstance(next(own, None), keras.layers.Rescaling)
+    return BYTES if rescales else Preprocessing()
 
 
 # What a model takes and gives
@@ -442,13 +563,13 @@ class _Image:
         self.size = None if None in sizes else tuple(sizes)
         if fixed and self.size is None:
             raise ValueError(
-                "The model takes images of any size, and LiteRT needs one: pass "
-                "`image_size`."
+                "`image_size` must be given, as the model takes images of any size and "
+                f"the file can't. Received: {image_size!r}"
             )
         self.shape = (*sizes[: axis - 1], self.channels, *sizes[axis - 1 :])
 
         if preprocessing is None and self.channels == 3:
-            preprocessing = BYTES if _begins_with_rescaling(model) else Preprocessing()
+            preprocessing = preprocessing_of(model)
         if preprocessing and len(preprocessing.mean) != self.channels:
             raise ValueError(
                 f"`preprocessing` must be for the {self.channels} channels of the "
@@ -468,8 +589,9 @@ class _Image:
             )
             # Bicubic interpolation and Lanczos's overshoot.
             x = tf.clip_by_value(tf.round(x), 0, 255)
-        x = (x / 255 - tf.constant(how.mean)) / tf.constant(how.std)
-        return tf.transpose(x, (0, 3, 1, 2)) if channel_axis() == 1 else x
+        return how.normalize(
+            tf.transpose(x, (0, 3, 1, 2)) if channel_axis() == 1 else x
+        )
 
     def random(self):
         """Random inputs, of the size that they would have."""
@@ -493,11 +615,6 @@ class _Image:
                 f"them. Received: {wrong[0] if wrong else 'none'}"
             )
         return np.concatenate(batches)
-
-
-def _begins_with_rescaling(model):
-    first = [x for x in model.layers if not isinstance(x, keras.layers.InputLayer)][:1]
-    return any(isinstance(layer, keras.layers.Rescaling) for layer in first)
 
 
 def _metadata(format, model, image, labels):
@@ -612,7 +729,7 @@ def _check_rounded(names, given, reference, tolerance, what):
     for name, ours, theirs in zip(names, given, reference, strict=True):
         _check_shape(name, ours, theirs, what)
         difference[name] = _largest(ours - theirs)
-        share = np.sqrt(np.mean((ours - theirs) ** 2) / np.mean(theirs**2))
+        share = _rms(ours - theirs) / _rms(theirs)
         if not share <= tolerance:
             raise ValueError(
                 f"{what} does not give what the Keras model gives. The largest "
@@ -633,6 +750,10 @@ def _check_shape(name, ours, theirs, what):
 
 def _largest(difference):
     return float(np.abs(difference).max())
+
+
+def _rms(x):
+    return float(np.sqrt(np.mean(np.square(x))))
 
 
 def _agreement(given, reference):
@@ -669,6 +790,66 @@ def _folder_written_whole(path) -> Iterator[pathlib.Path]:
         os.replace(fresh, path)
 
 
+# ONNX
+
+
+@contextlib.contextmanager
+def _packages_for_onnx():
+    try:
+        yield
+    except ImportError as error:
+        raise ImportError(
+            "An ONNX file needs more packages: pip install 'keras_coordatt[export]' "
+            f"({error})"
+        ) from error
+
+
+def _finish_onnx(path, names, metadata):
+    """Gives outputs and batch their names, and adds the metadata."""
+    import onnx
+
+    proto = onnx.load(path)
+    graph = proto.graph
+    new = dict(zip((x.name for x in graph.output), names, strict=True))
+    for node in graph.node:
+        for side in (node.input, node.output):
+            side[:] = [new.get(name, name) for name in side]
+    for value in graph.output:
+        value.name = new[value.name]
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+    onnx.helper.set_model_props(
+        proto, {key: json.dumps(value) for key, value in metadata.items()}
+    )
+    onnx.checker.check_model(proto)
+    onnx.save(proto, path)
+
+
+def _run_onnx(path, images, names):
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    batches = [
+        session.run(names, {"image": x}) for x in (images[:1], images[1:]) if len(x)
+    ]
+    return [np.concatenate(x) for x in zip(*batches)]
+
+
+def _read_onnx_metadata(path):
+    with _packages_for_onnx():
+        import onnx
+        from google.protobuf.message import DecodeError
+
+        try:
+            proto = onnx.load(path, load_external_data=False)
+        except DecodeError as error:
+            raise ValueError(str(error)) from error
+    metadata = {x.key: x.value for x in proto.metadata_props}
+    if "preprocessing" not in metadata:
+        raise KeyError("preprocessing")
+    return {key: json.loads(value) for key, value in metadata.items()}
+
+
 # LiteRT
 
 
@@ -693,11 +874,11 @@ def _save_constant(model, shape, names, folder):
     tf.saved_model.save(tf.Module(), folder, signatures=serve.get_concrete_function())
 
 
-def _converter(folder, precision, inference_type, batch_size, representative):
-    """Gives a function that makes a converter, which is good for one conversion."""
+def _converter(folder, inference_type, batch_size, representative):
+    """Gives a function from a precision to a converter, good for one conversion."""
     import tensorflow as tf
 
-    def make():
+    def make(precision):
         converter = tf.lite.TFLiteConverter.from_saved_model(folder)
         if precision != "float32":
             converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -775,30 +956,39 @@ def _dequantized(x, tensor):
     return ((x.astype("float32") - zero_point) * scale).astype("float32")
 
 
-def _layer_errors(converter, images, batch_size):
-    """The errors by layer, largest first, of an int8 network."""
-    import csv
-    import io
+def _layer_errors(rounded, exact, images, batch_size):
+    """The errors by layer, in their order, of one file's tensors to another's."""
+    images = images[:LAYER_IMAGES]
+    rounded, exact = (_tensors(x, images, batch_size) for x in (rounded, exact))
+    errors = []
+    for name, ours in rounded.items():
+        theirs = exact.get(name)
+        if theirs is None or theirs.shape != ours.shape:
+            continue
+        if (theirs != theirs[:1]).any():  # weights are alike for all images
+            rms, varies = _rms(ours - theirs), _rms(theirs - theirs.mean(0))
+            errors.append(LayerError(name.split(";")[0], rms, rms / varies))
+    return tuple(errors)
 
+
+def _tensors(content, images, batch_size):
+    """What each tensor of a file is for the images, in floating point."""
     import tensorflow as tf
 
-    debugger = tf.lite.experimental.QuantizationDebugger(
-        converter=converter,
-        debug_dataset=lambda: (
-            [x] for x in _batches(images[:DEBUG_IMAGES], batch_size)
-        ),
-    )
     with _quiet():
-        debugger.run()
-    table = io.StringIO()
-    debugger.layer_statistics_dump(table)
-    table.seek(0)
-    errors = []
-    for row in csv.DictReader(table):
-        rms, scale = float(row["mean_squared_error"]) ** 0.5, float(row["scale"])
-        errors.append(
-            LayerError(
-                row["tensor_name"].split(";")[0], row["op_name"], rms, rms / scale
-            )
+        interpreter = tf.lite.Interpreter(
+            model_content=content, experimental_preserve_all_tensors=True
         )
-    return tuple(sorted(errors, key=lambda error: error.steps, reverse=True))
+    runner = interpreter.get_signature_runner("serving_default")
+    (given,) = runner.get_input_details().values()
+    found = {}
+    for x in _batches(images, batch_size):
+        runner(image=_quantized(x, given))
+        for tensor in interpreter.get_tensor_details():
+            # Other weights have no batch axis, and some tensors are never written.
+            if [*tensor["shape"][:1]] != [batch_size]:
+                continue
+            with contextlib.suppress(ValueError):
+                value = _dequantized(interpreter.get_tensor(tensor["index"]), tensor)
+                found.setdefault(tensor["name"], []).append(value)
+    return {name: np.concatenate(values) for name, values in found.items()}
