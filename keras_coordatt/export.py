@@ -24,6 +24,7 @@ import numpy as np
 from keras import ops
 
 from keras_coordatt.applications.common import MEAN, STD, channel_axis
+from keras_coordatt.litert_metadata import add_metadata
 from keras_coordatt.validation import check_choice, check_positive_int
 from keras_coordatt.weights.files import written_whole
 
@@ -270,8 +271,11 @@ def litert(
 
     Batch normalization is folded into the convolutions. The signature is called
     `serving_default`, its input `image`, and its outputs as the model's. Labels and
-    preprocessing are in the file as `metadata.json` and `labels.txt`, which `unzip`
-    finds too.
+    preprocessing are in the file, as TensorFlow Lite's metadata and as `metadata.json`
+    and `labels.txt`, which `unzip` finds. MediaPipe Tasks uses a classifier with labels
+    as it is, if the network normalizes: build it with `include_preprocessing=True`. It
+    then takes bytes, even as `inference_type="uint8"`, if `representative` has values
+    from 0 to 255.
 
     The file is compared with the Keras model, in float32: outputs may differ by 1e-4 of
     their range over the images. Where numbers are rounded, the root mean square of the
@@ -366,7 +370,7 @@ def litert(
             ) from error
 
         with written_whole(path) as fresh:
-            fresh.write_bytes(content)
+            fresh.write_bytes(add_metadata(content, metadata))
             _append_metadata(fresh, metadata)
             try:
                 given, float_tensors = _run_litert(fresh, images, batch_size, names)
@@ -934,9 +938,10 @@ def _run_litert(path, images, batch_size, names):
 
 @contextlib.contextmanager
 def _quiet():
-    """Without TensorFlow's warning that its interpreter will move to a new package."""
+    """Without TensorFlow's advice on its interpreter, which is not for our users."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*Warning: tf.lite.Interpreter is")
+        warnings.filterwarnings("ignore", r".*`experimental_preserve_all_tensors`")
         yield
 
 
