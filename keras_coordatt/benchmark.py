@@ -1,143 +1,465 @@
-"""What the attentions bring, and what they cost, side by side.
+"""What the attentions cost: speed, size and memory, side by side.
 
-    python -m keras_coordatt.benchmark ablation DATA   accuracy, by attention and seed
-    python -m keras_coordatt.benchmark build           time to build, against Keras's
-
-`DATA` is a folder `train/<class>/*.jpg`, `test/<class>/*.jpg`, or a TFDS name such as
-`cifar10`. The results of an ablation are written to a file as they come, and a run that
-was cut off goes on from there.
+All that is timed is timed in turns within one run, so that every network meets the same
+machine, and what is reported is the ratio to the same network without attention.
+`keras-coordatt benchmark` is the command.
 """
 
-import argparse
+import contextlib
+import dataclasses
 import functools
-import json
+import importlib
+import math
+import multiprocessing
 import os
 import pathlib
 import statistics
+import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import keras
+import numpy as np
 
-from keras_coordatt.applications import EfficientNetCA, MobileNetV2CA
-from keras_coordatt.training import train_classifier
+from keras_coordatt.applications import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
+from keras_coordatt.validation import check_choice, check_positive_int
 
-ATTENTIONS = (None, "se", "cbam", "height", "width", "coordinate")
+MODELS = {
+    "MobileNetV2CA": MobileNetV2CA,
+    "MobileNeXtCA": MobileNeXtCA,
+    "EfficientNetCA": EfficientNetCA,
+}
 
 
-def ablation(
-    data: str | os.PathLike,
-    output: str | os.PathLike,
+@dataclasses.dataclass(frozen=True)
+class Measure:
+    """A way to run a network.
+
+    Attributes:
+        title: What the table calls it.
+        prepare: Function of a model that gives a function without arguments, which
+            is timed.
+        images: How many images that function takes.
+        calls: How often it is called for one time.
+    """
+
+    title: str
+    prepare: Callable
+    images: int
+    calls: int
+
+
+def _litert(precision, threads):
+    def prepare(model):
+        import tensorflow as tf
+
+        from keras_coordatt.export import litert
+
+        rng = np.random.default_rng(0)
+        images = rng.normal(size=(8, *model.input_shape[1:])).astype("float32")
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "model.tflite"
+            representative = images if precision == "int8" else None
+            litert(model, path, precision=precision, representative=representative)
+            content = path.read_bytes()
+        interpreter = tf.lite.Interpreter(model_content=content, num_threads=threads)
+        interpreter.allocate_tensors()
+        (image,) = interpreter.get_input_details()
+        interpreter.set_tensor(image["index"], images[:1])
+        return interpreter.invoke
+
+    return Measure(f"LiteRT {precision}, {threads} thread", prepare, 1, 5)
+
+
+def _graph(batch_size):
+    def prepare(model):
+        import tensorflow as tf
+
+        images = tf.random.normal((batch_size, *model.input_shape[1:]))
+        graph = _concrete(model, batch_size)
+        return lambda: graph(images)
+
+    calls = 5 if batch_size == 1 else 1
+    return Measure(f"TF graph, batch {batch_size}", prepare, batch_size, calls)
+
+
+def _training(batch_size):
+    def prepare(model):
+        model = keras.models.clone_model(model)
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        images = keras.random.normal((batch_size, *model.input_shape[1:]))
+        labels = np.zeros(batch_size, "int32")
+        return lambda: model.train_on_batch(images, labels)
+
+    return Measure(f"training step, batch {batch_size}", prepare, batch_size, 1)
+
+
+MEASURES = {
+    "litert_float32_1": _litert("float32", 1),
+    "litert_float32_2": _litert("float32", 2),
+    "litert_int8_1": _litert("int8", 1),
+    "litert_int8_2": _litert("int8", 2),
+    "graph_1": _graph(1),
+    "graph_16": _graph(16),
+    "train_32": _training(32),
+}
+
+
+def benchmark(
+    models: Iterable[str] = ("MobileNetV2CA",),
+    attentions: Iterable[str | None] = (None, "se", "coordinate"),
     *,
-    seeds: tuple[int, ...] = (0, 1, 2),
-    steps: int = 400,
-    image_size: int = 48,
-    alpha: float = 0.25,
-    batch_size: int = 64,
-    learning_rate: float = 1e-2,
+    image_size: int = 224,
+    alpha: float = 1.0,
+    measures: Iterable[str] = tuple(MEASURES),
+    rounds: int = 20,
+    memory: bool = True,
+    extra: dict[str, Callable] | None = None,
 ) -> list[dict]:
-    """Trains MobileNetV2 from scratch with each attention and each seed.
+    """Measures networks with each attention against the same without.
 
-    All get the same images in the same order, the same schedule and the same number
-    of steps. What differs between seeds is the order and the starting weights.
+    In every round each network is timed once, in an order that changes from round to
+    round; a ratio is of two times of the same round. On a machine that others use too,
+    the ratios' median and quartiles say more than the times.
 
     Args:
-        data: A folder `train/<class>/*.jpg`, `test/<class>/*.jpg`, or a TFDS name.
-        output: A file that gets a line of JSON a run, as it ends. Runs that are in
-            it are not made again.
-        seeds: The seeds, each an integer.
-        steps: Training steps of each network.
+        models: Names of builders, of `"MobileNetV2CA"`, `"MobileNeXtCA"` and
+            `"EfficientNetCA"` (b0).
+        attentions: What the builders take as `attention`, by name. That without any,
+            `None`, is always measured.
         image_size: Height and width of the images, in pixels.
-        alpha: The networks' width multiplier.
-        batch_size: Images a step.
-        learning_rate: The highest learning rate of the schedule.
+        alpha: Width multiplier of the networks that have one.
+        measures: Keys of `MEASURES`. Those of LiteRT and of the TF graph need the
+            TensorFlow backend.
+        rounds: How often each is timed.
+        memory: Whether to measure the peak memory too, in a process a network.
+        extra: Further attentions to compare: a name, and a callable as the builders
+            take.
 
     Returns:
-        A dict a run: its settings, `parameters`, test `accuracy`, and `seconds`.
+        A dict a network: its `model`, `attention`, `parameters`, `multiply_adds`,
+        `peak_memory` in bytes (of inference, batch 16, above what the same process had
+        before it built the network) and, for each measure, a dict of the median
+        `seconds`, the images `per_second`, and the quartiles of the ratio to no
+        attention, `ratio`, as `(25 %, 50 %, 75 %)`.
+
+    Raises:
+        ValueError: if an argument is unknown, or the backend can't do what is asked.
 
     Example:
 
-    >>> runs = ablation("cifar10", "runs/ablation.jsonl", seeds=(0, 1, 2))
-    >>> print(table(runs))
+    >>> rows = benchmark(measures=["graph_1"], rounds=10)
+    >>> print(table(rows))
     """
-    settings = {
-        "steps": steps,
-        "image_size": image_size,
-        "alpha": alpha,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-    }
-    output = pathlib.Path(output)
-    lines = output.read_text().splitlines() if output.exists() else []
-    runs = [run for run in map(json.loads, lines) if settings.items() <= run.items()]
-    done = {(run["seed"], run["attention"]) for run in runs}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    for seed in seeds:
-        for attention in ATTENTIONS:
-            if (seed, attention) not in done:
-                run = {"seed": seed, "attention": attention, **settings}
-                run |= _train(data, **run)
-                with output.open("a") as file:
-                    file.write(json.dumps(run) + "\n")
-                print(json.dumps(run), flush=True)
-                runs.append(run)
-    return runs
+    check_positive_int("image_size", image_size)
+    check_positive_int("rounds", rounds)
+    for name in models:
+        check_choice("models", name, tuple(MODELS))
+    for name in measures:
+        check_choice("measures", name, tuple(MEASURES))
+    backend = keras.config.backend()
+    needy = [name for name in measures if not name.startswith("train")]
+    if needy and backend != "tensorflow":
+        raise ValueError(
+            f"{needy} need the TensorFlow backend: set KERAS_BACKEND=tensorflow, or "
+            f"pass `measures`. Received: the backend {backend}"
+        )
+    extra = extra or {}
+    attentions = [None, *(a for a in attentions if a is not None), *extra]
+
+    rows, networks = [], {}
+    for name in models:
+        for attention in attentions:
+            key = name, attention
+            width = {"alpha": alpha} if name != "EfficientNetCA" else {}
+            arguments = {
+                "input_shape": (image_size, image_size, 3),
+                "weights": None,
+                "attention": extra.get(attention, attention),
+                **width,
+            }
+            networks[key] = MODELS[name](**arguments)
+            row = {
+                "model": name,
+                "attention": attention,
+                "parameters": sum(
+                    math.prod(w.shape) for w in networks[key].trainable_weights
+                ),
+            }
+            if backend == "tensorflow":
+                row["multiply_adds"] = multiply_adds(networks[key])
+            if memory and needy and attention not in extra:
+                row["peak_memory"] = _in_a_process(_peak_memory, name, arguments)
+            rows.append(row)
+
+    for measure in measures:
+        how = MEASURES[measure]
+        runs = {key: how.prepare(m) for key, m in networks.items()}
+        times = interleaved(runs, rounds, how.calls)
+        for row in rows:
+            own, plain = (
+                times[row["model"], row["attention"]],
+                times[row["model"], None],
+            )
+            row[measure] = _summary(own, plain, how.images)
+    return rows
 
 
-def _train(
-    data, seed, attention, steps, image_size, alpha, batch_size, learning_rate
-) -> dict:
-    _, report = train_classifier(
-        functools.partial(MobileNetV2CA, alpha=alpha, attention=attention),
-        data,
-        image_size=image_size,
-        epochs=1,
-        steps_per_epoch=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        verbose=0,
-    )
-    return report
-
-
-def table(runs: list[dict]) -> str:
-    """Formats an ablation as Markdown, with the mean and the spread over seeds.
+def interleaved(
+    functions: dict[object, Callable[[], object]], rounds: int, calls: int = 1
+) -> dict[object, list[float]]:
+    """Times functions in turns.
 
     Args:
-        runs: What `ablation` returned.
+        functions: Functions without arguments, by name.
+        rounds: How often each is timed, in an order that changes.
+        calls: How often each is called for one time.
 
     Returns:
-        A table, one row an attention.
+        The seconds of one call, a list of `rounds` by name.
     """
+    names = list(functions)
+    for name in names * 2:  # what is slow only the first time
+        functions[name]()
+    times = {name: [] for name in names}
+    for round_ in range(rounds):
+        first = round_ % len(names)
+        for name in names[first:] + names[:first]:
+            start = time.perf_counter()
+            for _ in range(calls):
+                functions[name]()
+            times[name].append((time.perf_counter() - start) / calls)
+    return times
+
+
+def _summary(own: list[float], plain: list[float], images: int) -> dict:
+    ratios = [a / b for a, b in zip(own, plain)]
+    seconds = statistics.median(own)
+    return {
+        "seconds": seconds,
+        "per_second": images / seconds,
+        "ratio": tuple(np.percentile(ratios, (25, 50, 75)).round(4).tolist()),
+    }
+
+
+def multiply_adds(model: keras.Model) -> int:
+    """Counts the multiplications of one image, as papers count them.
+
+    Those of convolutions and of matrix products; what is done once an element, such as
+    the multiplication by a gate, is not counted, as it isn't in the paper.
+
+    Args:
+        model: A model with a known image size, on the TensorFlow backend.
+
+    Returns:
+        The number of multiplications, each with its addition.
+    """
+    total = 0
+    for op in _concrete(model, 1).graph.get_operations():
+        if op.type in ("Conv2D", "DepthwiseConv2dNative"):
+            *window, inputs, _ = op.inputs[1].shape
+            depthwise = op.type == "DepthwiseConv2dNative"
+            each = math.prod(window) * (1 if depthwise else inputs)
+            total += math.prod(op.outputs[0].shape) * each
+        elif op.type in ("MatMul", "BatchMatMulV2"):
+            total += math.prod(op.outputs[0].shape) * op.inputs[0].shape[-1]
+    return total
+
+
+def _concrete(model, batch_size):
+    import tensorflow as tf
+
+    signature = tf.TensorSpec((batch_size, *model.input_shape[1:]), "float32")
+    run = tf.function(lambda images: model(images, training=False))
+    return run.get_concrete_function(signature)
+
+
+def _peak_memory(name: str, arguments: dict) -> int:
+    import resource
+
+    import tensorflow as tf
+
+    def peak():
+        kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return kibibytes * (1 if sys.platform == "darwin" else 1024)
+
+    _concrete(keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)]), 1)
+    before = peak()
+    graph = _concrete(MODELS[name](**arguments), 16)
+    graph(tf.random.normal((16, *arguments["input_shape"])))
+    return peak() - before
+
+
+def _in_a_process(function, *arguments):
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def official_rows(path: str | os.PathLike, rounds: int = 10) -> list[dict]:
+    """Measures the authors' PyTorch network, with and without its attention.
+
+    Args:
+        path: The folder of your copy of the authors' repository, with `mbv2_ca.py`.
+            It is imported, and so executed.
+        rounds: How often each is timed.
+
+    Returns:
+        A dict a network, as `benchmark` gives them, with the measures `torch_1`,
+        `torch_16` and `torch_train_32`; and with timm installed, one for timm's
+        variant of the layer in the same place.
+
+    Raises:
+        ValueError: if there is no `mbv2_ca.py`, or PyTorch is not installed.
+    """
+    path = pathlib.Path(path)
+    if not (path / "mbv2_ca.py").is_file():
+        raise ValueError(f"`path` must have the file mbv2_ca.py. Received: {path}")
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            "The authors' network needs PyTorch to be installed"
+        ) from error
+
+    sys.path.insert(0, str(path))
+    try:
+        official = importlib.import_module("mbv2_ca")
+    finally:
+        sys.path.remove(str(path))
+
+    def without(make):
+        def build():
+            network = official.MBV2_CA()
+            for parent in list(network.modules()):
+                for name, child in list(parent.named_children()):
+                    if type(child).__name__ == "CoordAtt":
+                        channels = child.conv1.in_channels
+                        setattr(parent, name, make(channels))
+            return network
+
+        return build
+
+    builders = {
+        None: without(lambda channels: torch.nn.Identity()),
+        "official": official.MBV2_CA,
+    }
+    with contextlib.suppress(ImportError):
+        from timm.layers import CoordAttn
+
+        builders["timm"] = without(CoordAttn)
+    networks = {name: build().eval() for name, build in builders.items()}
     rows = [
-        "| attention | parameters | test accuracy | over none, same seed | runs |",
-        "|---|---|---|---|---|",
+        {
+            "model": "MobileNetV2 (PyTorch)",
+            "attention": name,
+            "parameters": sum(p.numel() for p in network.parameters()),
+        }
+        for name, network in networks.items()
     ]
-    plain = {run["seed"]: run["accuracy"] for run in runs if run["attention"] is None}
-    for attention in ATTENTIONS:
-        chosen = [run for run in runs if run["attention"] == attention]
-        if not chosen:
-            continue
-        accuracy = [100 * run["accuracy"] for run in chosen]
-        gain = [
-            100 * (run["accuracy"] - plain[run["seed"]])
-            for run in chosen
-            if run["seed"] in plain
-        ]
-        rows.append(
-            f"| {attention or 'none'} | {chosen[0]['parameters']:,} "
-            f"| {_mean_and_spread(accuracy)} % | {_mean_and_spread(gain, '+')} "
-            f"| {len(chosen)} |"
-        )
-    return "\n".join(rows)
+
+    def inference(network, batch_size):
+        images = torch.randn(batch_size, 3, 224, 224)
+
+        def run():
+            with torch.inference_mode():
+                network(images)
+
+        return run
+
+    def training(network, batch_size):
+        images = torch.randn(batch_size, 3, 224, 224)
+        labels = torch.zeros(batch_size, dtype=torch.long)
+        optimizer = torch.optim.SGD(network.parameters(), 0.01)
+
+        def run():
+            network.train()
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(images), labels).backward()
+            optimizer.step()
+
+        return run
+
+    for measure, prepare, batch_size, calls in (
+        ("torch_1", inference, 1, 5),
+        ("torch_16", inference, 16, 1),
+        ("torch_train_32", training, 32, 1),
+    ):
+        runs = {name: prepare(net, batch_size) for name, net in networks.items()}
+        times = interleaved(runs, rounds, calls)
+        for row in rows:
+            row[measure] = _summary(times[row["attention"]], times[None], batch_size)
+    return rows
 
 
-def _mean_and_spread(values: list[float], sign: str = "") -> str:
-    if not values:
-        return ""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{sign}.2f} ± {spread:.2f}"
+def table(rows: list[dict]) -> str:
+    """Formats what was measured as Markdown.
+
+    Args:
+        rows: What `benchmark` or `official_rows` returned.
+
+    Returns:
+        A table, one row a network: the median time, and the median of the ratio to the
+        network without attention with its quartiles.
+    """
+    counts = {
+        "parameters": ("parameters", 1e6, "M"),
+        "multiply_adds": ("M-Adds", 1e6, "M"),
+        "peak_memory": ("peak memory", 2**20, "MiB"),
+    }
+    measures = [name for name in rows[0] if isinstance(rows[0][name], dict)]
+    shown = [name for name in counts if any(name in row for row in rows)]
+    titles = ["model", "attention", *(counts[name][0] for name in shown)]
+    titles += [MEASURES[n].title if n in MEASURES else n for n in measures]
+    lines = [titles, ["---"] * len(titles)]
+    for row in rows:
+        cells = [row["model"], row["attention"] or "none"]
+        for name in shown:
+            _, unit, suffix = counts[name]
+            digits = 2 if name == "parameters" else 0
+            value = f"{row[name] / unit:.{digits}f} {suffix}" if name in row else ""
+            cells.append(value)
+        for name in measures:
+            low, middle, high = row[name]["ratio"]
+            cell = f"{1000 * row[name]['seconds']:.3g} ms"
+            if row["attention"]:
+                cell += f", × {middle:.3f} ({low:.3f} to {high:.3f})"
+            cells.append(cell)
+        lines.append(cells)
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def picture(rows: list[dict], path: str | os.PathLike, measure: str) -> None:
+    """Draws latency against parameters.
+
+    Args:
+        rows: What `benchmark` returned.
+        path: The image's file, of a type that matplotlib writes.
+        measure: The measure to draw, a key of `MEASURES`.
+
+    Raises:
+        ValueError: if `measure` was not measured.
+    """
+    import matplotlib.figure
+
+    if measure not in rows[0]:
+        raise ValueError(f"`measure` must be one of `rows`. Received: {measure!r}")
+    axes = matplotlib.figure.Figure(figsize=(6, 4), layout="tight").subplots()
+    for model in dict.fromkeys(row["model"] for row in rows):
+        chosen = [row for row in rows if row["model"] == model]
+        x = [row["parameters"] / 1e6 for row in chosen]
+        y = [1000 * row[measure]["seconds"] for row in chosen]
+        axes.scatter(x, y, label=model)
+        for row, *place in zip(chosen, x, y):
+            label = row["attention"] or "none"
+            axes.annotate(label, place, xytext=(5, 3), textcoords="offset points")
+    axes.set_xlabel("parameters, in millions")
+    axes.set_ylabel(f"{MEASURES[measure].title}, in ms")
+    axes.set_ylim(bottom=0)
+    axes.margins(x=0.2)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    axes.figure.savefig(path)
 
 
 def build_times(repeats: int = 5) -> dict[str, list[float]]:
@@ -162,42 +484,12 @@ def build_times(repeats: int = 5) -> dict[str, list[float]]:
     }
     ratios = {}
     for name, (ours, theirs) in pairs.items():
-        _seconds(ours), _seconds(theirs)  # what is slow only the first time
-        ratios[name] = [_seconds(ours) / _seconds(theirs) for _ in range(repeats)]
+        builders = {build: functools.partial(_build, build) for build in (ours, theirs)}
+        times = interleaved(builders, repeats)
+        ratios[name] = [a / b for a, b in zip(times[ours], times[theirs])]
     return ratios
 
 
-def _seconds(build: Callable) -> float:
+def _build(builder: Callable) -> None:
     keras.backend.clear_session()
-    start = time.perf_counter()
-    build(weights=None)
-    return time.perf_counter() - start
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m keras_coordatt.benchmark")
-    commands = parser.add_subparsers(dest="command", required=True)
-    build = commands.add_parser("build", help="time to build, against Keras's")
-    build.add_argument("--repeats", type=int, default=5)
-    accuracy = commands.add_parser("ablation", help="accuracy by attention and seed")
-    accuracy.add_argument("data", help="a folder train/<class>/*.jpg, or a TFDS name")
-    accuracy.add_argument("--output", default="runs/ablation.jsonl")
-    accuracy.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    accuracy.add_argument("--steps", type=int, default=400)
-    accuracy.add_argument("--image-size", type=int, default=48)
-    accuracy.add_argument("--alpha", type=float, default=0.25)
-    accuracy.add_argument("--batch-size", type=int, default=64)
-    accuracy.add_argument("--learning-rate", type=float, default=1e-2)
-    arguments = vars(parser.parse_args())
-    if arguments.pop("command") == "ablation":
-        print(table(ablation(**arguments)))
-    else:
-        for name, ratios in build_times(**arguments).items():
-            print(
-                f"{name}: {statistics.median(ratios):.2f} times Keras's plain network "
-                f"({min(ratios):.2f} to {max(ratios):.2f})"
-            )
-
-
-if __name__ == "__main__":
-    main()
+    builder(weights=None)

@@ -8,9 +8,15 @@ traceback.
 import argparse
 import pathlib
 import shutil
+import statistics
 import sys
 from collections.abc import Sequence
 
+# As in `keras_coordatt.benchmark`, which would take long to import for `--help`.
+MEASURES = (
+    *("litert_float32_1", "litert_float32_2", "litert_int8_1", "litert_int8_2"),
+    *("graph_1", "graph_16", "train_32"),
+)
 OUTPUTS = (".keras", ".weights.h5", ".safetensors")
 
 
@@ -142,15 +148,12 @@ def _train_options(parser):
     parser.add_argument("data", metavar="DATA", help="a folder, or a TFDS name")
     parser.add_argument("output", metavar="OUT", type=pathlib.Path)
     parser.add_argument("--alpha", type=float, default=0.25)
-    parser.add_argument(
-        "--attention",
-        default="coordinate",
-        type=lambda name: None if name == "none" else name,
-    )
+    parser.add_argument("--attention", default="coordinate", type=_attention)
     parser.add_argument("--image-size", type=int, default=64)
     parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-2)
+    parser.add_argument("--optimizer", default="sgd", help="sgd or lamb")
+    parser.add_argument("--learning-rate", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=0)
 
 
@@ -255,24 +258,120 @@ def weights(arguments: argparse.Namespace) -> None:
     from keras_coordatt.weights.catalog import CATALOG
 
     for name, record in CATALOG.items():
-        cached = next(
-            (p for p in (cached_path(name), published_path(name)) if p.exists()), None
-        )
+        if record.url is None:
+            place = f"  training  {record.training}\n  file      in the package"
+        else:
+            paths = cached_path(name), published_path(name)
+            cached = next((path for path in paths if path.exists()), None)
+            place = (
+                f"  url       {record.url}\n"
+                f"  cache     {cached or 'not downloaded yet'}"
+            )
         print(
             f"{name}\n"
-            f"  network   {record.network}, {record.classes} classes, "
+            f'  network   {record.network}, weights="{record.weights}", '
+            f"{record.arguments}, {record.classes} classes, "
             f"{record.input_size} x {record.input_size}\n"
             f"  accuracy  {record.top1} % top-1 on {record.dataset}\n"
             f"  licence   {record.license}\n"
-            f"  url       {record.url}\n"
             f"  hash      {record.hash}\n"
-            f"  cache     {cached or 'not downloaded yet'}"
+            f"{place}"
         )
+
+
+def ablation(arguments: argparse.Namespace) -> None:
+    """Train MobileNetV2 with each attention and several seeds, and compare.
+
+    A line of JSON a run is added to the output as it ends. What is in it already is not
+    run again.
+    """
+    from keras_coordatt.ablation import ablation, table
+
+    options = vars(arguments).copy()
+    del options["command"]
+    print(table(ablation(**options)))
+
+
+def _ablation_options(parser):
+    parser.add_argument("data", metavar="DATA", help="a folder, or a TFDS name")
+    parser.add_argument("--output", default="runs/ablation.jsonl")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--image-size", type=int, default=48)
+    parser.add_argument("--alpha", type=float, default=0.25)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--learning-rate", type=float, default=1e-2)
+
+
+def benchmark(arguments: argparse.Namespace) -> None:
+    """Measure speed, size and memory against the network without attention.
+
+    All networks are timed in turns in one run.
+    """
+    import json
+
+    from keras_coordatt.benchmark import (
+        benchmark,
+        build_times,
+        official_rows,
+        picture,
+        table,
+    )
+    from keras_coordatt.weights.files import written_whole
+
+    rows = benchmark(
+        arguments.models,
+        arguments.attentions,
+        image_size=arguments.image_size,
+        alpha=arguments.alpha,
+        measures=arguments.measures,
+        rounds=arguments.rounds,
+        memory=arguments.memory,
+    )
+    print(table(rows))
+    if arguments.official:
+        official = official_rows(arguments.official)
+        print(f"\n{table(official)}")
+        rows += official
+    if arguments.build:
+        for name, ratios in build_times().items():
+            print(
+                f"\n{name}: built in {statistics.median(ratios):.2f} times what Keras's "
+                f"plain network takes ({min(ratios):.2f} to {max(ratios):.2f})"
+            )
+    if arguments.json:
+        with written_whole(arguments.json) as fresh:
+            fresh.write_text(json.dumps(rows, indent=1) + "\n")
+    if arguments.picture:
+        with written_whole(arguments.picture) as fresh:
+            picture(rows, fresh, arguments.measures[0])
+
+
+def _benchmark_options(parser):
+    parser.add_argument("--models", nargs="+", default=["MobileNetV2CA"])
+    parser.add_argument(
+        "--attentions", nargs="+", default=["se", "coordinate"], type=_attention
+    )
+    parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--alpha", type=float, default=1.0)
+    parser.add_argument("--measures", nargs="+", default=list(MEASURES))
+    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--build", action="store_true", help="time to build, too")
+    parser.add_argument("--official", help="folder of your copy of the authors' code")
+    parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
+    parser.add_argument("--picture", type=pathlib.Path, help="file for a picture")
+
+
+def _attention(name):
+    return None if name == "none" else name
 
 
 COMMANDS = {
     "convert": (convert, _convert_options),
     "train": (train, _train_options),
+    "ablation": (ablation, _ablation_options),
+    "benchmark": (benchmark, _benchmark_options),
     "export": (export, _export_options),
     "weights": (weights, lambda parser: None),
 }

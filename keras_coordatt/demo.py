@@ -21,37 +21,31 @@ BATCH_SIZE = 32
 EPOCHS = 16
 
 
-def train(attention, images):
-    """Trains a small network from scratch."""
+def train(attention, images, test):
+    """Trains a small network from scratch, and gives it with its test accuracy."""
     keras.utils.set_random_seed(0)
     model = MobileNetV2CA(
         (SIZE, SIZE, 3), alpha=0.25, weights=None, classes=10, attention=attention
     )
     zero_init_residuals(model)
-    steps = EPOCHS * len(images)
-    model.compile(
-        # LAMB's steps are relative to the size of each layer's weights.
-        keras.optimizers.Lamb(warmup_cosine(steps, 1e-2)),
-        loss="sparse_categorical_crossentropy",
-        metrics=["accuracy"],
-    )
+    # LAMB's steps are relative to the size of each layer's weights.
+    optimizer = keras.optimizers.Lamb(warmup_cosine(EPOCHS * len(images), 1e-2))
+    model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
+
+    # With all its variables made before, TensorFlow traces the step once, not twice.
+    optimizer.build(model.trainable_variables)
+    print(f"Untrained: {model.evaluate(test, verbose=0)[1]:.1%} test accuracy")
+
     model.fit(images, epochs=EPOCHS, verbose=2)
-    return model
+    return model, model.evaluate(test, verbose=0)[1]
 
 
 def main(folder: str = "runs/demo") -> None:
     digits = {"name": "digits/classification", "image_size": SIZE, "seed": 0}
-    augment = keras.layers.Pipeline(
-        [
-            keras.layers.RandomTranslation(0.1, 0.1, fill_mode="nearest", seed=0),
-            keras.layers.RandomZoom(0.15, fill_mode="nearest", seed=0),
-            keras.layers.RandomRotation(0.04, fill_mode="nearest", seed=0),
-        ]
-    )
     training = load_classification(
         split="train",
         batch_size=BATCH_SIZE,
-        augment=augment,
+        augment=keras.layers.RandomTranslation(0.1, 0.1, fill_mode="nearest", seed=0),
         preprocess=preprocess_input,
         shuffle=True,
         **digits,
@@ -62,8 +56,7 @@ def main(folder: str = "runs/demo") -> None:
     models, accuracies = {}, {}
     for attention in ("coordinate", None):
         print(f"\nMobileNetV2CA, alpha 0.25, attention={attention!r}")
-        models[attention] = train(attention, training)
-        accuracies[attention] = models[attention].evaluate(test, verbose=0)[1]
+        models[attention], accuracies[attention] = train(attention, training, test)
     print(f"\nTrained both in {time.perf_counter() - start:.0f} s.")
     print("Accuracy on 510 test digits, from forms that were never trained on:")
     for attention, accuracy in accuracies.items():

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import numpy as np
 import pytest
 
 HERE = pathlib.Path(__file__).parent
@@ -21,6 +22,32 @@ def golden():
         pytest.skip(f"{name} is not at hand")
 
     return find
+
+
+@pytest.fixture
+def image_folder(tmp_path):
+    """A folder of pictures of noise, train/<class>/*.png and test/<class>/*.png."""
+    import keras
+
+    folder = tmp_path / "images"
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 4), ("test", 2)):
+        for name in ("cat", "dog", "fox"):
+            (folder / split / name).mkdir(parents=True)
+            for i in range(count):
+                image = rng.integers(0, 256, (32, 32, 3))
+                keras.utils.save_img(folder / split / name / f"{i}.png", image)
+    return folder
+
+
+@pytest.fixture
+def eager():
+    """Runs TensorFlow's functions line by line: to trace a training step takes longer."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
 
 
 @pytest.fixture

@@ -1,71 +1,140 @@
-import json
+import types
 
 import keras
 import numpy as np
 import pytest
-from backends import needs_tensorflow
+from backends import BACKEND, needs_tensorflow
 
 from keras_coordatt import EfficientNetCA, MobileNetV2CA, benchmark
 
 
-def runs(accuracies):
-    return [
-        {"seed": seed, "attention": attention, "parameters": 1234, "accuracy": accuracy}
-        for attention, values in accuracies.items()
-        for seed, accuracy in enumerate(values)
-    ]
+def test_functions_are_timed_in_turns(monkeypatch):
+    clock, calls = [0.0], []
 
+    def takes(name, seconds):
+        def run():
+            clock[0] += seconds
+            calls.append(name)
 
-def test_table():
-    rows = benchmark.table(
-        runs({"coordinate": [0.52, 0.56, 0.54], None: [0.5, 0.51, 0.52]})
-    ).splitlines()
-    assert rows[2:] == [
-        "| none | 1,234 | 51.00 ± 1.00 % | +0.00 ± 0.00 | 3 |",
-        "| coordinate | 1,234 | 54.00 ± 2.00 % | +3.00 ± 1.73 | 3 |",
-    ]
-    assert rows[0].count("|") == rows[1].count("|") == rows[2].count("|")
+        return run
 
-
-@pytest.fixture
-def folder(tmp_path):
-    rng = np.random.default_rng(0)
-    for split, count in (("train", 4), ("test", 2)):
-        for name in ("cat", "dog", "fox"):
-            (tmp_path / split / name).mkdir(parents=True)
-            for i in range(count):
-                image = rng.integers(0, 256, (32, 32, 3))
-                keras.utils.save_img(tmp_path / split / name / f"{i}.png", image)
-    return tmp_path
+    monkeypatch.setattr(benchmark, "time", types.SimpleNamespace())
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0], raising=False)
+    functions = {"a": takes("a", 1.0), "b": takes("b", 3.0)}
+    times = benchmark.interleaved(functions, rounds=2, calls=3)
+    assert times == {"a": [1.0, 1.0], "b": [3.0, 3.0]}
+    # Twice each to warm up, then the rounds, each begun by another.
+    assert "".join(calls) == "abab" + "aaabbb" + "bbbaaa"
 
 
 @needs_tensorflow
-def test_ablation_trains_and_goes_on_where_it_was_cut_off(
-    folder, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(benchmark, "ATTENTIONS", ("coordinate",))
-    output = tmp_path / "runs" / "ablation.jsonl"
-    arguments = {"seeds": (3,), "steps": 2, "image_size": 32, "batch_size": 12}
-    (run,) = benchmark.ablation(folder, output, **arguments)
-    assert run["seed"] == 3 and run["attention"] == "coordinate"
-    assert run["accuracy"] in [pytest.approx(n / 6) for n in range(7)]
-    network = MobileNetV2CA((32, 32, 3), 0.25, weights=None, classes=3)
-    assert run["parameters"] == network.count_params()
-    assert [json.loads(line) for line in output.read_text().splitlines()] == [run]
+@pytest.mark.parametrize(
+    "attention, published", [(None, 300e6), ("se", 300e6), ("coordinate", 310e6)]
+)
+def test_multiply_adds_are_the_papers(attention, published):
+    model = MobileNetV2CA(weights=None, attention=attention)
+    # They are published to two digits.
+    assert abs(benchmark.multiply_adds(model) - published) <= 6e6
 
-    trained = []
 
-    def train(data, **settings):
-        trained.append(settings["seed"])
-        return {"parameters": 1, "accuracy": 0.5, "seconds": 1}
+@needs_tensorflow
+def test_multiply_adds_of_layers():
+    inputs = keras.Input((8, 6, 4))
+    x = keras.layers.Conv2D(10, 3, padding="same")(inputs)
+    x = keras.layers.DepthwiseConv2D(3, padding="valid")(x)
+    x = keras.layers.Dense(5)(keras.layers.GlobalAveragePooling2D()(x))
+    expected = 8 * 6 * 10 * 9 * 4 + 6 * 4 * 10 * 9 + 10 * 5
+    assert benchmark.multiply_adds(keras.Model(inputs, x)) == expected
 
-    monkeypatch.setattr(benchmark, "_train", train)
-    both = benchmark.ablation(folder, output, **{**arguments, "seeds": (3, 4)})
-    assert trained == [4] and [run["seed"] for run in both] == [3, 4]
-    # Other settings are another experiment.
-    benchmark.ablation(folder, output, **{**arguments, "steps": 5})
-    assert trained == [4, 3]
-    assert len(output.read_text().splitlines()) == 3
+
+@needs_tensorflow
+@pytest.mark.parametrize("measure", benchmark.MEASURES)
+def test_every_measure_runs_the_network(measure):
+    arguments = {"image_size": 32, "alpha": 0.25, "rounds": 1}
+    rows = benchmark.benchmark(
+        attentions=["coordinate"], measures=[measure], memory=False, **arguments
+    )
+    assert [row["attention"] for row in rows] == [None, "coordinate"]
+    plain, coordinate = rows
+    assert plain["parameters"] < coordinate["parameters"]
+    assert plain["multiply_adds"] < coordinate["multiply_adds"]
+    assert plain[measure]["ratio"] == (1, 1, 1)
+    images = benchmark.MEASURES[measure].images
+    for row in rows:
+        rate, seconds = row[measure]["per_second"], row[measure]["seconds"]
+        assert rate == pytest.approx(images / seconds)
+    assert coordinate[measure]["ratio"][1] == pytest.approx(
+        coordinate[measure]["seconds"] / plain[measure]["seconds"], rel=1e-3
+    )
+
+
+@needs_tensorflow
+def test_peak_memory_is_that_of_the_feature_maps():
+    rows = [
+        benchmark._in_a_process(
+            benchmark._peak_memory,
+            "MobileNetV2CA",
+            {
+                "input_shape": (size, size, 3),
+                "alpha": 0.25,
+                "weights": None,
+                "attention": None,
+            },
+        )
+        for size in (32, 448)
+    ]
+    # At 448 pixels the stem's output alone is 26 MB, and that of `block_1_expand` 77 MB.
+    assert rows[1] - rows[0] > 16 * 224 * 224 * (8 + 48) * 4
+
+
+def row(attention, parameters, seconds, ratio):
+    return {
+        "model": "MobileNetV2CA",
+        "attention": attention,
+        "parameters": parameters,
+        "graph_1": {"seconds": seconds, "per_second": 1 / seconds, "ratio": ratio},
+    }
+
+
+ROWS = [
+    row(None, 3_504_872, 0.02, (1.0, 1.0, 1.0)),
+    row("coordinate", 3_950_648, 0.0221, (1.09, 1.1, 1.12)),
+]
+
+
+def test_table():
+    assert benchmark.table(ROWS).splitlines() == [
+        "| model | attention | parameters | TF graph, batch 1 |",
+        "| --- | --- | --- | --- |",
+        "| MobileNetV2CA | none | 3.50 M | 20 ms |",
+        "| MobileNetV2CA | coordinate | 3.95 M | 22.1 ms, × 1.100 (1.090 to 1.120) |",
+    ]
+
+
+def test_wrong_picture(tmp_path):
+    with pytest.raises(ValueError, match="`measure`.*'graph_16'"):
+        benchmark.picture(ROWS, tmp_path / "picture.png", "graph_16")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"models": ["ResNet"]}, "`models`.*'ResNet'"),
+        ({"measures": ["speed"]}, "`measures`.*'speed'"),
+        ({"rounds": 0}, "`rounds`.*0"),
+        ({"image_size": 2.5}, "`image_size`.*2.5"),
+    ],
+)
+def test_wrong_argument(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        benchmark.benchmark(**arguments)
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="there it works")
+def test_the_graph_needs_tensorflow():
+    with pytest.raises(ValueError, match=f"TensorFlow backend.*{BACKEND}"):
+        benchmark.benchmark(measures=["graph_1"])
 
 
 def test_build_times_are_ratios_to_keras(monkeypatch):
@@ -75,8 +144,47 @@ def test_build_times_are_ratios_to_keras(monkeypatch):
         keras.applications.MobileNetV2: 2.0,
         keras.applications.EfficientNetB0: 4.0,
     }
-    monkeypatch.setattr(benchmark, "_seconds", seconds.get)
+    clock = [0.0]
+    build = lambda builder: clock.append(clock[-1] + seconds[builder])
+    monkeypatch.setattr(benchmark, "_build", build)
+    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[-1])
     assert benchmark.build_times(repeats=2) == {
         "MobileNetV2CA": [1.5, 1.5],
         "EfficientNetCA b0": [0.25, 0.25],
     }
+
+
+# The authors' code, of which there is none in here: a network with one layer of the name.
+STAND_IN = """
+import torch
+
+
+class CoordAtt(torch.nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(channels, 8, 1)
+
+    def forward(self, x):
+        return x * self.conv1(x).mean()
+
+
+class MBV2_CA(torch.nn.Sequential):
+    def __init__(self):
+        super().__init__(
+            torch.nn.Conv2d(3, 4, 3, stride=32),
+            torch.nn.Sequential(CoordAtt(4)),
+            torch.nn.AdaptiveAvgPool2d(1),
+            torch.nn.Flatten(),
+        )
+"""
+
+
+def test_the_official_network_with_and_without_its_attention(tmp_path):
+    pytest.importorskip("torch")
+    (tmp_path / "mbv2_ca.py").write_text(STAND_IN)
+    rows = benchmark.official_rows(tmp_path, rounds=1)
+    assert [row["attention"] for row in rows][:2] == [None, "official"]
+    assert rows[1]["parameters"] - rows[0]["parameters"] == 4 * 8 + 8
+    assert np.isfinite([row["torch_train_32"]["seconds"] for row in rows]).all()
+    with pytest.raises(ValueError, match=r"mbv2_ca\.py.*Received"):
+        benchmark.official_rows(tmp_path / "none")

@@ -1,6 +1,7 @@
 """The command line does what the package does, and says what went wrong."""
 
 import itertools
+import json
 import os
 import pathlib
 import re
@@ -11,7 +12,10 @@ import h5py
 import keras
 import numpy as np
 import pytest
+from backends import needs_tensorflow
 
+from keras_coordatt import MobileNetV2CA, cli
+from keras_coordatt.benchmark import MEASURES
 from keras_coordatt.cli import COMMANDS, main
 from keras_coordatt.weights import CATALOG
 from keras_coordatt.weights.safetensors_file import read_safetensors, write_safetensors
@@ -123,7 +127,8 @@ def test_lists_the_catalog(tmp_path, monkeypatch, capsys):
     assert run("weights") == 0
     printed = capsys.readouterr().out
     for name, record in CATALOG.items():
-        for value in (name, record.url, record.hash, f"{record.top1} %"):
+        place = record.url or record.training
+        for value in (name, place, record.hash, f"{record.top1} %"):
             assert value in printed
     assert "not downloaded yet" in printed
 
@@ -132,6 +137,54 @@ def test_lists_the_catalog(tmp_path, monkeypatch, capsys):
     path.write_bytes(b"by hand")
     assert run("weights") == 0
     assert f"cache     {path}" in capsys.readouterr().out
+
+
+@needs_tensorflow
+def test_trains_and_goes_on_after_an_interruption(
+    eager, image_folder, tmp_path, capsys
+):
+    output = tmp_path / "there" / "trained.safetensors"
+    options = ("--image-size", 32, "--epochs", 2, "--batch-size", 12)
+    with pytest.MonkeyPatch.context() as patch:
+
+        def interrupted(*arguments, **options):
+            raise KeyboardInterrupt
+
+        patch.setattr(keras.Model, "evaluate", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run("train", image_folder, output, *options)
+    assert [path.suffix for path in output.parent.iterdir()] == [".safetensors-backup"]
+
+    # Both epochs are done, so nothing is left but the test.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.Model, "train_step", lambda *_: pytest.fail("trained"))
+        assert run("train", image_folder, output, *options) == 0
+    assert re.search(r"\d+\.\d\d% of the test images, 3\d\d,", capsys.readouterr().out)
+    assert list(output.parent.iterdir()) == [output]
+    assert MobileNetV2CA((32, 32, 3), 0.25, weights=output, classes=3).built
+
+
+def test_train_checks_the_output_first(tmp_path, capsys):
+    assert run("train", tmp_path, tmp_path / "out.pth") == 1
+    assert "OUT must end in one of" in capsys.readouterr().err
+
+
+@needs_tensorflow
+def test_benchmarks(tmp_path, capsys):
+    figures, picture = tmp_path / "figures.json", tmp_path / "picture.png"
+    small = ("--image-size", 32, "--alpha", 0.25, "--rounds", 2, "--no-memory")
+    measures = ("--attentions", "coordinate", "--measures", "graph_1")
+    files = ("--json", figures, "--picture", picture)
+    assert run("benchmark", *small, *measures, *files) == 0
+    rows = json.loads(figures.read_text())
+    assert [row["attention"] for row in rows] == [None, "coordinate"]
+    printed = capsys.readouterr().out
+    assert f"{1000 * rows[1]['graph_1']['seconds']:.3g} ms" in printed
+    assert keras.utils.img_to_array(keras.utils.load_img(picture)).std() > 10
+
+
+def test_measures_are_the_benchmarks():
+    assert cli.MEASURES == tuple(MEASURES)
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,16 @@ import functools
 import keras
 import numpy as np
 import pytest
+from backends import needs_tensorflow
 from keras import ops
 from networks import images
 
 from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
-from keras_coordatt.training import warmup_cosine, zero_init_residuals
+from keras_coordatt.training import (
+    train_classifier,
+    warmup_cosine,
+    zero_init_residuals,
+)
 
 
 @pytest.mark.parametrize(
@@ -57,3 +62,35 @@ def test_warmup_cosine():
 def test_wrong_argument(arguments, message):
     with pytest.raises(ValueError, match=message):
         warmup_cosine(**{"steps": 10, "learning_rate": 1e-3, **arguments})
+
+
+SMALL = functools.partial(MobileNetV2CA, alpha=0.25)
+
+
+@needs_tensorflow
+def test_a_seed_makes_the_training(eager, image_folder):
+    arguments = {"image_size": 32, "epochs": 2, "batch_size": 12, "verbose": 0}
+    model, report = train_classifier(SMALL, image_folder, seed=1, **arguments)
+    assert report["parameters"] == model.count_params()
+    assert report["accuracy"] in [pytest.approx(n / 6) for n in range(7)]
+    # LAMB came to the end of its schedule: 2 steps of the 12 images.
+    assert int(model.optimizer.iterations) == 2
+    assert float(model.optimizer.learning_rate) == pytest.approx(0, abs=1e-7)
+    again, _ = train_classifier(SMALL, image_folder, seed=1, **arguments)
+    other, _ = train_classifier(SMALL, image_folder, seed=2, **arguments)
+    kernels = [m.get_layer("Conv1").get_weights()[0] for m in (model, again, other)]
+    np.testing.assert_allclose(kernels[1], kernels[0], atol=1e-5)
+    assert np.abs(kernels[2] - kernels[0]).max() > 1e-2
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"epochs": 0}, "`epochs`.*0"),
+        ({"image_size": "64"}, "`image_size`.*'64'"),
+        ({"learning_rate": 0}, "`learning_rate`.*0"),
+    ],
+)
+def test_wrong_argument_of_training(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        train_classifier(SMALL, "no_such_data", **arguments)

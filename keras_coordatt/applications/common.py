@@ -37,20 +37,13 @@ STD = (0.229, 0.224, 0.225)
 
 
 def check_arguments(
-    include_top,
-    weights,
-    pooling,
-    classes,
-    classifier_activation,
-    published,
-    received,
+    network, include_top, weights, pooling, classes, classifier_activation, received
 ):
     """Checks what every builder takes.
 
     Args:
-        published: The arguments that the published weights were trained with, or
-            None if none are published.
-        received: What the caller gave for them.
+        network: The builder's name in the catalog of weights.
+        received: The arguments of which some weights are published for certain values.
     """
     check_positive_int("classes", classes)
     check_choice("pooling", pooling, (None, "avg", "max"))
@@ -58,40 +51,51 @@ def check_arguments(
         keras.activations.get(classifier_activation)
     if weights is None:
         return
-    if weights != "imagenet":
-        check_weights_path(weights)
-        return
-    if published is None:
+    published = weights_lib.published(network)
+    if weights == "imagenet" and weights not in published:
         raise ValueError(
             "`weights` must be None or the path of a file, as no ImageNet weights of "
             "this network are published. Received: 'imagenet'"
         )
-    if include_top and classes != 1000:
+    record = _record(network, weights)
+    if record is None:
+        check_weights_path(weights, tuple(published))
+        return
+    argument = f'`weights="{weights}"`'
+    if include_top and classes != record.classes:
         raise ValueError(
-            '`weights="imagenet"` with `include_top=True` needs `classes=1000`. '
+            f"{argument} with `include_top=True` needs `classes={record.classes}`. "
             f"Received: classes={classes!r}"
         )
     if include_top and classifier_activation not in (None, "softmax"):
         raise ValueError(
-            '`weights="imagenet"` with `include_top=True` needs '
+            f"{argument} with `include_top=True` needs "
             '`classifier_activation="softmax"` or `None`. '
             f"Received: classifier_activation={classifier_activation!r}"
         )
-    if received != published:
+    if received != record.arguments:
         raise ValueError(
-            f'`weights="imagenet"` is published for {published} only; '
+            f"{argument} is published for {record.arguments} only; "
             f"pass `weights=None` for another network. Received: {received}"
         )
 
 
-def check_weights_path(weights):
+def _record(network, weights):
+    """The record of published weights, or None."""
+    published = weights_lib.published(network)
+    is_name = isinstance(weights, str) and weights in published
+    return weights_lib.CATALOG[published[weights]] if is_name else None
+
+
+def check_weights_path(weights, names=()):
     """Checks that `weights` is a file of a kind that can be loaded."""
     is_path = isinstance(weights, (str, os.PathLike))
     path = pathlib.Path(weights) if is_path else None
     if path is None or not path.is_file() or path.suffix not in weights_lib.FILE_TYPES:
         raise ValueError(
-            '`weights` must be None, "imagenet" or the path of an existing file that '
-            f"ends in one of {weights_lib.FILE_TYPES}. Received: {weights!r}"
+            f"`weights` must be None, {''.join(f'{name!r}, ' for name in names)}or the "
+            "path of an existing file that ends in one of "
+            f"{weights_lib.FILE_TYPES}. Received: {weights!r}"
         )
 
 
@@ -130,8 +134,12 @@ def channel_axis() -> int:
     return 1 if keras.config.image_data_format() == "channels_first" else 3
 
 
-def image_input(input_shape, input_tensor, include_top, weights, default_size):
+def image_input(input_shape, input_tensor, include_top, network, weights, default_size):
     """Checks the input arguments, and gives the model's inputs and the image.
+
+    Args:
+        default_size: Height and width where neither they nor published weights, which
+            know the size they were trained at, say otherwise.
 
     Returns:
         `(inputs, image)`: they differ when `input_tensor` is the output of
@@ -149,20 +157,22 @@ def image_input(input_shape, input_tensor, include_top, weights, default_size):
                 f"`input_shape` must be that of `input_tensor`, {shape}. "
                 f"Received: input_shape={input_shape}"
             )
-        check_image_shape("input_tensor.shape[1:]", shape, weights)
+        check_image_shape("input_tensor.shape[1:]", shape)
         inputs = keras.utils.get_source_inputs(input_tensor)
         return inputs[0] if len(inputs) == 1 else inputs, input_tensor
 
     if input_shape is None:
-        size = default_size if include_top else None
+        record = _record(network, weights)
+        size = record.input_size if record else default_size
+        size = size if include_top else None
         input_shape = [size, size]
         input_shape.insert(channel_axis() - 1, 3)
-    check_image_shape("input_shape", input_shape, weights)
+    check_image_shape("input_shape", input_shape)
     image = keras.Input(shape=tuple(input_shape))
     return image, image
 
 
-def check_image_shape(name, shape, weights):
+def check_image_shape(name, shape):
     """Checks an image's shape, without the batch axis."""
     try:
         sizes = list(shape)
@@ -182,10 +192,6 @@ def check_image_shape(name, shape, weights):
                 f"`{name}` must have a height and a width of at least {MIN_SIZE}, "
                 f"or None. Received: {shape}"
             )
-    if weights == "imagenet" and channels != 3:
-        raise ValueError(
-            f'`weights="imagenet"` needs 3 channels in `{name}`. Received: {shape}'
-        )
 
 
 # Parts of a network
@@ -298,17 +304,19 @@ def pool(x, pooling):
 # Weights
 
 
-def load_weights(model, weights, catalog_name, build):
+def load_weights(model, weights, network, builder):
     """Loads what the `weights` argument names.
 
     Args:
-        catalog_name: The catalog's name for `"imagenet"`.
-        build: Builds the network that the catalog's weights were trained as.
+        network: The builder's name in the catalog of weights.
+        builder: The builder.
     """
     if weights is None:
         return
-    if weights == "imagenet":
-        weights = weights_lib.cached_weights(catalog_name, build)
+    if record := _record(network, weights):
+        arguments = {**record.arguments, "classes": record.classes, "weights": None}
+        name = weights_lib.published(network)[weights]
+        weights = weights_lib.cached_weights(name, lambda: builder(**arguments))
     weights_lib.load_weights(model, weights)
 
 

@@ -135,17 +135,22 @@ def EfficientNetCA(
     ]
     dilated = common.dilate([2] + [stride for *_, stride in blocks], output_stride)
     common.check_arguments(
+        "EfficientNetCA",
         include_top=include_top,
         weights=weights,
         pooling=pooling,
         classes=classes,
         classifier_activation=classifier_activation,
-        published=None,
-        received=None,
+        received={},
     )
     make_attention = common.attention_factory(attention, reduction, 32)
     inputs, image = common.image_input(
-        input_shape, input_tensor, include_top, weights, default_size=resolution
+        input_shape,
+        input_tensor,
+        include_top,
+        "EfficientNetCA",
+        weights,
+        default_size=resolution,
     )
     x = common.preprocessing(image) if include_preprocessing else image
 
@@ -187,7 +192,7 @@ def EfficientNetCA(
         x = common.pool(x, pooling)
 
     model = keras.Model(inputs, x, name=name)
-    common.load_weights(model, weights, catalog_name=None, build=None)
+    common.load_weights(model, weights, "EfficientNetCA", EfficientNetCA)
     return model
 
 

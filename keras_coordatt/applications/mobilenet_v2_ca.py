@@ -51,17 +51,20 @@ def MobileNetV2CA(
 
     Args:
         input_shape: `(H, W, C)`, or `(C, H, W)` with `"channels_first"`. `H` and
-            `W` are at least 32, or `None`; any number of channels without
-            pretrained weights. Defaults to `(224, 224, 3)` with the top, and
-            to `(None, None, 3)` without.
+            `W` are at least 32, or `None`; any number of channels: the first
+            kernel of pretrained weights is summed over its channels for one, and
+            repeated for others. Defaults with the top to the size of the images
+            that the weights were trained on, without weights 224, and to
+            `(None, None, 3)` without the top.
         alpha: Positive number, the width multiplier. At most 1, the last
             convolution keeps its 1280 channels. Defaults to 1.0.
         include_top: Whether to include the classifier. Defaults to `True`.
-        weights: `None` (random initialization), `"imagenet"` (the official
+        weights: `None` (random initialization); `"imagenet"` (the official
             checkpoint, for `alpha=1.0`, `attention="coordinate"` and
-            `reduction=32`), or the path of a file: `.keras`, `.weights.h5`,
-            `.h5`, or a PyTorch checkpoint with the official names, `.pth` or
-            `.pt`. Defaults to `"imagenet"`.
+            `reduction=32`); `"cifar10"` (ours, in the package, for `alpha=0.25`,
+            `classes=10` and images of 64 x 64); or the path of a file: `.keras`,
+            `.weights.h5`, `.h5`, or with the official PyTorch names, `.pth`,
+            `.pt` or `.safetensors`. Defaults to `"imagenet"`.
         input_tensor: Keras tensor to use as the image input; it may be the
             output of other layers.
         pooling: Without the top, `None` (the output is the feature map),
@@ -111,20 +114,24 @@ def MobileNetV2CA(
         for i in range(repeats)
     ]
     dilated = common.dilate([2] + [stride for *_, stride in blocks], output_stride)
-    published = {"alpha": 1.0, "attention": "coordinate", "reduction": 32}
     common.check_arguments(
+        "MobileNetV2CA",
         include_top=include_top,
         weights=weights,
         pooling=pooling,
         classes=classes,
         classifier_activation=classifier_activation,
-        published=published,
         received={"alpha": alpha, "attention": attention, "reduction": reduction},
     )
     check_choice("include_preprocessing", include_preprocessing, (True, False))
     make_attention = common.attention_factory(attention, reduction, 32)
     inputs, image = common.image_input(
-        input_shape, input_tensor, include_top, weights, default_size=224
+        input_shape,
+        input_tensor,
+        include_top,
+        "MobileNetV2CA",
+        weights,
+        default_size=224,
     )
 
     x = common.preprocessing(image) if include_preprocessing else image
@@ -160,12 +167,7 @@ def MobileNetV2CA(
         x = common.pool(x, pooling)
 
     model = keras.Model(inputs, x, name=name)
-    common.load_weights(
-        model,
-        weights,
-        catalog_name="mobilenetv2_ca_imagenet",
-        build=lambda: MobileNetV2CA(weights=None),
-    )
+    common.load_weights(model, weights, "MobileNetV2CA", MobileNetV2CA)
     return model
 
 

@@ -118,17 +118,22 @@ def MobileNeXtCA(
     strides = [2] + [stride for _, _, stride, _ in blocks]
     dilated = common.dilate(strides, output_stride)
     common.check_arguments(
+        "MobileNeXtCA",
         include_top=include_top,
         weights=weights,
         pooling=pooling,
         classes=classes,
         classifier_activation=classifier_activation,
-        published=None,
-        received=None,
+        received={},
     )
     make_attention = common.attention_factory(attention, reduction, 24)
     inputs, image = common.image_input(
-        input_shape, input_tensor, include_top, weights, default_size=224
+        input_shape,
+        input_tensor,
+        include_top,
+        "MobileNeXtCA",
+        weights,
+        default_size=224,
     )
 
     x = common.preprocessing(image) if include_preprocessing else image
@@ -172,7 +177,7 @@ def MobileNeXtCA(
         x = common.pool(x, pooling)
 
     model = keras.Model(inputs, x, name=name)
-    common.load_weights(model, weights, catalog_name=None, build=None)
+    common.load_weights(model, weights, "MobileNeXtCA", MobileNeXtCA)
     return model
 
 

@@ -148,22 +148,22 @@ class CoordinateAttention(keras.layers.Layer):
                 name=name,
             )
 
-        # Pooled maps are (N, positions, channels): there, a 1x1 convolution is a
-        # dense layer, whatever the data format.
+        # On rows of channels, one a position, a 1x1 convolution is a dense layer,
+        # whatever the data format.
         units = max(self.min_channels, channels // self.reduction)
         self.shared = dense(units, "shared")
-        self.shared.build((None, None, channels))
+        self.shared.build((None, channels))
         self.norm = keras.layers.BatchNormalization(
             momentum=self.momentum, epsilon=self.epsilon, dtype=dtype, name="norm"
         )
-        self.norm.build((None, None, units))
+        self.norm.build((None, units))
         gate_initializer = "zeros" if self.identity_init else self.kernel_initializer
         self.gates = {
             axis: dense(channels, f"{axis}_gate", gate_initializer)
             for axis in AXES[self.axes]
         }
         for gate in self.gates.values():
-            gate.build((None, None, units))
+            gate.build((None, units))
 
     def call(self, inputs, training=None):
         outputs = inputs
@@ -187,18 +187,20 @@ class CoordinateAttention(keras.layers.Layer):
                 "CoordinateAttention needs a floating-point input. "
                 f"Received: dtype={inputs.dtype}"
             )
-        pooled = [self._pool(inputs, axis) for axis in self.gates]
-        if training and len(pooled) == 2:
+        pooled = {axis: self._pool(inputs, axis) for axis in self.gates}
+        # (N, positions, C) becomes (N * positions, C), the shape of one matmul.
+        rows = [ops.reshape(x, (-1, x.shape[-1])) for x in pooled.values()]
+        if training and len(rows) == 2:
             # The batch statistics are over the H + W positions together.
-            height = ops.shape(pooled[0])[1]
-            both = self._transform(ops.concatenate(pooled, axis=1), training)
-            transformed = [both[:, :height], both[:, height:]]
+            count = ops.shape(rows[0])[0]
+            both = self._transform(ops.concatenate(rows, axis=0), training)
+            rows = [both[:count], both[count:]]
         else:
             # The moving statistics are constants, so each axis goes its own way.
-            transformed = [self._transform(x, training) for x in pooled]
+            rows = [self._transform(x, training) for x in rows]
         return {
-            axis: self._scale(gate(x))
-            for (axis, gate), x in zip(self.gates.items(), transformed)
+            axis: ops.reshape(self._scale(self.gates[axis](x)), ops.shape(pooled[axis]))
+            for axis, x in zip(pooled, rows)
         }
 
     def _pool(self, x, axis):

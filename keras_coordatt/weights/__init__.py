@@ -1,7 +1,7 @@
 """Published weights, and weights from any file: Keras's, PyTorch's, safetensors."""
 
 from keras_coordatt.weights.cache import cached_weights
-from keras_coordatt.weights.catalog import CATALOG
+from keras_coordatt.weights.catalog import CATALOG, published
 from keras_coordatt.weights.loading import FILE_TYPES, load_weights
 from keras_coordatt.weights.official import load_torch, save_safetensors
 
@@ -11,5 +11,6 @@ __all__ = [
     "cached_weights",
     "load_torch",
     "load_weights",
+    "published",
     "save_safetensors",
 ]

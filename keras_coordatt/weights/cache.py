@@ -24,20 +24,24 @@ def cached_weights(name: str, build: Callable[[], keras.Model]) -> str:
 
     The first time, the published file is downloaded, checked, converted, and the
     converted file kept. A published file that was put into the cache by hand is
-    used in place of a download, after the same checks.
+    used in place of a download, after the same checks. What is in the package is there
+    already, and is used as it is.
 
     Args:
         name: A name in the catalog.
         build: Builds the network that the weights are for.
 
     Returns:
-        The path of a `.weights.h5` file.
+        The path of a file that `load_weights` reads.
 
     Raises:
         OSError: if the file can't be downloaded.
         ValueError: if the file is not the published one.
     """
-    record, converted, source = CATALOG[name], cached_path(name), published_path(name)
+    record = CATALOG[name]
+    if record.url is None:
+        return str(pathlib.Path(__file__).parent / record.filename)
+    converted, source = cached_path(name), published_path(name)
     if converted.exists():
         return str(converted)
 

@@ -9,14 +9,16 @@ class Record:
 
     Attributes:
         network: The builder of the network.
-        url: Where the file is, at a pinned commit.
-        filename: Its name in the cache.
+        weights: What the builder calls it.
+        arguments: What the builder must be called with besides.
+        url: Where the file is, at a pinned commit; `None` if it is in the package.
+        filename: Its name in the cache, or in the package.
         hash: `"git:"` and the SHA-1 that git names the file by, which is of its size
             and bytes; or `"sha256:"` and the SHA-256 of its bytes.
         size: Its size in bytes, where it is known apart from the hash.
         dataset: What it was trained on.
         classes: How many classes it tells apart.
-        top1: Published accuracy on the data set's validation images, in percent.
+        top1: Accuracy on the data set's test or validation images, in percent.
         input_size: Height and width of the images in pixels.
         crop: The share of the resized image that is cut out for evaluation.
         interpolation: How images are resized.
@@ -24,10 +26,14 @@ class Record:
         std: What the rest is divided by.
         license: The licence of the file.
         source: Who published it.
+        training: For what we trained, the command with its seed, the machine, and the
+            time.
     """
 
     network: str
-    url: str
+    weights: str
+    arguments: dict
+    url: str | None
     filename: str
     hash: str
     size: int | None
@@ -41,6 +47,7 @@ class Record:
     std: tuple[float, float, float]
     license: str
     source: str
+    training: str = ""
 
     @property
     def resize_size(self) -> int:
@@ -51,6 +58,8 @@ class Record:
 CATALOG = {
     "mobilenetv2_ca_imagenet": Record(
         network="MobileNetV2CA",
+        weights="imagenet",
+        arguments={"alpha": 1.0, "attention": "coordinate", "reduction": 32},
         url="https://github.com/houqb/CoordAttention/raw/"
         "9c9d9cc234c1fc0e195816304eb07753ef308e00/mbv2_ca.pth",
         filename="mbv2_ca.pth",
@@ -69,6 +78,11 @@ CATALOG = {
         source="https://github.com/houqb/CoordAttention",
     ),
 }
+
+
+def published(network: str) -> dict[str, str]:
+    """The names in the catalog of a builder's weights, by what the builder calls them."""
+    return {r.weights: name for name, r in CATALOG.items() if r.network == network}
 
 
 def table() -> str:

@@ -1,0 +1,132 @@
+"""The paper's ablation: what each attention brings, by seed, at the same budget.
+
+The results are written to a file as they come, and a run that was cut off goes on from
+there. `keras-coordatt ablation DATA` is the command.
+"""
+
+import functools
+import json
+import os
+import pathlib
+import statistics
+
+from keras_coordatt.applications import MobileNetV2CA
+from keras_coordatt.training import train_classifier
+
+ATTENTIONS = (None, "se", "cbam", "height", "width", "coordinate")
+
+
+def ablation(
+    data: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    seeds: tuple[int, ...] = (0, 1, 2),
+    steps: int = 400,
+    image_size: int = 48,
+    alpha: float = 0.25,
+    batch_size: int = 64,
+    learning_rate: float = 1e-2,
+) -> list[dict]:
+    """Trains MobileNetV2 from scratch with each attention and each seed.
+
+    All get the same images in the same order, the same schedule and the same number
+    of steps. What differs between seeds is the order and the starting weights.
+
+    Args:
+        data: A folder `train/<class>/*.jpg`, `test/<class>/*.jpg`, or a TFDS name.
+        output: A file that gets a line of JSON a run, as it ends. Runs that are in
+            it are not made again.
+        seeds: The seeds, each an integer.
+        steps: Training steps of each network.
+        image_size: Height and width of the images, in pixels.
+        alpha: The networks' width multiplier.
+        batch_size: Images a step.
+        learning_rate: The highest learning rate of the schedule.
+
+    Returns:
+        A dict a run: its settings, `parameters`, test `accuracy`, and `seconds`.
+
+    Example:
+
+    >>> runs = ablation("cifar10", "runs/ablation.jsonl", seeds=(0, 1, 2))
+    >>> print(table(runs))
+    """
+    settings = {
+        "steps": steps,
+        "image_size": image_size,
+        "alpha": alpha,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+    }
+    output = pathlib.Path(output)
+    lines = output.read_text().splitlines() if output.exists() else []
+    runs = [run for run in map(json.loads, lines) if settings.items() <= run.items()]
+    done = {(run["seed"], run["attention"]) for run in runs}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        for attention in ATTENTIONS:
+            if (seed, attention) not in done:
+                run = {"seed": seed, "attention": attention, **settings}
+                run |= _train(data, **run)
+                with output.open("a") as file:
+                    file.write(json.dumps(run) + "\n")
+                print(json.dumps(run), flush=True)
+                runs.append(run)
+    return runs
+
+
+def _train(
+    data, seed, attention, steps, image_size, alpha, batch_size, learning_rate
+) -> dict:
+    _, report = train_classifier(
+        functools.partial(MobileNetV2CA, alpha=alpha, attention=attention),
+        data,
+        image_size=image_size,
+        epochs=1,
+        steps_per_epoch=steps,
+        batch_size=batch_size,
+        optimizer="lamb",
+        learning_rate=learning_rate,
+        seed=seed,
+        verbose=0,
+    )
+    return report
+
+
+def table(runs: list[dict]) -> str:
+    """Formats an ablation as Markdown, with the mean and the spread over seeds.
+
+    Args:
+        runs: What `ablation` returned.
+
+    Returns:
+        A table, one row an attention.
+    """
+    rows = [
+        "| attention | parameters | test accuracy | over none, same seed | runs |",
+        "|---|---|---|---|---|",
+    ]
+    plain = {run["seed"]: run["accuracy"] for run in runs if run["attention"] is None}
+    for attention in ATTENTIONS:
+        chosen = [run for run in runs if run["attention"] == attention]
+        if not chosen:
+            continue
+        accuracy = [100 * run["accuracy"] for run in chosen]
+        gain = [
+            100 * (run["accuracy"] - plain[run["seed"]])
+            for run in chosen
+            if run["seed"] in plain
+        ]
+        rows.append(
+            f"| {attention or 'none'} | {chosen[0]['parameters']:,} "
+            f"| {_mean_and_spread(accuracy)} % | {_mean_and_spread(gain, '+')} "
+            f"| {len(chosen)} |"
+        )
+    return "\n".join(rows)
+
+
+def _mean_and_spread(values: list[float], sign: str = "") -> str:
+    if not values:
+        return ""
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):{sign}.2f} ± {spread:.2f}"
