@@ -555,6 +555,13 @@ def test_a_network_that_takes_bytes_says_so(path, write):
         np.testing.assert_allclose(served, outputs(model, pictures), atol=1e-4)
 
 
+@needs_saved_model
+def test_a_mixed_precision_saved_model(x, tmp_path):
+    model = network(dtype="mixed_float16")
+    report = export.saved_model(model, tmp_path / "it")
+    assert report.difference["predictions"] < 0.01
+
+
 # What goes wrong
 
 
