@@ -29,7 +29,7 @@ format: .venv/installed-for-tests
 	touch $@
 
 .venv/installed-for-tests: .venv/installed
-	$(BIN)/pip install --quiet --editable '.[test,notebooks,jax,torch]'
+	$(BIN)/pip install --quiet --editable '.[test,notebooks,export,jax,torch]'
 	touch $@
 
 clean:

@@ -25,7 +25,7 @@ def ablation(
     image_size: int = 48,
     alpha: float = 0.25,
     batch_size: int = 64,
-    learning_rate: float = 1e-2,
+    learning_rate: float = 0.05,
 ) -> list[dict]:
     """Trains MobileNetV2 from scratch with each attention and each seed.
 
@@ -85,7 +85,6 @@ def _train(
         epochs=1,
         steps_per_epoch=steps,
         batch_size=batch_size,
-        optimizer="lamb",
         learning_rate=learning_rate,
         seed=seed,
         verbose=0,

@@ -280,7 +280,7 @@ def weights(arguments: argparse.Namespace) -> None:
 
 
 def ablation(arguments: argparse.Namespace) -> None:
-    """Train MobileNetV2 with each attention and several seeds, and compare.
+    """Train MobileNetV2 with each attention, and compare.
 
     A line of JSON a run is added to the output as it ends. What is in it already is not
     run again.
@@ -300,11 +300,11 @@ def _ablation_options(parser):
     parser.add_argument("--image-size", type=int, default=48)
     parser.add_argument("--alpha", type=float, default=0.25)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--learning-rate", type=float, default=1e-2)
+    parser.add_argument("--learning-rate", type=float, default=0.05)
 
 
 def benchmark(arguments: argparse.Namespace) -> None:
-    """Measure speed, size and memory against the network without attention.
+    """Measure speed, size and memory against no attention.
 
     All networks are timed in turns in one run.
     """

@@ -19,7 +19,7 @@ from keras_coordatt.training import (
     "build, residuals",
     [
         (functools.partial(MobileNetV2CA, alpha=0.25), 11),
-        (functools.partial(MobileNeXtCA, alpha=0.25), 11),
+        (functools.partial(MobileNeXtCA, alpha=0.25), 12),
         (EfficientNetCA, 9),
     ],
 )
