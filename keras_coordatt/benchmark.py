@@ -276,19 +276,25 @@ def _concrete(model, batch_size):
 
 
 def _peak_memory(name: str, arguments: dict) -> int:
-    import resource
-
     import tensorflow as tf
 
-    def peak():
-        kibibytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return kibibytes * (1 if sys.platform == "darwin" else 1024)
-
     _concrete(keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)]), 1)
-    before = peak()
+    before = _peak()
     graph = _concrete(MODELS[name](**arguments), 16)
     graph(tf.random.normal((16, *arguments["input_shape"])))
-    return peak() - before
+    return _peak() - before
+
+
+def _peak() -> int:
+    """The most memory that this process ever had, in bytes."""
+    try:  # In Linux, `ru_maxrss` is at least what the parent had.
+        status = pathlib.Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except OSError:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _in_a_process(function, *arguments):

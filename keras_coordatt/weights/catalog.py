@@ -26,6 +26,7 @@ class Record:
         std: What the rest is divided by.
         license: The licence of the file.
         source: Who published it.
+        labels: The names of the classes, in their order; none where Keras has them.
         training: For what we trained, the command with its seed, the machine, and the
             time.
     """
@@ -47,6 +48,7 @@ class Record:
     std: tuple[float, float, float]
     license: str
     source: str
+    labels: tuple[str, ...] = ()
     training: str = ""
 
     @property
@@ -76,6 +78,32 @@ CATALOG = {
         std=(0.229, 0.224, 0.225),
         license="MIT",
         source="https://github.com/houqb/CoordAttention",
+    ),
+    "mobilenetv2_ca_cifar10": Record(
+        network="MobileNetV2CA",
+        weights="cifar10",
+        arguments={"alpha": 0.25, "attention": "coordinate", "reduction": 32},
+        url=None,
+        filename="mobilenetv2_ca_cifar10.safetensors",
+        hash="sha256:10a5defddb6f3dcf5e4a2301cf67d75004d9781cea052639c4ec6d7fc44659b0",
+        size=1_284_680,
+        dataset="CIFAR-10",
+        classes=10,
+        top1=72.0,
+        input_size=48,
+        crop=1.0,
+        interpolation="bilinear",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        license="MIT",
+        source="keras_coordatt",
+        labels=(
+            *("airplane", "automobile", "bird", "cat", "deer"),
+            *("dog", "frog", "horse", "ship", "truck"),
+        ),
+        training="keras-coordatt train cifar10 cifar10.keras --alpha 0.25 "
+        "--image-size 48 --epochs 20 --seed 0; TensorFlow on two cores of a shared AMD "
+        "EPYC machine, 41 minutes",
     ),
 }
 

@@ -1,0 +1,99 @@
+"""The weights in the package, without a network and on images they never saw."""
+
+import hashlib
+import io
+import pathlib
+import tarfile
+import urllib.request
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from keras_coordatt import MobileNetV2CA
+from keras_coordatt.applications.mobilenet_v2_ca import preprocess_input
+from keras_coordatt.weights import CATALOG, cached_weights
+from keras_coordatt.weights.safetensors_file import read_safetensors
+
+NAME = "mobilenetv2_ca_cifar10"
+RECORD = CATALOG[NAME]
+DATA = pathlib.Path(__file__).parents[3] / "shared" / "data" / "cifar10_jpeg.tar.xz"
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    def fail(*_, **__):
+        pytest.fail("something was downloaded")
+
+    monkeypatch.setattr(urllib.request, "urlopen", fail)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return MobileNetV2CA(alpha=0.25, weights="cifar10", classes=10)
+
+
+def test_the_file_is_the_catalogs():
+    path = pathlib.Path(cached_weights(NAME, lambda: pytest.fail("built")))
+    data = path.read_bytes()
+    assert len(data) == RECORD.size <= 4e6
+    assert f"sha256:{hashlib.sha256(data).hexdigest()}" == RECORD.hash
+
+
+def test_loads_by_name(model):
+    assert model.input_shape == (None, RECORD.input_size, RECORD.input_size, 3)
+    kernel = read_safetensors(cached_weights(NAME, None))["classifier.1.weight"]
+    np.testing.assert_array_equal(
+        model.get_layer("predictions").get_weights()[0], kernel.T
+    )
+
+
+def test_other_heads_and_stems(model):
+    with pytest.warns(UserWarning, match="no classifier"):
+        headless = MobileNetV2CA(
+            (64, 64, 1), 0.25, include_top=False, weights="cifar10"
+        )
+    stem = model.get_layer("Conv1").get_weights()[0]
+    np.testing.assert_allclose(
+        headless.get_layer("Conv1").get_weights()[0],
+        stem.sum(axis=2, keepdims=True),
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"alpha": 0.25}, "needs `classes=10`.*classes=1000"),
+        ({"classes": 10}, r"'alpha': 0\.25.*Received.*'alpha': 1\.0"),
+        ({"alpha": 0.25, "classes": 10, "attention": None}, "'attention': None"),
+    ],
+)
+def test_what_it_does_not_fit(arguments, message):
+    with pytest.raises(ValueError, match=f'weights="cifar10".*{message}'):
+        MobileNetV2CA(weights="cifar10", **arguments)
+
+
+@pytest.mark.skipif(not DATA.exists(), reason="the images are not at hand")
+def test_accuracy_on_real_images(model):
+    images, labels = [], []
+    with tarfile.open(DATA, "r|xz") as archive:
+        for member in archive:
+            *_, split, label, name = ("", "", *pathlib.PurePath(member.name).parts)
+            if split == "train":
+                break
+            # The first 60 of each of the ten classes.
+            if name.endswith(".jpg") and int(name.removesuffix(".jpg")) < 60:
+                image = io.BytesIO(archive.extractfile(member).read())
+                images.append(keras.utils.img_to_array(keras.utils.load_img(image)))
+                labels.append(RECORD.labels.index(label))
+    assert len(images) == 600
+    size = (RECORD.input_size, RECORD.input_size)
+    x = ops.image.resize(np.stack(images), size, antialias=True)
+    predictions = model.predict(preprocess_input(ops.convert_to_numpy(x)), verbose=0)
+    accuracy = np.mean(predictions.argmax(1) == labels)
+    # Three standard deviations of a sample as large.
+    expected = RECORD.top1 / 100
+    deviation = (expected * (1 - expected) / len(images)) ** 0.5
+    assert abs(accuracy - expected) < 3 * deviation
