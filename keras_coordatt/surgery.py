@@ -57,7 +57,8 @@ def insert_attention(
     the attention is not, even in a frozen nested model. The new model is a plain
     `keras.Model` and is not compiled, whether or not `model` was: compile it; an
     optimizer's state belongs to the weights of the old model and is not taken over.
-    An output behind which attention stands is called after the attention. With `layer=None` or another registered layer it is saved and loaded as `.keras`
+    An output behind which attention stands is called after the attention. With
+    `layer=None` or another registered layer it is saved and loaded as `.keras`
     without custom objects.
 
     Nested models, functional or `Sequential`, are searched and copied too, and stay
