@@ -10,8 +10,11 @@ import os
 import pathlib
 import statistics
 
+import keras
+
 from keras_coordatt.applications import MobileNetV2CA
 from keras_coordatt.training import train_classifier
+from keras_coordatt.validation import check_positive_int
 
 ATTENTIONS = (None, "se", "cbam", "height", "width", "coordinate")
 
@@ -33,7 +36,8 @@ def ablation(
     of steps. What differs between seeds is the order and the starting weights.
 
     Args:
-        data: A folder `train/<class>/*.jpg`, `test/<class>/*.jpg`, or a TFDS name.
+        data: A folder `train/<class>/*.jpg`, `test/<class>/*.jpg`, or a TFDS name. Runs
+            are told apart by the folder's name, without its path.
         output: A file that gets a line of JSON a run, as it ends. Runs that are in
             it are not made again.
         seeds: The seeds, each an integer.
@@ -51,7 +55,10 @@ def ablation(
     >>> runs = ablation("cifar10", "runs/ablation.jsonl", seeds=(0, 1, 2))
     >>> print(table(runs))
     """
+    check_positive_int("steps", steps)
     settings = {
+        "data": os.path.basename(os.path.normpath(data)),
+        "optimizer": "sgd",
         "steps": steps,
         "image_size": image_size,
         "alpha": alpha,
@@ -60,14 +67,23 @@ def ablation(
     }
     output = pathlib.Path(output)
     lines = output.read_text().splitlines() if output.exists() else []
-    runs = [run for run in map(json.loads, lines) if settings.items() <= run.items()]
+    runs = []
+    for number, line in enumerate(lines, 1):
+        try:
+            run = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(
+                f"`output` has no JSON in line {number}: {line!r}"
+            ) from error
+        if settings.items() <= run.items():
+            runs.append(run)
     done = {(run["seed"], run["attention"]) for run in runs}
     output.parent.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
         for attention in ATTENTIONS:
             if (seed, attention) not in done:
                 run = {"seed": seed, "attention": attention, **settings}
-                run |= _train(data, **run)
+                run |= _train(**{**run, "data": data})
                 with output.open("a") as file:
                     file.write(json.dumps(run) + "\n")
                 print(json.dumps(run), flush=True)
@@ -75,19 +91,11 @@ def ablation(
     return runs
 
 
-def _train(
-    data, seed, attention, steps, image_size, alpha, batch_size, learning_rate
-) -> dict:
+def _train(seed: int, attention: str | None, steps: int, alpha: float, **settings):
+    keras.backend.clear_session()
+    build = functools.partial(MobileNetV2CA, alpha=alpha, attention=attention)
     _, report = train_classifier(
-        functools.partial(MobileNetV2CA, alpha=alpha, attention=attention),
-        data,
-        image_size=image_size,
-        epochs=1,
-        steps_per_epoch=steps,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        seed=seed,
-        verbose=0,
+        build, seed=seed, epochs=1, steps_per_epoch=steps, verbose=0, **settings
     )
     return report
 
@@ -127,5 +135,5 @@ def table(runs: list[dict]) -> str:
 def _mean_and_spread(values: list[float], sign: str = "") -> str:
     if not values:
         return ""
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):{sign}.2f} ± {spread:.2f}"
+    mean = f"{statistics.mean(values):{sign}.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean

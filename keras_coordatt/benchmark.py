@@ -5,6 +5,7 @@ machine, and what is reported is the ratio to the same network without attention
 `keras-coordatt benchmark` is the command.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import functools
@@ -133,15 +134,16 @@ def benchmark(
         measures: Keys of `MEASURES`. Those of LiteRT and of the TF graph need the
             TensorFlow backend.
         rounds: How often each is timed.
-        memory: Whether to measure the peak memory too, in a process a network.
+        memory: Whether to measure the peak memory too, in a process a network. A script
+            that does needs `if __name__ == "__main__":`, as for any `multiprocessing`.
         extra: Further attentions to compare: a name, and a callable as the builders
             take.
 
     Returns:
         A dict a network: its `model`, `attention`, `parameters`, `multiply_adds`,
         `peak_memory` in bytes (of inference, batch 16, above what the same process had
-        before it built the network) and, for each measure, a dict of the median
-        `seconds`, the images `per_second`, and the quartiles of the ratio to no
+        before it built the network; not of those in `extra`) and, for each measure, a
+        dict of the median `seconds`, the images `per_second`, and the quartiles of the ratio to no
         attention, `ratio`, as `(25 %, 50 %, 75 %)`.
 
     Raises:
@@ -154,6 +156,7 @@ def benchmark(
     """
     check_positive_int("image_size", image_size)
     check_positive_int("rounds", rounds)
+    models, measures, attentions = tuple(models), tuple(measures), tuple(attentions)
     for name in models:
         check_choice("models", name, tuple(MODELS))
     for name in measures:
@@ -166,6 +169,10 @@ def benchmark(
             f"pass `measures`. Received: the backend {backend}"
         )
     extra = extra or {}
+    if both := extra.keys() & set(attentions):
+        raise ValueError(
+            f"`extra` must have names of its own. Received: {sorted(both)}"
+        )
     attentions = [None, *(a for a in attentions if a is not None), *extra]
 
     rows, networks = [], {}
@@ -298,8 +305,10 @@ def _peak() -> int:
 
 
 def _in_a_process(function, *arguments):
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(function, arguments)
+    # Unlike multiprocessing.Pool, this ends if the process does.
+    context = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool:
+        return pool.submit(function, *arguments).result()
 
 
 def official_rows(path: str | os.PathLike, rounds: int = 10) -> list[dict]:

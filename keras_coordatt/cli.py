@@ -6,6 +6,7 @@ traceback.
 """
 
 import argparse
+import importlib.util
 import pathlib
 import shutil
 import statistics
@@ -36,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, (command, add_options) in COMMANDS.items():
-        options = commands.add_parser(name, help=command.__doc__.splitlines()[0])
+        text = command.__doc__
+        options = commands.add_parser(name, help=text.splitlines()[0], description=text)
         add_options(options)
         options.set_defaults(command=command)
     arguments = parser.parse_args(argv)
@@ -91,6 +93,7 @@ def _network(arguments):
     import keras
 
     from keras_coordatt import MobileNetV2CA
+    from keras_coordatt.weights import load_weights
     from keras_coordatt.weights.official import describe, load_torch, read_official
 
     source = arguments.input
@@ -105,7 +108,14 @@ def _network(arguments):
         load_torch(model, arrays, adapt=False)
         return model
     if source.name.endswith(".weights.h5"):
-        return MobileNetV2CA(weights=source, **given)
+        model = MobileNetV2CA(weights=None, **given)
+        load_weights(model, source, adapt=False)
+        return model
+    if given:
+        raise ValueError(
+            f"{source.name} tells the network itself; leave out the options. "
+            f"Received: {given}"
+        )
     return keras.saving.load_model(source, compile=False)
 
 
@@ -131,10 +141,16 @@ def train(arguments: argparse.Namespace) -> None:
     del options["command"]
     output = options.pop("output")
     _check_output(output)
+    if output.suffix == ".safetensors" and arguments.attention in ("se", "cbam"):
+        raise ValueError(
+            "OUT can be .safetensors only with the attentions of the official names. "
+            f"Received: {output} with --attention {arguments.attention}"
+        )
+    backup_dir = output.with_name(f".{output.name}-backup")
+    _check_backup(backup_dir, options)
     build = functools.partial(
         MobileNetV2CA, **{name: options.pop(name) for name in ("alpha", "attention")}
     )
-    backup_dir = output.with_name(f".{output.name}-backup")
     model, report = train_classifier(build, **options, backup_dir=backup_dir)
     _save(model, output)
     shutil.rmtree(backup_dir)
@@ -142,6 +158,21 @@ def train(arguments: argparse.Namespace) -> None:
         f"{output}: {report['accuracy']:.2%} of the test images, "
         f"{report['parameters']:,} parameters, {report['seconds']} s"
     )
+
+
+def _check_backup(backup_dir, options):
+    """Notes the options of a training, or raises if a backup is of another one."""
+    import json
+
+    noted, options = backup_dir / "options.json", json.dumps(options)
+    if noted.exists() and noted.read_text() != options:
+        raise ValueError(
+            f"{backup_dir} has another training that was interrupted. Go on with its "
+            f"options, {noted.read_text()}, delete it, or choose another OUT. "
+            f"Received: {options}"
+        )
+    backup_dir.mkdir(parents=True, exist_ok=True)
+    noted.write_text(options)
 
 
 def _train_options(parser):
@@ -319,6 +350,15 @@ def benchmark(arguments: argparse.Namespace) -> None:
     )
     from keras_coordatt.weights.files import written_whole
 
+    # What can't be done is said before, not after all was measured.
+    if arguments.official and not (arguments.official / "mbv2_ca.py").is_file():
+        raise ValueError(f"--official must have mbv2_ca.py: {arguments.official}")
+    if arguments.picture and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("--picture needs matplotlib: pip install matplotlib")
+    for path in (arguments.json, arguments.picture):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+
     rows = benchmark(
         arguments.models,
         arguments.attentions,
@@ -329,19 +369,19 @@ def benchmark(arguments: argparse.Namespace) -> None:
         memory=arguments.memory,
     )
     print(table(rows))
+    official = []
     if arguments.official:
         official = official_rows(arguments.official)
         print(f"\n{table(official)}")
-        rows += official
     if arguments.build:
         for name, ratios in build_times().items():
             print(
-                f"\n{name}: built in {statistics.median(ratios):.2f} times what Keras's "
-                f"plain network takes ({min(ratios):.2f} to {max(ratios):.2f})"
+                f"\n{name}: built in {statistics.median(ratios):.2f} times what "
+                f"Keras's plain network takes ({min(ratios):.2f} to {max(ratios):.2f})"
             )
     if arguments.json:
         with written_whole(arguments.json) as fresh:
-            fresh.write_text(json.dumps(rows, indent=1) + "\n")
+            fresh.write_text(json.dumps(rows + official, indent=1) + "\n")
     if arguments.picture:
         with written_whole(arguments.picture) as fresh:
             picture(rows, fresh, arguments.measures[0])
@@ -358,7 +398,9 @@ def _benchmark_options(parser):
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--build", action="store_true", help="time to build, too")
-    parser.add_argument("--official", help="folder of your copy of the authors' code")
+    parser.add_argument(
+        "--official", type=pathlib.Path, help="folder of your copy of the authors' code"
+    )
     parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
     parser.add_argument("--picture", type=pathlib.Path, help="file for a picture")
 

@@ -780,9 +780,15 @@ def _folder_written_whole(path) -> Iterator[pathlib.Path]:
         fresh = pathlib.Path(folder) / "new"
         yield fresh
         # A folder can't take the place of a full one.
-        if path.exists():
-            os.replace(path, pathlib.Path(folder) / "old")
-        os.replace(fresh, path)
+        old = pathlib.Path(folder) / "old"
+        try:
+            if path.exists():
+                os.replace(path, old)
+            os.replace(fresh, path)
+        except BaseException:
+            if old.exists():
+                os.replace(old, path)
+            raise
 
 
 # ONNX

@@ -37,6 +37,8 @@ def train_classifier(
     follows from `seed`: the starting weights, the order of the images and their
     augmentation.
 
+    The images are RGB, and the state of Keras's random numbers is set.
+
     Args:
         build: A builder such as `MobileNetV2CA`, or a `functools.partial` of one. It is
             called with `input_shape`, `weights=None` and `classes`.
@@ -52,8 +54,8 @@ def train_classifier(
             at such a rate forgets again in thousands. Defaults to `"sgd"`.
         learning_rate: The highest learning rate. Defaults to 0.05.
         seed: An integer.
-        backup_dir: A folder for the state of the training after each epoch; called again
-            with it after an interruption, the training goes on from there, with
+        backup_dir: A folder for the state of the training after each epoch; called
+            again with it after an interruption, the training goes on from there, with
             another order of the images. It stays, for the caller to delete once the
             network is saved. Defaults to `None`: no backup.
         verbose: As of `model.fit`. Defaults to 2.
@@ -75,17 +77,17 @@ def train_classifier(
     import tensorflow_datasets as tfds
 
     from keras_coordatt.data import load_classification
+    from keras_coordatt.data.pipelines import prepare_builder
 
     check_positive_int("image_size", image_size)
     check_positive_int("epochs", epochs)
     check_choice("optimizer", optimizer, tuple(OPTIMIZERS))
     check_number("learning_rate", learning_rate, 0)
-    if os.path.isdir(data):
-        builder = tfds.ImageFolder(os.fspath(data))
-    else:
-        builder = tfds.builder(os.fspath(data))
-        builder.download_and_prepare()
-    keras.backend.clear_session()
+    if steps_per_epoch is not None:
+        check_positive_int("steps_per_epoch", steps_per_epoch)
+    check_positive_int("batch_size", batch_size)
+    data = os.fspath(data)
+    builder = prepare_builder(tfds.ImageFolder(data) if os.path.isdir(data) else data)
     keras.utils.set_random_seed(seed)
     augment = keras.layers.Pipeline(
         [
@@ -102,7 +104,7 @@ def train_classifier(
         builder, "train", augment=augment, shuffle=True, seed=seed, **shared
     )
     test = load_classification(builder, "test", **shared)
-    steps = check_positive_int("steps_per_epoch", steps_per_epoch or len(train))
+    steps = len(train) if steps_per_epoch is None else steps_per_epoch
 
     channels_first = keras.config.image_data_format() == "channels_first"
     model = build(

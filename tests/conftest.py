@@ -1,9 +1,15 @@
 """Fixtures for golden files, and a summary of how near to them we came."""
 
+import contextlib
 import pathlib
 
 import numpy as np
 import pytest
+
+# PyTorch's build for GPUs imports it when it needs an optimizer. Where TensorFlow was
+# there first, that is the end of the process.
+with contextlib.suppress(ImportError):
+    import triton  # noqa: F401
 
 HERE = pathlib.Path(__file__).parent
 # The smaller golden files are committed; where the others are at hand, beside the
@@ -42,7 +48,7 @@ def image_folder(tmp_path):
 
 @pytest.fixture
 def eager():
-    """Runs TensorFlow's functions line by line: to trace a training step takes longer."""
+    """Runs TensorFlow's functions line by line: to trace a step takes longer."""
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(True)

@@ -14,6 +14,11 @@ def runs(accuracies):
     ]
 
 
+def test_table_of_one_run_has_no_spread():
+    (row,) = ablation.table(runs({"se": [0.5]})).splitlines()[2:]
+    assert row == "| se | 1,234 | 50.00 % |  | 1 |"
+
+
 def test_table():
     rows = ablation.table(
         runs({"coordinate": [0.52, 0.56, 0.54], None: [0.5, 0.51, 0.52]})
@@ -41,7 +46,7 @@ def test_ablation_trains_and_goes_on_where_it_was_cut_off(
 
     trained = []
 
-    def train(data, **settings):
+    def train(**settings):
         trained.append(settings["seed"])
         return {"parameters": 1, "accuracy": 0.5, "seconds": 1}
 
@@ -51,4 +56,14 @@ def test_ablation_trains_and_goes_on_where_it_was_cut_off(
     # Other settings are another experiment.
     ablation.ablation(image_folder, output, **{**arguments, "steps": 5})
     assert trained == [4, 3]
-    assert len(output.read_text().splitlines()) == 3
+    # And so are other data, of which the file tells the name, and no path.
+    other = ablation.ablation(tmp_path / "other", output, **arguments)
+    assert trained == [4, 3, 3] and other[0]["data"] == "other"
+    assert len(output.read_text().splitlines()) == 4
+
+
+def test_a_line_that_was_cut_off(tmp_path):
+    output = tmp_path / "ablation.jsonl"
+    output.write_text('{"seed": 0, "acc')
+    with pytest.raises(ValueError, match="`output`.*line 1"):
+        ablation.ablation("no_such_data", output)

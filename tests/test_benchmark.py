@@ -125,6 +125,7 @@ def test_wrong_picture(tmp_path):
         ({"models": ["ResNet"]}, "`models`.*'ResNet'"),
         ({"measures": ["speed"]}, "`measures`.*'speed'"),
         ({"rounds": 0}, "`rounds`.*0"),
+        ({"extra": {"se": None}, "measures": ["train_32"]}, "`extra`.*'se'"),
         ({"image_size": 2.5}, "`image_size`.*2.5"),
     ],
 )
@@ -156,7 +157,7 @@ def test_build_times_are_ratios_to_keras(monkeypatch):
     }
 
 
-# The authors' code, of which there is none in here: a network with one layer of the name.
+# For the authors' code, of which there is none in here.
 STAND_IN = """
 import torch
 

@@ -155,6 +155,10 @@ def test_trains_and_goes_on_after_an_interruption(
             run("train", image_folder, output, *options)
     assert [path.suffix for path in output.parent.iterdir()] == [".safetensors-backup"]
 
+    # Another training must not go on from there.
+    assert run("train", image_folder, output, *options, "--seed", 1) == 1
+    assert re.search("another training.*seed", capsys.readouterr().err)
+
     # Both epochs are done, so nothing is left but the test.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(keras.Model, "train_step", lambda *_: pytest.fail("trained"))
@@ -164,9 +168,38 @@ def test_trains_and_goes_on_after_an_interruption(
     assert MobileNetV2CA((32, 32, 3), 0.25, weights=output, classes=3).built
 
 
-def test_train_checks_the_output_first(tmp_path, capsys):
-    assert run("train", tmp_path, tmp_path / "out.pth") == 1
-    assert "OUT must end in one of" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "output, attention, message",
+    [
+        ("out.pth", "coordinate", "OUT must end in one of"),
+        ("out.safetensors", "se", "OUT can be .safetensors only.*se"),
+    ],
+)
+def test_train_checks_the_output_first(tmp_path, capsys, output, attention, message):
+    options = ("--attention", attention)
+    assert run("train", tmp_path, tmp_path / output, *options) == 1
+    assert re.search(message, capsys.readouterr().err)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_head_that_does_not_fit_is_no_conversion(tmp_path, capsys):
+    source = tmp_path / "ten.weights.h5"
+    MobileNetV2CA((32, 32, 3), 0.25, weights=None, classes=10).save_weights(source)
+    assert run("convert", source, tmp_path / "out.keras", "--alpha", 0.25) == 1
+    assert "misshapen" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [source]
+
+
+def test_a_file_that_tells_its_network_takes_no_options(tmp_path, capsys):
+    source = tmp_path / "it.keras"
+    source.touch()
+    assert run("convert", source, tmp_path / "out.keras", "--alpha", 0.5) == 1
+    assert "leave out the options" in capsys.readouterr().err
+
+
+def test_benchmark_checks_first(tmp_path, capsys):
+    assert run("benchmark", "--official", tmp_path) == 1
+    assert "mbv2_ca.py" in capsys.readouterr().err
 
 
 @needs_tensorflow

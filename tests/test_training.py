@@ -73,7 +73,7 @@ def test_a_seed_makes_the_training(eager, image_folder):
     model, report = train_classifier(SMALL, image_folder, seed=1, **arguments)
     assert report["parameters"] == model.count_params()
     assert report["accuracy"] in [pytest.approx(n / 6) for n in range(7)]
-    # LAMB came to the end of its schedule: 2 steps of the 12 images.
+    # The end of the schedule: 2 steps of the 12 images.
     assert int(model.optimizer.iterations) == 2
     assert float(model.optimizer.learning_rate) == pytest.approx(0, abs=1e-7)
     again, _ = train_classifier(SMALL, image_folder, seed=1, **arguments)

@@ -97,7 +97,7 @@ def load_classification(
     check_choice("one_hot", one_hot, (True, False))
     if not isinstance(seed, numbers.Integral | None):
         raise ValueError(f"`seed` must be None or an integer. Received: {seed!r}")
-    builder = _prepare(name, data_dir)
+    builder = prepare_builder(name, data_dir)
     num_classes = builder.info.features["label"].num_classes
     # tfds refuses to reorder the files of an ordered data set, and ImageFolder, whose
     # files lie in a shuffled order already, would reorder them without our seed.
@@ -156,9 +156,21 @@ def _height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
     return tuple(check_positive_int("image_size", side) for side in size)
 
 
-def _prepare(
-    name: str | tfds.core.DatasetBuilder, data_dir: str | os.PathLike | None
+def prepare_builder(
+    name: str | tfds.core.DatasetBuilder, data_dir: str | os.PathLike | None = None
 ) -> tfds.core.DatasetBuilder:
+    """Gives the TFDS builder of a classification data set, with its data ready.
+
+    Args:
+        name: As in `load_classification`.
+        data_dir: As in `load_classification`.
+
+    Returns:
+        The builder.
+
+    Raises:
+        ValueError: If the data set has no `image` and `label`.
+    """
     import tensorflow_datasets as tfds
 
     from keras_coordatt.data import digits  # noqa: F401, registers "digits"

@@ -181,7 +181,17 @@ class CoordinateAttention(keras.layers.Layer):
         Returns:
             A dictionary of `"height"`, `(N, H, C)`, and `"width"`, `(N, W, C)`, or of
             the one in `axes`; float32 under a half-precision policy.
+
+        Raises:
+            ValueError: if the layer is not built, or the input is not floating-point.
+
+        Example:
+
+        >>> layer = model.get_layer("block_3_attention")
+        >>> rows = layer.compute_gates(feature_map)["height"]
         """
+        if not self.built:
+            raise ValueError("CoordinateAttention has no gates before it is built.")
         if "float" not in keras.backend.standardize_dtype(inputs.dtype):
             raise ValueError(
                 "CoordinateAttention needs a floating-point input. "

@@ -469,3 +469,8 @@ def test_integers_are_refused():
     # Keras casts only floating-point inputs to a layer's dtype.
     with pytest.raises(ValueError, match=r"floating-point.*int32"):
         CoordinateAttention()(np.ones((2, 8, 8, 16), "int32"))
+
+
+def test_no_gates_before_it_is_built():
+    with pytest.raises(ValueError, match="before it is built"):
+        CoordinateAttention().compute_gates(np.zeros((1, 4, 4, 8), "float32"))

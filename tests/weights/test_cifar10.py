@@ -21,12 +21,15 @@ RECORD = CATALOG[NAME]
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data" / "cifar10_jpeg.tar.xz"
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch):
+@pytest.fixture(scope="module", autouse=True)
+def offline():
     def fail(*_, **__):
         pytest.fail("something was downloaded")
 
-    monkeypatch.setattr(urllib.request, "urlopen", fail)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(urllib.request, "urlopen", fail)
+        patch.setattr(keras.utils, "get_file", fail)
+        yield
 
 
 @pytest.fixture(scope="module")
