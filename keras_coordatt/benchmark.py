@@ -143,8 +143,8 @@ def benchmark(
         A dict a network: its `model`, `attention`, `parameters`, `multiply_adds`,
         `peak_memory` in bytes (of inference, batch 16, above what the same process had
         before it built the network; not of those in `extra`) and, for each measure, a
-        dict of the median `seconds`, the images `per_second`, and the quartiles of the ratio to no
-        attention, `ratio`, as `(25 %, 50 %, 75 %)`.
+        dict of the median `seconds`, the images `per_second`, and the quartiles of the
+        ratio to no attention, `ratio`, as `(25 %, 50 %, 75 %)`.
 
     Raises:
         ValueError: if an argument is unknown, or the backend can't do what is asked.
@@ -205,10 +205,8 @@ def benchmark(
         runs = {key: how.prepare(m) for key, m in networks.items()}
         times = interleaved(runs, rounds, how.calls)
         for row in rows:
-            own, plain = (
-                times[row["model"], row["attention"]],
-                times[row["model"], None],
-            )
+            own = times[row["model"], row["attention"]]
+            plain = times[row["model"], None]
             row[measure] = _summary(own, plain, how.images)
     return rows
 
@@ -311,6 +309,12 @@ def _in_a_process(function, *arguments):
         return pool.submit(function, *arguments).result()
 
 
+def check_official(path: pathlib.Path) -> None:
+    """Raises a ValueError unless the folder has the authors' network."""
+    if not (path / "mbv2_ca.py").is_file():
+        raise ValueError(f"`path` must have the file mbv2_ca.py. Received: {path}")
+
+
 def official_rows(path: str | os.PathLike, rounds: int = 10) -> list[dict]:
     """Measures the authors' PyTorch network, with and without its attention.
 
@@ -328,8 +332,7 @@ def official_rows(path: str | os.PathLike, rounds: int = 10) -> list[dict]:
         ValueError: if there is no `mbv2_ca.py`, or PyTorch is not installed.
     """
     path = pathlib.Path(path)
-    if not (path / "mbv2_ca.py").is_file():
-        raise ValueError(f"`path` must have the file mbv2_ca.py. Received: {path}")
+    check_official(path)
     try:
         import torch
     except ImportError as error:

@@ -236,6 +236,7 @@ def _export_data(arguments, model):
     import tensorflow_datasets as tfds
 
     from keras_coordatt.data import load_classification
+    from keras_coordatt.data.pipelines import open_images
     from keras_coordatt.export import preprocessing_of
 
     first = keras.config.image_data_format() == "channels_first"
@@ -244,8 +245,7 @@ def _export_data(arguments, model):
         if arguments.image_size is None:
             raise ValueError("--data needs --image-size: the network takes any size")
         size = arguments.image_size
-    data = arguments.data
-    builder = tfds.ImageFolder(data) if pathlib.Path(data).is_dir() else data
+    builder = open_images(arguments.data)
 
     def images(split, count):
         dataset = load_classification(
@@ -344,6 +344,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     from keras_coordatt.benchmark import (
         benchmark,
         build_times,
+        check_official,
         official_rows,
         picture,
         table,
@@ -351,8 +352,8 @@ def benchmark(arguments: argparse.Namespace) -> None:
     from keras_coordatt.weights.files import written_whole
 
     # What can't be done is said before, not after all was measured.
-    if arguments.official and not (arguments.official / "mbv2_ca.py").is_file():
-        raise ValueError(f"--official must have mbv2_ca.py: {arguments.official}")
+    if arguments.official:
+        check_official(arguments.official)
     if arguments.picture and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--picture needs matplotlib: pip install matplotlib")
     for path in (arguments.json, arguments.picture):

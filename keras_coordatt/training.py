@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import keras
 
-from keras_coordatt.applications.common import preprocess_input
+from keras_coordatt.applications.common import channel_axis, preprocess_input
 from keras_coordatt.validation import check_choice, check_number, check_positive_int
 
 OPTIMIZERS = {
@@ -74,10 +74,8 @@ def train_classifier(
     >>> model, report = train_classifier(small, "cifar10", epochs=16)
     >>> model.save("cifar10.keras")
     """
-    import tensorflow_datasets as tfds
-
     from keras_coordatt.data import load_classification
-    from keras_coordatt.data.pipelines import prepare_builder
+    from keras_coordatt.data.pipelines import open_images
 
     check_positive_int("image_size", image_size)
     check_positive_int("epochs", epochs)
@@ -86,8 +84,7 @@ def train_classifier(
     if steps_per_epoch is not None:
         check_positive_int("steps_per_epoch", steps_per_epoch)
     check_positive_int("batch_size", batch_size)
-    data = os.fspath(data)
-    builder = prepare_builder(tfds.ImageFolder(data) if os.path.isdir(data) else data)
+    builder = open_images(data)
     keras.utils.set_random_seed(seed)
     augment = keras.layers.Pipeline(
         [
@@ -106,11 +103,10 @@ def train_classifier(
     test = load_classification(builder, "test", **shared)
     steps = len(train) if steps_per_epoch is None else steps_per_epoch
 
-    channels_first = keras.config.image_data_format() == "channels_first"
+    input_shape = [image_size, image_size]
+    input_shape.insert(channel_axis() - 1, 3)
     model = build(
-        input_shape=(3, *[image_size] * 2)
-        if channels_first
-        else (*[image_size] * 2, 3),
+        input_shape=tuple(input_shape),
         weights=None,
         classes=builder.info.features["label"].num_classes,
     )

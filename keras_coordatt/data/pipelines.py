@@ -201,6 +201,24 @@ def prepare_builder(
     return builder
 
 
+def open_images(data: str | os.PathLike) -> tfds.core.DatasetBuilder:
+    """Gives the builder of a folder of images, or of a TFDS name.
+
+    Args:
+        data: A folder `<split>/<class>/*.jpg`, or a TFDS name.
+
+    Returns:
+        The builder, with its data ready.
+
+    Raises:
+        ValueError: If the data set has no `image` and `label`.
+    """
+    import tensorflow_datasets as tfds
+
+    data = os.fspath(data)
+    return prepare_builder(tfds.ImageFolder(data) if os.path.isdir(data) else data)
+
+
 def _resize(image: tf.Tensor, size: tuple[int, int]) -> tf.Tensor:
     if image.shape[:2] == size:
         return image
