@@ -9,10 +9,11 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/python -m keras_coordatt.demo
 
+# With a process a core, PyTorch's threads would wait for each other.
 test: .venv/installed-for-tests lint
 	@set -e; for backend in $(BACKENDS); do \
 		echo "== $$backend"; \
-		KERAS_BACKEND=$$backend $(BIN)/python -m pytest -n 2 --dist worksteal; \
+		KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal; \
 	done
 
 lint: .venv/installed-for-tests

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 
 import keras
 import numpy as np
+from keras import layers, ops
 
 from keras_coordatt.applications import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 from keras_coordatt.validation import check_choice, check_positive_int
@@ -31,6 +32,44 @@ MODELS = {
     "MobileNeXtCA": MobileNeXtCA,
     "EfficientNetCA": EfficientNetCA,
 }
+
+
+class PlainPort(layers.Layer):
+    """Coordinate attention as it is usually written in Keras, channels last."""
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        self.shared = layers.Conv2D(max(8, channels // 32), 1)
+        self.norm = layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+        self.height_gate = layers.Conv2D(channels, 1, activation="sigmoid")
+        self.width_gate = layers.Conv2D(channels, 1, activation="sigmoid")
+
+    def call(self, inputs, training=None):
+        height = inputs.shape[1]
+        rows = ops.mean(inputs, axis=2, keepdims=True)
+        columns = ops.mean(inputs, axis=1, keepdims=True)
+        columns = ops.transpose(columns, (0, 2, 1, 3))
+        both = self.shared(ops.concatenate([rows, columns], axis=1))
+        both = ops.hard_swish(self.norm(both, training=training))
+        rows, columns = ops.split(both, [height], axis=1)
+        columns = ops.transpose(columns, (0, 2, 1, 3))
+        return inputs * self.height_gate(rows) * self.width_gate(columns)
+
+
+class PassesOnly(layers.Layer):
+    """What is left of it without any gate: two means and two multiplications.
+
+    As long as each of these is an operation of its own, no implementation is faster.
+    """
+
+    def call(self, inputs):
+        rows = ops.mean(inputs, axis=2, keepdims=True)
+        columns = ops.mean(inputs, axis=1, keepdims=True)
+        return inputs * rows * columns
+
+
+# What to compare the layer with: `benchmark(extra=REFERENCES)`.
+REFERENCES = {"plain port": PlainPort, "passes only": PassesOnly}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,23 +90,26 @@ class Measure:
     calls: int
 
 
+@functools.cache  # for the measures with 1 and 2 threads
+def _converted(model, precision):
+    from keras_coordatt.export import litert
+
+    representative = _images(model) if precision == "int8" else None
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.tflite"
+        litert(model, path, precision=precision, representative=representative)
+        return path.read_bytes()
+
+
 def _litert(precision, threads):
     def prepare(model):
         import tensorflow as tf
 
-        from keras_coordatt.export import litert
-
-        rng = np.random.default_rng(0)
-        images = rng.normal(size=(8, *model.input_shape[1:])).astype("float32")
-        with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder) / "model.tflite"
-            representative = images if precision == "int8" else None
-            litert(model, path, precision=precision, representative=representative)
-            content = path.read_bytes()
+        content = _converted(model, precision)
         interpreter = tf.lite.Interpreter(model_content=content, num_threads=threads)
         interpreter.allocate_tensors()
         (image,) = interpreter.get_input_details()
-        interpreter.set_tensor(image["index"], images[:1])
+        interpreter.set_tensor(image["index"], _images(model)[:1])
         return interpreter.invoke
 
     return Measure(f"LiteRT {precision}, {threads} thread", prepare, 1, 5)
@@ -137,7 +179,8 @@ def benchmark(
         memory: Whether to measure the peak memory too, in a process a network. A script
             that does needs `if __name__ == "__main__":`, as for any `multiprocessing`.
         extra: Further attentions to compare: a name, and a callable as the builders
-            take.
+            take. `REFERENCES` has the layer as it is usually written, and what no
+            implementation can do without.
 
     Returns:
         A dict a network: its `model`, `attention`, `parameters`, `multiply_adds`,
@@ -186,7 +229,7 @@ def benchmark(
                 "attention": extra.get(attention, attention),
                 **width,
             }
-            networks[key] = MODELS[name](**arguments)
+            networks[key] = _awake(MODELS[name](**arguments))
             row = {
                 "model": name,
                 "attention": attention,
@@ -208,7 +251,37 @@ def benchmark(
             own = times[row["model"], row["attention"]]
             plain = times[row["model"], None]
             row[measure] = _summary(own, plain, how.images)
+    _converted.cache_clear()
     return rows
+
+
+def _images(model):
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(8, *model.input_shape[1:])).astype("float32")
+
+
+def _awake(model):
+    """Lets batch normalization see images, as in a network that was trained.
+
+    Without, the numbers fade away layer by layer. In int8 their scales are then so
+    small that LiteRT runs some operations in another, slower way.
+    """
+    norms = [
+        part
+        for layer in model.layers
+        for part in (layer, *vars(layer).values())
+        if isinstance(part, layers.BatchNormalization)
+    ]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    model(_images(model), training=True)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+        # A channel that happened to vary little must not become all rounding error.
+        variance = norm.moving_variance
+        variance.assign(ops.maximum(variance, ops.mean(variance)))
+    return model
 
 
 def interleaved(

@@ -342,6 +342,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
     import json
 
     from keras_coordatt.benchmark import (
+        REFERENCES,
         benchmark,
         build_times,
         check_official,
@@ -368,6 +369,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
         measures=arguments.measures,
         rounds=arguments.rounds,
         memory=arguments.memory,
+        extra=REFERENCES if arguments.references else None,
     )
     print(table(rows))
     official = []
@@ -398,6 +400,11 @@ def _benchmark_options(parser):
     parser.add_argument("--measures", nargs="+", default=list(MEASURES))
     parser.add_argument("--rounds", type=int, default=20)
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument(
+        "--references",
+        action="store_true",
+        help="the layer as it is usually written too, and its passes only",
+    )
     parser.add_argument("--build", action="store_true", help="time to build, too")
     parser.add_argument(
         "--official", type=pathlib.Path, help="folder of your copy of the authors' code"

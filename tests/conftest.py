@@ -1,6 +1,7 @@
 """Fixtures for golden files, and a summary of how near to them we came."""
 
 import contextlib
+import os
 import pathlib
 
 import numpy as np
@@ -10,6 +11,13 @@ import pytest
 # there first, that is the end of the process.
 with contextlib.suppress(ImportError):
     import triton  # noqa: F401
+
+# Tests run each of many small programs once or twice: to optimise it takes longer.
+if os.environ.get("KERAS_BACKEND") == "jax":
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    )
 
 HERE = pathlib.Path(__file__).parent
 # The smaller golden files are committed; where the others are at hand, beside the

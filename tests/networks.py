@@ -1,8 +1,24 @@
 """What tests of whole networks share."""
 
+import contextlib
+
 import keras
 import numpy as np
+import pytest
 from keras import ops
+
+
+@contextlib.contextmanager
+def quick_initial_weights():
+    """Draws initial kernels with NumPy: JAX would compile a program for each shape."""
+
+    def draw(self, shape, dtype=None):
+        values = np.random.default_rng(0).normal(scale=0.1, size=shape)
+        return ops.convert_to_tensor(values.astype("float32"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.initializers.VarianceScaling, "__call__", draw)
+        yield
 
 
 def images(*shape, seed=0):

@@ -4,8 +4,15 @@ import keras
 import numpy as np
 import pytest
 from backends import BACKEND, needs_tensorflow
+from keras import ops
+from networks import images
 
-from keras_coordatt import EfficientNetCA, MobileNetV2CA, benchmark
+from keras_coordatt import (
+    CoordinateAttention,
+    EfficientNetCA,
+    MobileNetV2CA,
+    benchmark,
+)
 
 
 def test_functions_are_timed_in_turns(monkeypatch):
@@ -45,6 +52,30 @@ def test_multiply_adds_of_layers():
     x = keras.layers.Dense(5)(keras.layers.GlobalAveragePooling2D()(x))
     expected = 8 * 6 * 10 * 9 * 4 + 6 * 4 * 10 * 9 + 10 * 5
     assert benchmark.multiply_adds(keras.Model(inputs, x)) == expected
+
+
+def test_the_plain_port_is_the_layer():
+    x = images(2, 5, 7, 64)
+    ours, plain = CoordinateAttention(), benchmark.PlainPort()
+    ours(x, training=True)
+    plain(x)
+    plain.set_weights(
+        [
+            w.reshape(v.shape)
+            for w, v in zip(ours.get_weights(), plain.weights, strict=True)
+        ]
+    )
+    given, expected = (ops.convert_to_numpy(layer(x)) for layer in (plain, ours))
+    np.testing.assert_allclose(given, expected, atol=1e-6)
+
+
+def test_activations_are_as_in_a_network_that_was_trained():
+    model = MobileNetV2CA((32, 32, 3), 0.25, weights=None)
+    maps = [layer.output for layer in model.layers if layer.name.endswith("_BN")]
+    awake = keras.Model(benchmark._awake(model).input, maps)
+    for x in awake(images(8, 32, 32, 3), training=False):
+        assert 0.2 < np.std(ops.convert_to_numpy(x)) < 2
+    assert model.get_layer("bn_Conv1").momentum == 0.9
 
 
 @needs_tensorflow

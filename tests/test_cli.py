@@ -208,9 +208,10 @@ def test_benchmarks(tmp_path, capsys):
     small = ("--image-size", 32, "--alpha", 0.25, "--rounds", 2, "--no-memory")
     measures = ("--attentions", "coordinate", "--measures", "graph_1")
     files = ("--json", figures, "--picture", picture)
-    assert run("benchmark", *small, *measures, *files) == 0
+    assert run("benchmark", *small, *measures, *files, "--references") == 0
     rows = json.loads(figures.read_text())
-    assert [row["attention"] for row in rows] == [None, "coordinate"]
+    attentions = [row["attention"] for row in rows]
+    assert attentions == [None, "coordinate", "plain port", "passes only"]
     printed = capsys.readouterr().out
     assert f"{1000 * rows[1]['graph_1']['seconds']:.3g} ms" in printed
     assert keras.utils.img_to_array(keras.utils.load_img(picture)).std() > 10

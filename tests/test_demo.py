@@ -6,7 +6,7 @@ from keras_coordatt import demo
 
 
 @needs_tensorflow
-def test_demo(monkeypatch, tmp_path, capsys):
+def test_demo(eager, monkeypatch, tmp_path, capsys):
     # Two small steps of the way: what it prints at full length is in the README.
     monkeypatch.setattr(demo, "SIZE", 32)
     monkeypatch.setattr(demo, "EPOCHS", 1)

@@ -17,7 +17,11 @@ def test_notebook(path, monkeypatch, tmp_path):
     (parameters,) = [
         cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
     ]
-    parameters.source = f"SIZE, EPOCHS, FOLDER = 32, 1, pathlib.Path({str(tmp_path)!r})"
+    # To trace a step takes longer than to run it line by line.
+    parameters.source = f"""
+tf.config.run_functions_eagerly(True)
+SIZE, EPOCHS, FOLDER = 32, 1, pathlib.Path({str(tmp_path)!r})
+"""
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     NotebookClient(
         notebook, timeout=300, resources={"metadata": {"path": FOLDER}}

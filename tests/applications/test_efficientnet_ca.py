@@ -10,8 +10,6 @@ from keras import ops
 from keras_coordatt.applications import efficientnet_ca
 from keras_coordatt.applications.efficientnet_ca import EfficientNetCA
 
-pytestmark = pytest.mark.usefixtures("quick_initial_weights")
-
 # Only weight shapes and settings are compared of these: one backend is enough.
 VARIANTS = ["b1", "b2", "b3", "b4", "b5", "b6", "b7"]
 

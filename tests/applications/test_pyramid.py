@@ -72,9 +72,7 @@ def test_output_stride(build, last_layers, output_stride, coarsest):
 
 
 @each_network
-def test_survive_saving_and_cloning(
-    build, last_layers, tmp_path, quick_initial_weights
-):
+def test_survive_saving_and_cloning(build, last_layers, tmp_path):
     model = build(input_shape=(None, None, 3), classes=2)
     assert_taps(drawn(keras.models.clone_model, model=model), last_layers)
 
@@ -104,7 +102,7 @@ def test_strides_count_from_the_networks_own_image(build, last_layers):
 
 
 @each_network
-def test_under_another_head(build, last_layers, quick_initial_weights):
+def test_under_another_head(build, last_layers):
     backbone = build(attention=None, include_top=False)
     x = keras.layers.Conv2D(4, 3, 2, "same", name="extra")(backbone.output)
     side = keras.layers.Conv2D(4, 3, 2)(backbone.get_layer(last_layers["P3"]).output)
