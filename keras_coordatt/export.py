@@ -215,11 +215,11 @@ def saved_model(
     (1, 2)
     """
     _needs_backend("A SavedModel", ("tensorflow", "jax"))
+    path = _check_folder(path)
     import tensorflow as tf
 
     image = _Image(model, preprocessing)
     metadata = _metadata("saved_model", model, image, labels)
-    path = pathlib.Path(path)
     with _folder_written_whole(path) as fresh:
         archive = keras.export.ExportArchive()
         spec = keras.InputSpec(shape=(None, *model.input_shape[1:]), dtype="float32")
@@ -695,6 +695,15 @@ def _check_ending(path, ending):
     path = pathlib.Path(path)
     if path.suffix != ending:
         raise ValueError(f"`path` must end in {ending}. Received: {os.fspath(path)!r}")
+    return _check_folder(path)
+
+
+def _check_folder(path):
+    path = pathlib.Path(path)
+    if not path.parent.is_dir():
+        raise ValueError(
+            f"`path` must be in a folder that is there. Received: {os.fspath(path)!r}"
+        )
     return path
 
 

@@ -35,8 +35,8 @@ ACTIVATION_OPS = {name.replace("_", "") for name in dir(keras.activations)}
 
 def insert_attention(
     model: keras.Model,
-    after="depthwise",
-    layer=None,
+    after: str | re.Pattern | Callable = "depthwise",
+    layer: Callable | None = None,
     *,
     replace: str | None = None,
 ) -> keras.Model:

@@ -606,6 +606,14 @@ def test_arguments_are_checked(model, tmp_path, arguments, message):
     assert list(tmp_path.iterdir()) == []
 
 
+@each_format
+def test_a_folder_that_is_not_there(model, path, write):
+    missing = path.parent / "missing" / path.name
+    with pytest.raises(ValueError, match="`path` must be in a folder.*missing"):
+        write(model, missing)
+    assert not missing.parent.exists()
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [

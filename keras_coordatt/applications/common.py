@@ -48,7 +48,13 @@ def check_arguments(
     check_positive_int("classes", classes)
     check_choice("pooling", pooling, (None, "avg", "max"))
     if include_top:
-        keras.activations.get(classifier_activation)
+        try:
+            keras.activations.get(classifier_activation)
+        except (TypeError, ValueError):
+            raise ValueError(
+                "`classifier_activation` must be an activation of Keras by name, a "
+                f"function, or None. Received: {classifier_activation!r}"
+            ) from None
     if weights is None:
         return
     published = weights_lib.published(network)

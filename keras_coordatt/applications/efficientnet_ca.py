@@ -7,6 +7,8 @@ the stem and the top have too. Block `i`, counted through all stages, has layers
 
 import functools
 import math
+import os
+from collections.abc import Callable
 
 import keras
 from keras import layers
@@ -50,14 +52,14 @@ def EfficientNetCA(
     variant: str = "b0",
     input_shape: tuple | None = None,
     include_top: bool = True,
-    weights: str | None = None,
-    input_tensor=None,
+    weights: str | os.PathLike | None = None,
+    input_tensor: keras.KerasTensor | None = None,
     pooling: str | None = None,
     classes: int = 1000,
-    classifier_activation="softmax",
+    classifier_activation: str | Callable | None = "softmax",
     name: str = "efficientnet_ca",
     *,
-    attention="coordinate",
+    attention: str | Callable | None = "coordinate",
     reduction: int = 32,
     output_stride: int = 32,
     include_preprocessing: bool = False,

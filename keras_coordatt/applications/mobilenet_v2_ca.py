@@ -4,6 +4,9 @@ Layer names are those of `keras.applications.MobileNetV2`, with the attention of
 block `i` at `block_{i}_attention`.
 """
 
+import os
+from collections.abc import Callable
+
 import keras
 from keras import layers
 
@@ -29,14 +32,14 @@ def MobileNetV2CA(
     input_shape: tuple | None = None,
     alpha: float = 1.0,
     include_top: bool = True,
-    weights: str | None = "imagenet",
-    input_tensor=None,
+    weights: str | os.PathLike | None = "imagenet",
+    input_tensor: keras.KerasTensor | None = None,
     pooling: str | None = None,
     classes: int = 1000,
-    classifier_activation="softmax",
+    classifier_activation: str | Callable | None = "softmax",
     name: str = "mobilenetv2_ca",
     *,
-    attention="coordinate",
+    attention: str | Callable | None = "coordinate",
     reduction: int = 32,
     output_stride: int = 32,
     include_preprocessing: bool = False,

@@ -7,6 +7,8 @@ Block `i`, counted through all stages, has layers `block_{i}_depthwise`,
 """
 
 import math
+import os
+from collections.abc import Callable
 
 import keras
 from keras import layers
@@ -34,14 +36,14 @@ def MobileNeXtCA(
     input_shape: tuple | None = None,
     alpha: float = 1.0,
     include_top: bool = True,
-    weights: str | None = None,
-    input_tensor=None,
+    weights: str | os.PathLike | None = None,
+    input_tensor: keras.KerasTensor | None = None,
     pooling: str | None = None,
     classes: int = 1000,
-    classifier_activation="softmax",
+    classifier_activation: str | Callable | None = "softmax",
     name: str = "mobilenext_ca",
     *,
-    attention="coordinate",
+    attention: str | Callable | None = "coordinate",
     reduction: int = 24,
     output_stride: int = 32,
     include_preprocessing: bool = False,

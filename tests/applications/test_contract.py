@@ -407,7 +407,8 @@ def test_decode_predictions(family, monkeypatch):
             r"`include_preprocessing=True`.*\(32, 32, 1\)",
         ),
         ({"input_tensor": np.zeros((1, 32, 32, 3))}, "`input_tensor`.*ndarray"),
-        ({"classifier_activation": "no_such"}, "no_such"),
+        ({"classifier_activation": "no_such"}, "`classifier_activation`.*'no_such'"),
+        ({"classifier_activation": 3}, "`classifier_activation`.*3"),
     ],
 )
 def test_wrong_argument(family, arguments, message):
