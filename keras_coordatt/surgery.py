@@ -8,6 +8,7 @@ import collections
 import dataclasses
 import itertools
 import re
+from collections.abc import Callable
 
 import keras
 from keras import layers
