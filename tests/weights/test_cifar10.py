@@ -18,6 +18,7 @@ from keras_coordatt.weights.safetensors_file import read_safetensors
 
 NAME = "mobilenetv2_ca_cifar10"
 RECORD = CATALOG[NAME]
+ALPHA = RECORD.arguments["alpha"]
 DATA = pathlib.Path(__file__).parents[3] / "shared" / "data" / "cifar10_jpeg.tar.xz"
 
 
@@ -34,7 +35,7 @@ def offline():
 
 @pytest.fixture(scope="module")
 def model():
-    return MobileNetV2CA(alpha=0.25, weights="cifar10", classes=10)
+    return MobileNetV2CA(alpha=ALPHA, weights="cifar10", classes=10)
 
 
 def test_the_file_is_the_catalogs():
@@ -55,7 +56,7 @@ def test_loads_by_name(model):
 def test_other_heads_and_stems(model):
     with pytest.warns(UserWarning, match="no classifier"):
         headless = MobileNetV2CA(
-            (64, 64, 1), 0.25, include_top=False, weights="cifar10"
+            (64, 64, 1), ALPHA, include_top=False, weights="cifar10"
         )
     stem = model.get_layer("Conv1").get_weights()[0]
     np.testing.assert_allclose(
@@ -68,9 +69,9 @@ def test_other_heads_and_stems(model):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"alpha": 0.25}, "needs `classes=10`.*classes=1000"),
-        ({"classes": 10}, r"'alpha': 0\.25.*Received.*'alpha': 1\.0"),
-        ({"alpha": 0.25, "classes": 10, "attention": None}, "'attention': None"),
+        ({"alpha": ALPHA}, "needs `classes=10`.*classes=1000"),
+        ({"classes": 10}, rf"'alpha': {ALPHA}.*Received.*'alpha': 1\.0"),
+        ({"alpha": ALPHA, "classes": 10, "attention": None}, "'attention': None"),
     ],
 )
 def test_what_it_does_not_fit(arguments, message):

@@ -1,0 +1,29 @@
+"""What the README tells users to type, typed: on one epoch of small images."""
+
+import pathlib
+import re
+
+import keras
+import pytest
+from backends import needs_tensorflow
+
+README = pathlib.Path(__file__).parent.parent / "README.md"
+
+
+@needs_tensorflow
+def test_readme(eager, monkeypatch, tmp_path):
+    for name in ("onnxruntime", "tf2onnx"):
+        pytest.importorskip(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    # It would be downloaded.
+    untrained = keras.applications.MobileNetV2((32, 32, 3), weights=None)
+    monkeypatch.setattr(keras.applications, "MobileNetV2", lambda: untrained)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert len(blocks) >= 5
+    code = re.sub(r"\b(64|320)\b", "32", "\n".join(blocks))
+    names = {}
+    exec(re.sub(r"epochs=\d+", "epochs=1", code), names)
+    assert names["network"].count_params() > untrained.count_params()
+    for file in ("digits.keras", "digits_saved_model", "served", "phone.tflite"):
+        assert (tmp_path / file).exists()
