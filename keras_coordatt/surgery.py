@@ -54,7 +54,8 @@ def insert_attention(
 
     The new model is made of new layers with copies of the weights: `model` stays as
     it is, and training one leaves the other alone. It has the old layers' names,
-    and `<matched layer>_attention` for the new ones. What was frozen is frozen, but
+    and `<matched layer>_attention` for the new ones, of which one that replaces a
+    `SqueezeExcite` layer has its name. What was frozen is frozen, but
     the attention is not, even in a frozen nested model. The new model is a plain
     `keras.Model` and is not compiled, whether or not `model` was: compile it; an
     optimizer's state belongs to the weights of the old model and is not taken over.
@@ -71,10 +72,10 @@ def insert_attention(
     Args:
         model: A functional model, or a `Sequential` model that knows its input
             shape.
-        after: `"depthwise"` (each `DepthwiseConv2D` and `SeparableConv2D`); a
-            regular expression to be found in the names of layers; or a predicate,
-            a function from a layer to whether attention stands behind it. Defaults
-            to `"depthwise"`.
+        after: `"depthwise"` (each `DepthwiseConv2D`, `SeparableConv2D`, and `Conv2D`
+            with a group a channel); a regular expression to be found in the names
+            of layers; or a predicate, a function from a layer to whether attention
+            stands behind it. Defaults to `"depthwise"`.
         layer: Function that gives a layer, such as a layer's class, called with
             `name=` if it takes one. Outputs stay the same only if it is the
             identity at first. Defaults to `CoordinateAttention` with
@@ -191,7 +192,7 @@ def fuse_attention(model: keras.Model) -> keras.Model:
 def _matcher(after):
     """Turns `after` into a predicate."""
     if isinstance(after, str) and after == "depthwise":
-        return lambda op: isinstance(op, DEPTHWISE)
+        return _is_depthwise
     if isinstance(after, (str, re.Pattern)):
         try:
             pattern = re.compile(after)
@@ -208,6 +209,12 @@ def _matcher(after):
     )
 
 
+def _is_depthwise(op):
+    """Whether it convolves each channel by itself."""
+    grouped = isinstance(op, layers.Conv2D) and op.groups > 1
+    return isinstance(op, DEPTHWISE) or (grouped and op.kernel.shape[2] == 1)
+
+
 def _edits_behind(graph, matches, factory, attentions):
     """The calls behind which attention stands, each with the call that adds it."""
     matched = {id(op) for op in graph.own_layers() if matches(op)}
@@ -222,7 +229,8 @@ def _edits_behind(graph, matches, factory, attentions):
                 f"C). `after` matched {call.op.name!r}, which gives "
                 f"{[tuple(x.shape) for x in end.outputs]}"
             )
-        attention = _attention(graph, call.op, call.op, factory, attentions)
+        name = f"{call.op.name}_attention"
+        attention = _attention(graph, call.op, name, call.op, factory, attentions)
         edits[end] = _behind(attention)
     return edits
 
@@ -238,7 +246,9 @@ def _edits_for_squeeze_excite(graph, factory, attentions):
         found = graph.squeeze_excite(call)
         if found is not None:
             index, like, gate = found
-            attention = _attention(graph, call.op, like, factory, attentions)
+            is_layer = isinstance(call.op, SqueezeExcite)
+            name = call.op.name if is_layer else f"{call.op.name}_attention"
+            attention = _attention(graph, call.op, name, like, factory, attentions)
             edits[call] = _instead(attention, index)
             edits |= dict.fromkeys(gate, _left_out)
     return edits
@@ -254,23 +264,21 @@ def _left_out(op, *args, **kwargs):
     return keras.KerasTensor(x.shape, x.dtype)
 
 
-def _attention(graph, matched, like, factory, attentions):
+def _attention(graph, matched, name, like, factory, attentions):
     """The attention for `matched`, by default in the ways of the layer `like`."""
     if id(matched) not in attentions:
-        attentions[id(matched)] = _new_attention(graph, matched, like, factory)
+        attentions[id(matched)] = _new_attention(graph, matched, name, like, factory)
     return attentions[id(matched)]
 
 
-def _new_attention(graph, matched, like, factory):
-    name = f"{matched.name}_attention"
-    if any(name == op.name for op in graph.own_layers()):
+def _new_attention(graph, matched, name, like, factory):
+    if any(name == op.name and op is not matched for op in graph.own_layers()):
         raise ValueError(f"`model` already has a layer {name!r}")
     if factory is not None:
-        return _call_factory(factory, name)
-    formats = (getattr(op, "data_format", None) for op in (like, *graph.own_layers()))
+        return _call_factory("layer", factory, name)
     return CoordinateAttention(
         identity_init=True,
-        data_format=next(filter(None, formats), None),
+        data_format=graph.data_format(like),
         dtype=like.dtype_policy,
         name=name,
     )
@@ -496,6 +504,11 @@ class _Graph:
         ops = {id(call.op): call.op for call in self.calls}
         return [op for op in ops.values() if isinstance(op, layers.Layer)]
 
+    def data_format(self, op):
+        """The data format of a layer, or else of the first that has one."""
+        formats = (getattr(x, "data_format", None) for x in (op, *self.own_layers()))
+        return next(filter(None, formats), keras.config.image_data_format())
+
     def end_of_unit(self, call):
         """The last call of a layer, its normalization and its activation."""
         seen = {_role(call.op)}
@@ -533,11 +546,12 @@ class _Graph:
             ]
             if (
                 len(kernels) == 2
-                and all(isinstance(op, layers.GlobalAveragePooling2D) for op in pools)
+                and len(x.shape) == 4
+                and all(_averages(op, self.data_format(op)) for op in pools)
                 and all(reader is product or reader in calls for reader in readers)
                 and not own & self.outputs
             ):
-                return index, pools[0], calls
+                return index, kernels[0].op, calls
         return None
 
     def scalable_source(self, key):
@@ -581,6 +595,14 @@ def _role(op):
     if not is_layer and type(op).__name__.lower() in ACTIVATION_OPS:
         return "activation"
     return None
+
+
+def _averages(op, data_format):
+    """Whether it averages a map over height and width."""
+    if type(op).__name__ == "Mean":  # `keras.ops.mean`
+        axes = {2, 3} if data_format == "channels_first" else {1, 2}
+        return {axis % 4 for axis in getattr(op, "axis", None) or ()} == axes
+    return isinstance(op, layers.GlobalAveragePooling2D)
 
 
 def _tensors(args, kwargs):
@@ -640,7 +662,9 @@ def _rebuild(model, graphs, edits, copy=_copy):
             if graph is None:
                 new = copy(op)
             elif isinstance(op, keras.Sequential) and not edits.keys() & graph.calls:
-                new = keras.Sequential([copy_once(x) for x in op.layers], name=op.name)
+                # With its input, whose sizes may be open.
+                chain = [graph.new_inputs(), *map(copy_once, op.layers)]
+                new = keras.Sequential(chain, name=op.name)
             else:
                 new = build(graph)
             copies[id(op)] = op, new

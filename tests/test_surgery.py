@@ -318,6 +318,19 @@ def test_place(after, name, reads):
     assert differ(model, new, x)
 
 
+def test_depthwise_by_groups():
+    inputs = keras.Input((8, 8, 4))
+    x = layers.Conv2D(4, 3, groups=4, name="depthwise")(inputs)
+    x = layers.Conv2D(8, 3, groups=4, activation="relu", name="multiplied")(x)
+    x = layers.Conv2D(8, 3, groups=4, name="grouped")(x)
+    x = layers.Conv2D(1, 1, name="projection")(x)
+    x = layers.Conv2D(2, 1, name="of_one_channel")(x)
+    model = keras.Model(inputs, x)
+    new = insert_attention(model)
+    names = [layer.name for layer in attentions(new)]
+    assert names == ["depthwise_attention", "multiplied_attention"]
+
+
 def test_a_compiled_pattern_named_depthwise():
     import re
 
@@ -403,6 +416,28 @@ def test_sequential():
         layers.Conv2D,
     ]
     assert (new.name, new.input_shape) == ("sequential", (None, 8, 8, 4))
+
+
+@pytest.mark.parametrize("after", ["^depthwise$", "^inner$", "depthwise|inner"])
+def test_a_nested_sequential_that_is_called_at_two_sizes(after):
+    nested = keras.Sequential(
+        [
+            keras.Input((None, None, 3)),
+            layers.DepthwiseConv2D(3, name="inner"),
+            layers.ReLU(),
+            layers.Conv2D(4, 1),
+        ],
+        name="nested",
+    )
+    depthwise = layers.DepthwiseConv2D(3, name="depthwise")
+    a, b = keras.Input((8, 8, 3)), keras.Input((12, 12, 3))
+    model = keras.Model([a, b], [depthwise(nested(a)), depthwise(nested(b))])
+    new = insert_attention(model, after)
+    x = [images(2, 8, 8, 3), images(2, 12, 12, 3)]
+    assert_same(model, new, x)
+    trained(new)
+    assert differ(model, new, x)
+    assert_same(new, fuse_attention(new), x)
 
 
 def test_shared_layers_share_attention():
@@ -653,8 +688,8 @@ def test_replace_our_own_squeeze_excite():
     new = insert_attention(model, replace="squeeze_excite")
     assert len(attentions(new)) == 2
     assert not any(isinstance(x, SqueezeExcite) for x in new.layers)
-    names = [x.name for x in model.layers if isinstance(x, SqueezeExcite)]
-    assert [x.name for x in attentions(new)] == [f"{x}_attention" for x in names]
+    # The names stay, so that weights find their layers.
+    assert [x.name for x in new.layers] == [x.name for x in model.layers]
 
 
 def gated(gate, pool=layers.GlobalAveragePooling2D):
@@ -672,12 +707,50 @@ def test_squeeze_excite_of_dense_layers_and_an_operation():
     assert [type(x) for x in new.layers[1:]] == [layers.Conv2D, CoordinateAttention]
 
 
-@pytest.mark.parametrize("case", ["one layer", "maximum", "gate is read", "other map"])
+def mean(axes, keepdims=True):
+    return lambda **_: lambda x: ops.mean(x, axes, keepdims)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("keepdims", [True, False])
+@pytest.mark.parametrize("axes", [(1, 2), [-2, -3]])
+def test_squeeze_excite_that_pools_by_an_operation(axes, keepdims, dtype):
+    keras.config.set_dtype_policy(dtype)
+    try:
+        inputs, x, y = gated(2, mean(axes, keepdims))
+        y = y if keepdims else layers.Reshape((1, 1, 4))(y)
+        model = keras.Model(inputs, layers.Multiply()([y, x]))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    new = insert_attention(model, replace="squeeze_excite")
+    assert [type(x) for x in new.layers[1:]] == [layers.Conv2D, CoordinateAttention]
+    assert new.layers[2].dtype_policy.name == dtype
+
+
+def test_squeeze_excite_that_pools_by_an_operation_channels_first():
+    inputs = keras.Input((4, 8, 8))
+    y = ops.mean(inputs, (2, 3), keepdims=True)
+    for _ in range(2):
+        y = layers.Conv2D(4, 1, data_format="channels_first")(y)
+    new = insert_attention(keras.Model(inputs, inputs * y), replace="squeeze_excite")
+    (attention,) = attentions(new)
+    assert attention.data_format == "channels_first"
+
+
+NO_AVERAGE = {
+    "maximum": layers.GlobalMaxPooling2D,
+    "mean of a row": mean((2,)),
+    "mean over channels": mean((2, 3)),
+    "mean of all": mean(None),
+}
+
+
+@pytest.mark.parametrize(
+    "case", ["one layer", "gate is read", "other map", *NO_AVERAGE]
+)
 def test_what_is_no_squeeze_excite(case):
-    pool = layers.GlobalMaxPooling2D if case == "maximum" else None
-    inputs, x, y = gated(
-        1 if case == "one layer" else 2, pool or layers.GlobalAveragePooling2D
-    )
+    pool = NO_AVERAGE.get(case, layers.GlobalAveragePooling2D)
+    inputs, x, y = gated(1 if case == "one layer" else 2, pool)
     outputs = [layers.Multiply()([inputs if case == "other map" else x, y])]
     if case == "gate is read":
         outputs.append(y)
@@ -868,7 +941,7 @@ def test_twice():
 
 
 def test_layer_must_give_a_layer():
-    with pytest.raises(TypeError, match="must give a Keras layer.*'not a layer'"):
+    with pytest.raises(TypeError, match="`layer` must give a Keras layer.*'not a l"):
         insert_attention(network(), layer=lambda: "not a layer")
 
 

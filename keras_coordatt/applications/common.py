@@ -284,17 +284,20 @@ def attention_factory(attention, reduction, default_reduction):
         )
     if make is not None:
         return lambda name: make(kernel_initializer=kernel_initializer(), name=name)
-    return None if attention is None else functools.partial(_call_factory, attention)
+    if attention is None:
+        return None
+    return functools.partial(_call_factory, "attention", attention)
 
 
-def _call_factory(factory, name):
+def _call_factory(argument, factory, name):
+    """The layer of a function that the argument called `argument` gave."""
     parameters = inspect.signature(factory).parameters
     named = "name" in parameters or any(
         p.kind is p.VAR_KEYWORD for p in parameters.values()
     )
     layer = factory(name=name) if named else factory()
     if not isinstance(layer, keras.layers.Layer):
-        raise TypeError(f"`attention` must give a Keras layer. Received: {layer!r}")
+        raise TypeError(f"`{argument}` must give a Keras layer. Received: {layer!r}")
     return layer
 
 
