@@ -1,4 +1,5 @@
 import keras
+import numpy as np
 from keras import ops
 
 from keras_coordatt.validation import check_choice, check_number, check_positive_int
@@ -237,6 +238,24 @@ class CoordinateAttention(keras.layers.Layer):
     def _other(self, axis):
         """The index of the spatial axis that is not `axis`."""
         return {"height": 2, "width": 1}[axis] + self._channels_first
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        if self.identity_init:
+            # What tells the numbers of such gates from those of the official ones.
+            store["gate_scale"] = np.float32(self._gate_scale)
+
+    def load_own_variables(self, store):
+        keys = [*store.keys()]
+        if ("gate_scale" in keys) != self.identity_init:
+            raise ValueError(
+                f"The weights are of gates with identity_init={not self.identity_init}"
+                f", those of {self.name!r} have identity_init={self.identity_init}: "
+                "they would give other outputs."
+            )
+        super().load_own_variables(
+            {key: store[key] for key in keys if key != "gate_scale"}
+        )
 
     def compute_output_shape(self, input_shape):
         return input_shape

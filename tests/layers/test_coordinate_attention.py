@@ -5,7 +5,7 @@ from backends import BACKEND, gradient, needs_tensorflow, needs_xla, xla
 from keras import ops
 
 from keras_coordatt import CoordinateAttention
-from keras_coordatt.weights import load_torch
+from keras_coordatt.weights import load_torch, load_weights
 
 GOLDEN = [
     "coordatt_c16_7x11_r4.npz",
@@ -398,6 +398,31 @@ def test_saving(tmp_path, axes):
     assert np.abs(fresh.predict(x, verbose=0) - expected).max() > 1e-2
     fresh.load_weights(tmp_path / "model.weights.h5")
     np.testing.assert_array_equal(fresh.predict(x, verbose=0), expected)
+
+
+@pytest.mark.parametrize("identity_init", [False, True])
+@pytest.mark.parametrize("name", ["model.keras", "model.weights.h5"])
+@pytest.mark.parametrize("load", [keras.Model.load_weights, load_weights])
+def test_scaled_gates_and_others_have_files_of_their_own(
+    load, name, identity_init, tmp_path
+):
+    def build(identity_init):
+        inputs = keras.Input((5, 7, 12))
+        layer = CoordinateAttention(identity_init=identity_init, name="attention")
+        return keras.Model(inputs, layer(inputs))
+
+    model, other, same = map(build, (identity_init, not identity_init, identity_init))
+    perturbed(model.layers[-1], (2, 5, 7, 12))
+    (model.save if name == "model.keras" else model.save_weights)(tmp_path / name)
+    before = other.get_weights()
+    with pytest.raises(ValueError, match="identity_init|gate_scale"):
+        load(other, tmp_path / name)
+    if load is load_weights:  # Keras's own loads layer by layer
+        for weight, old in zip(other.get_weights(), before, strict=True):
+            np.testing.assert_array_equal(weight, old)
+    load(same, tmp_path / name)
+    for weight, new in zip(same.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, new)
 
 
 def test_regularizer_reaches_every_kernel():
