@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 
+import h5py
 import keras
 
 from keras_coordatt.weights.catalog import CATALOG, Record
@@ -23,7 +24,7 @@ def cached_weights(name: str, build: Callable[[], keras.Model]) -> str:
     """Gives the path of published weights in Keras's format.
 
     The first time, the published file is downloaded, checked, converted, and the
-    converted file kept. A published file that was put into the cache by hand is
+    converted file kept; one that is damaged is made anew. A published file that was put into the cache by hand is
     used in place of a download, after the same checks. What is in the package is there
     already, and is used as it is.
 
@@ -42,13 +43,13 @@ def cached_weights(name: str, build: Callable[[], keras.Model]) -> str:
     if record.url is None:
         return str(pathlib.Path(__file__).parent / record.filename)
     converted, source = cached_path(name), published_path(name)
-    if converted.exists():
+    if _is_whole(converted):
         return str(converted)
 
     cache = cache_dir()
     cache.mkdir(parents=True, exist_ok=True)
     with _alone(cache) as alone:
-        if converted.exists():  # by who was first
+        if _is_whole(converted):  # by who was first
             return str(converted)
         if alone:  # what is left was left by who was killed
             for left in cache.glob(f".{name}-*"):
@@ -79,6 +80,15 @@ def cached_path(name: str) -> pathlib.Path:
     """Where the converted file is kept; its hash tells one edition from another."""
     digest = CATALOG[name].hash.partition(":")[2]
     return cache_dir() / f"{name}_{digest[:8]}.weights.h5"
+
+
+def _is_whole(path):
+    """Whether a converted file is there, neither cut off nor another."""
+    try:
+        h5py.File(path, "r").close()
+    except OSError:
+        return False
+    return True
 
 
 def published_path(name: str) -> pathlib.Path:

@@ -1,5 +1,10 @@
 """Whether the arrays of a file fit a network, and what makes them fit."""
 
+import inspect
+import itertools
+import os
+import pathlib
+import traceback
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
@@ -16,12 +21,14 @@ class Slot(NamedTuple):
         part: `"stem"`, the kernel that the image meets; `"head"`, a weight of the
             classifier; `""`, another.
         axis: In `shape`, the image's channels (stem) or the classes (head).
+        dtype: The type of number that the network keeps it in.
     """
 
     name: str
     shape: tuple
     part: str = ""
     axis: int = 0
+    dtype: str = "float32"
 
 
 def fit(
@@ -53,8 +60,8 @@ def fit(
 
     Raises:
         ValueError: if anything is missing, unexpected, misshapen, of another kind
-            of number, not finite, or in the wrong byte order. Everything that
-            does not fit is named.
+            of number, not finite in the network's type of number, or in the wrong
+            byte order. Everything that does not fit is named.
     """
     expected, arrays, messages = {s.name: s for s in slots}, dict(arrays), []
     channels = None
@@ -88,13 +95,24 @@ def fit(
 
     # In the machine's byte order, whatever the file's is.
     arrays = {n: np.asarray(a, a.dtype.newbyteorder("=")) for n, a in arrays.items()}
-    _check_numbers(arrays, source)
+    _check_byte_order(arrays, source)
+    _check_numbers(expected, arrays, source)
     if channels is not None:
         arrays[channels], message = _adapted_stem(arrays[channels], expected[channels])
         messages.append(message)
     for message in messages:
-        warnings.warn(f"{target}, from {source}: {message}", stacklevel=3)
+        warnings.warn(f"{target}, from {source}: {message}", stacklevel=_stacklevel())
     return arrays
+
+
+def _stacklevel():
+    """The stack level of `fit`'s warnings that is outside the package."""
+    package = str(pathlib.Path(__file__).parents[1]) + os.sep
+    frames = traceback.walk_stack(inspect.currentframe().f_back)
+    ours = itertools.takewhile(
+        lambda frame: frame[0].f_code.co_filename.startswith(package), frames
+    )
+    return 1 + sum(1 for _ in ours)
 
 
 def _skip_head(expected, arrays, names):
@@ -163,27 +181,25 @@ def _adapted_stem(kernel, slot):
     )
 
 
-def _check_numbers(arrays, source):
+def _check_byte_order(arrays, source):
     plausible = _share_of_plausible(arrays.values())
     if plausible < 0.9:
-        swapped = (array.byteswap() for array in arrays.values())
+        swapped = map(_reversed, arrays.values())
         if _share_of_plausible(swapped) > max(0.99, plausible):
             raise ValueError(
                 f"{source} is in the wrong byte order: with the bytes of each number "
                 "reversed, its numbers look like weights. No weight was changed."
             )
-    # A float64 may be too large for the float32 that it becomes.
-    largest = np.float64(np.finfo("float32").max)
-    problems = [
-        f"not finite: {name}, {count} of {array.size} values are NaN or infinite"
-        for name, array in arrays.items()
-        if (count := array.size - np.count_nonzero(np.abs(array) <= largest))
-    ]
-    if problems:
-        raise ValueError(
-            f"{source} holds what is no number; no weight was changed:\n  "
-            + "\n  ".join(problems)
-        )
+
+
+def _reversed(array):
+    """The numbers that the bytes mean in the other order."""
+    if array.dtype == "f4":
+        bits = array.view("u4")
+        if not np.any(bits & 0xFFFF):  # it was bfloat16, before it was widened
+            bfloat16 = (bits >> 16).astype("u2").byteswap()
+            return (bfloat16.astype("u4") << 16).view("f4")
+    return array.byteswap()
 
 
 def _share_of_plausible(arrays):
@@ -191,10 +207,30 @@ def _share_of_plausible(arrays):
     count = total = 0
     for array in arrays:
         total += array.size
+        # Weights that decayed may be as small as they like, if in float16 or
+        # exactly zero; but half of what is read backwards is smaller yet, or in
+        # float16, which knows no such numbers, a quarter of it larger than this.
+        largest = 256 if array.dtype == "f2" else 1e6
         with np.errstate(invalid="ignore"):
             size = np.abs(array.astype("f8"))
-            # Weights that decayed may be as small as they like, if in float16 or
-            # exactly zero; but half of what is read backwards is smaller yet.
-            usual = (size < 1e6) & ((size > 1e-12) | (size == 0))
+            usual = (size < largest) & ((size > 1e-12) | (size == 0))
         count += np.count_nonzero(usual)
     return count / total if total else 1.0
+
+
+def _check_numbers(expected, arrays, source):
+    problems = []
+    for name, array in arrays.items():
+        # A larger number becomes infinite there.
+        dtype = "float16" if expected[name].dtype == "float16" else "float32"
+        largest = np.float64(np.finfo(dtype).max)
+        if count := array.size - np.count_nonzero(np.abs(array) <= largest):
+            problems.append(
+                f"not finite: {name}, {count} of {array.size} values are NaN or "
+                f"infinite in {dtype}"
+            )
+    if problems:
+        raise ValueError(
+            f"{source} holds what is no number; no weight was changed:\n  "
+            + "\n  ".join(problems)
+        )

@@ -70,9 +70,9 @@ def _load_native(model, datasets, names, source, adapt):
             expected, names = _contents(file, str(form))
             paths = _by_layer(expected, names)
             slots = [
-                _slot(name, expected[path].shape, f"layers/{stem}/vars/0", "layers/")
+                _slot(name, variable, f"layers/{stem}/vars/0", "layers/")
                 for name, path in paths.items()
-                if expected[path].dtype.kind == "f"
+                if (variable := expected[path]).dtype.kind == "f"
             ]
             arrays = fit(
                 slots,
@@ -102,7 +102,7 @@ def _load_legacy(model, datasets, source, adapt):
     }
     stem = _stem(model)
     slots = [
-        _slot(name, tuple(variable.shape), f"{stem}/{stem}/kernel", "")
+        _slot(name, variable, f"{stem}/{stem}/kernel", "")
         for name, variable in variables.items()
     ]
     arrays = fit(
@@ -123,12 +123,14 @@ def _stem(model):
     return convolutions[0] if convolutions else None
 
 
-def _slot(name, shape, stem, root):
+def _slot(name, variable, stem, root):
+    slot = Slot(name, tuple(variable.shape), dtype=str(variable.dtype))
     if name == stem:
-        return Slot(name, shape, "stem", axis=2)  # (height, width, channels, filters)
+        # (height, width, channels, filters)
+        return slot._replace(part="stem", axis=2)
     if name.startswith(f"{root}{HEAD}/"):
-        return Slot(name, shape, "head", axis=len(shape) - 1)
-    return Slot(name, shape)
+        return slot._replace(part="head", axis=len(slot.shape) - 1)
+    return slot
 
 
 # What is in a file

@@ -154,6 +154,31 @@ def test_downloads_checks_converts_and_keeps(
     assert_is_published(path)
 
 
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"<html>Sign in to the network</html>",
+        lambda data: data[:-1],
+        lambda data: data[: len(data) // 2],
+        lambda data: bytes(len(data)),
+    ],
+    ids=["empty", "html", "last byte", "half", "zeros"],
+)
+def test_a_converted_file_that_is_damaged_is_made_anew(
+    published, server, cache, short, assert_is_published, damage
+):
+    path = pathlib.Path(cached_weights(NAME, short))
+    path.write_bytes(damage(path.read_bytes()))
+    assert cached_weights(NAME, short) == str(path)
+    assert files_in(cache) == [path.name]
+    assert len(server.answers) == 2
+    assert_is_published(path)
+
+    cached_weights(NAME, short)
+    assert len(server.answers) == 2, "the good one is kept"
+
+
 def test_a_file_put_there_by_hand(published, server, cache, short, assert_is_published):
     cache.mkdir(parents=True)
     (cache / "mbv2_ca.pth").write_bytes(published)

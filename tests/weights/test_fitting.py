@@ -2,10 +2,13 @@
 
 import warnings
 
+import keras
 import numpy as np
 import pytest
 
+from keras_coordatt.weights import load_weights
 from keras_coordatt.weights.fitting import Slot, fit
+from keras_coordatt.weights.torch_checkpoint import widened
 
 STEM = Slot("stem", (3, 3, 3, 4), "stem", 2)
 SLOTS = [
@@ -134,6 +137,19 @@ def test_both_at_once_and_neither_if_not_wanted():
         fitted(SLOTS[:2], arrays_for(SLOTS), adapt=False)
 
 
+def dense(classes, dtype="float32"):
+    head = keras.layers.Dense(classes, dtype=dtype, name="predictions")
+    return keras.Sequential([keras.Input((2,)), head], name="network")
+
+
+def test_a_warning_points_at_the_users_line(tmp_path):
+    path = tmp_path / "model.weights.h5"
+    dense(3).save_weights(path)
+    with pytest.warns(UserWarning, match="for 3 classes, not for 4") as caught:
+        load_weights(dense(4), path)
+    assert caught[-1].filename == __file__
+
+
 def test_nothing_is_told_of_what_is_then_refused():
     arrays = arrays_for(SLOTS)
     del arrays["scale"]
@@ -157,11 +173,25 @@ def test_nothing_is_told_of_what_is_then_refused():
         ({"scale": np.array([1, np.nan, np.inf, 0])}, "not finite: scale, 2 of 4 val"),
         ({"scale": np.array([1, 0, 0, -np.inf], "f2")}, "not finite: scale, 1 of 4 va"),
         ({"scale": np.array([1, 0, 0, -1e300])}, "not finite: scale, 1 of 4 values"),
+        ({"half": np.array([65504, -1e5], "f4")}, "half, 1 of 2 .* in float16"),
+        ({"bfloat": np.array([1e5, np.inf], "f4")}, "bfloat, 1 of 2 .*"),
     ],
 )
 def test_each_misfit_has_its_error(change, message):
+    narrow = Slot("half", (2,), dtype="float16"), Slot("bfloat", (2,), dtype="bfloat16")
+    slots = [*SLOTS, *narrow]
     with pytest.raises(ValueError, match=f"it .*no weight was changed(.|\n)*{message}"):
-        fitted(SLOTS, arrays_for(SLOTS) | change)
+        fitted(slots, arrays_for(slots) | change)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5", ".h5"])
+def test_numbers_too_large_for_the_network(tmp_path, suffix):
+    path, model = tmp_path / f"model{suffix}", dense(3)
+    model.set_weights([np.full((2, 3), 1e5), np.ones(3)])
+    model.save_weights(path) if suffix == ".weights.h5" else model.save(path)
+    load_weights(dense(3, "mixed_float16"), path)
+    with pytest.raises(ValueError, match="(kernel|vars/0), 6 of 6 .*in float16"):
+        load_weights(dense(3, "float16"), path)
 
 
 def test_another_architecture():
@@ -172,7 +202,7 @@ def test_another_architecture():
         assert name in str(caught.value)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_wrong_byte_order(dtype):
     arrays = {k: v.astype(dtype) for k, v in arrays_for(SLOTS).items()}
     wrong = {name: array.byteswap() for name, array in arrays.items()}
@@ -185,9 +215,19 @@ def test_wrong_byte_order(dtype):
         np.testing.assert_array_equal(array, arrays[name])
 
 
-@pytest.mark.parametrize("scale", [0.0, 1e-9, 1e-3, 1e4])
-def test_unusual_weights_are_no_wrong_byte_order(scale):
-    fitted(SLOTS, {k: v * np.float32(scale) for k, v in arrays_for(SLOTS).items()})
+def test_wrong_byte_order_of_bfloat16():
+    arrays = {k: v.view("u4") >> 16 for k, v in arrays_for(SLOTS).items()}
+    arrays = {k: v.astype("u2") for k, v in arrays.items()}
+    fitted(SLOTS, {k: widened(v) for k, v in arrays.items()})
+    with pytest.raises(ValueError, match="wrong byte order"):
+        fitted(SLOTS, {k: widened(v.byteswap()) for k, v in arrays.items()})
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1e-9, 1e-6, 1e-3, 1e3, 1e4])
+def test_unusual_weights_are_no_wrong_byte_order(scale, dtype):
+    arrays = {k: (v * scale).astype(dtype) for k, v in arrays_for(SLOTS).items()}
+    fitted(SLOTS, arrays)
 
 
 class Untouchable:
