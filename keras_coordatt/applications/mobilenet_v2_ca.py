@@ -64,8 +64,8 @@ def MobileNetV2CA(
         include_top: Whether to include the classifier. Defaults to `True`.
         weights: `None` (random initialization); `"imagenet"` (the official
             checkpoint, for `alpha=1.0`, `attention="coordinate"` and
-            `reduction=32`); `"cifar10"` (ours, in the package, for `alpha=0.25`,
-            `classes=10` and images of 48 x 48); or the path of a file: `.keras`,
+            `reduction=32`); `"cifar10"` (ours, in the package, for `alpha=0.5`,
+            `classes=10` and images of 64 x 64); or the path of a file: `.keras`,
             `.weights.h5`, `.h5`, or with the official PyTorch names, `.pth`,
             `.pt` or `.safetensors`. Defaults to `"imagenet"`.
         input_tensor: Keras tensor to use as the image input; it may be the

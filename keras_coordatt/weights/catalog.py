@@ -2,6 +2,8 @@
 
 import dataclasses
 
+from keras import ops
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -55,6 +57,40 @@ class Record:
     def resize_size(self) -> int:
         """Length of the shorter side of an image before the centre is cut out."""
         return round(self.input_size / self.crop)
+
+    def transform(self, images):
+        """Makes images what the network was evaluated on.
+
+        They are resized so that their shorter side is `resize_size`, cut to their
+        centre, and normalized.
+
+        Args:
+            images: RGB images, `(N, H, W, 3)`, with values in [0, 255].
+
+        Returns:
+            A tensor, `(N, input_size, input_size, 3)`.
+
+        Example:
+
+        >>> record = CATALOG["mobilenetv2_ca_cifar10"]
+        >>> model = MobileNetV2CA(weights="cifar10", classes=10, **record.arguments)
+        >>> best = model.predict(record.transform(images)).argmax(axis=-1)
+        >>> [record.labels[i] for i in best]
+        """
+        size = self.resize_size
+        images = ops.image.resize(
+            ops.cast(images, "float32"),
+            (size, size),
+            interpolation=self.interpolation,
+            antialias=True,
+            crop_to_aspect_ratio=True,
+            data_format="channels_last",
+        )
+        start = (size - self.input_size) // 2
+        end = start + self.input_size
+        images = images[:, start:end, start:end]
+        mean, std = (ops.convert_to_tensor(x, "float32") for x in (self.mean, self.std))
+        return (images / 255 - mean) / std
 
 
 CATALOG = {

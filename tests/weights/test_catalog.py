@@ -1,12 +1,17 @@
 """The catalog says what the networks do."""
 
+import pathlib
+
 import numpy as np
+import PIL.Image
 import pytest
+from keras import ops
 
 from keras_coordatt.applications import mobilenet_v2_ca
 from keras_coordatt.weights import CATALOG
 from keras_coordatt.weights.catalog import table
 
+README = pathlib.Path(__file__).parents[2] / "README.md"
 MODULES = {"MobileNetV2CA": mobilenet_v2_ca}
 
 
@@ -29,6 +34,32 @@ def test_preprocessing_is_the_networks(name):
     expected = (image / 255 - record.mean) / record.std
     given = preprocess_input(image.copy(), data_format="channels_last")
     np.testing.assert_allclose(given, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CATALOG)
+@pytest.mark.parametrize("size", [(300, 420), (420, 300), (60, 60)])
+def test_images_are_transformed_as_pillow_does(name, size):
+    record = CATALOG[name]
+    rows, columns = np.mgrid[0 : size[0], 0 : size[1]]
+    image = np.stack([rows / size[0], columns / size[1], rows * columns / 2e5], -1)
+    image = (100 + 100 * np.sin(3 * image)).astype("uint8")
+
+    scale = record.resize_size / min(size)
+    width, height = round(size[1] * scale), round(size[0] * scale)
+    resized = PIL.Image.fromarray(image).resize((width, height), PIL.Image.BILINEAR)
+    left, top = (width - record.input_size) // 2, (height - record.input_size) // 2
+    box = (left, top, left + record.input_size, top + record.input_size)
+    expected = np.asarray(resized.crop(box), "float32")
+    expected = (expected / 255 - record.mean) / record.std
+
+    given = ops.convert_to_numpy(record.transform(image[None]))[0]
+    assert given.shape == (record.input_size, record.input_size, 3)
+    # Pillow rounds to whole values, and does not cut before it resizes.
+    np.testing.assert_allclose(given, expected, atol=0.05)
+
+
+def test_the_readme_has_the_table():
+    assert table() in README.read_text()
 
 
 @pytest.mark.parametrize("name", CATALOG)

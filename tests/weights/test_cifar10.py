@@ -12,7 +12,6 @@ import pytest
 from keras import ops
 
 from keras_coordatt import MobileNetV2CA
-from keras_coordatt.applications.mobilenet_v2_ca import preprocess_input
 from keras_coordatt.weights import CATALOG, cached_weights
 from keras_coordatt.weights.safetensors_file import read_safetensors
 
@@ -93,9 +92,8 @@ def test_accuracy_on_real_images(model):
                 images.append(keras.utils.img_to_array(keras.utils.load_img(image)))
                 labels.append(RECORD.labels.index(label))
     assert len(images) == 600
-    size = (RECORD.input_size, RECORD.input_size)
-    x = ops.image.resize(np.stack(images), size, antialias=True)
-    predictions = model.predict(preprocess_input(ops.convert_to_numpy(x)), verbose=0)
+    x = ops.convert_to_numpy(RECORD.transform(np.stack(images)))
+    predictions = model.predict(x, verbose=0)
     accuracy = np.mean(predictions.argmax(1) == labels)
     # Three standard deviations of a sample as large.
     expected = RECORD.top1 / 100
