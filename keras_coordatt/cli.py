@@ -11,6 +11,8 @@ import pathlib
 import shutil
 import statistics
 import sys
+import textwrap
+import zipfile
 from collections.abc import Sequence
 
 # As in `keras_coordatt.benchmark`, which would take long to import for `--help`.
@@ -18,6 +20,7 @@ MEASURES = (
     *("litert_float32_1", "litert_float32_2", "litert_int8_1", "litert_int8_2"),
     *("graph_1", "graph_16", "train_32"),
 )
+NETWORK_OPTIONS = ("alpha", "classes", "attention", "reduction", "include_top")
 OUTPUTS = (".keras", ".weights.h5", ".safetensors")
 
 
@@ -57,22 +60,22 @@ def convert(arguments: argparse.Namespace) -> None:
     legacy `.h5` file, from the shapes in a file with the official PyTorch names. A
     `.weights.h5` file does not tell, so there the options do.
     """
-    from keras_coordatt import weights
-
-    source, output = arguments.input, arguments.output
-    if not str(source).endswith(weights.FILE_TYPES):
-        raise ValueError(
-            f"IN must end in one of {weights.FILE_TYPES}. Received: {source}"
-        )
+    output = arguments.output
     _check_output(output)
     model = _network(arguments)
     _save(model, output)
-    print(f"{output}: {model.count_params():,} parameters, from {source}")
+    print(f"{output}: {model.count_params():,} parameters, from {arguments.input}")
 
 
 def _check_output(output):
     if not str(output).endswith(OUTPUTS):
         raise ValueError(f"OUT must end in one of {OUTPUTS}. Received: {output}")
+    _check_no_folder(output)
+
+
+def _check_no_folder(output):
+    if output.is_dir():
+        raise ValueError(f"OUT must be a file. Received a folder: {output}")
 
 
 def _save(model, output):
@@ -90,41 +93,78 @@ def _save(model, output):
 
 def _network(arguments):
     """The network that the input is of, with its weights."""
-    import keras
-
     from keras_coordatt import MobileNetV2CA
-    from keras_coordatt.weights import load_weights
-    from keras_coordatt.weights.official import describe, load_torch, read_official
+    from keras_coordatt.weights import FILE_TYPES, load_weights
+    from keras_coordatt.weights.loading import OFFICIAL
+    from keras_coordatt.weights.official import describe, read_official
 
     source = arguments.input
-    given = {
-        name: value
-        for name in ("alpha", "classes", "reduction")
-        if (value := getattr(arguments, name)) is not None
-    }
-    if source.name.endswith((".pth", ".pt", ".safetensors")):
-        arrays = read_official(source)
-        model = MobileNetV2CA(**{**describe(arrays), **given, "weights": None})
-        load_torch(model, arrays, adapt=False)
-        return model
-    if source.name.endswith(".weights.h5"):
-        model = MobileNetV2CA(weights=None, **given)
-        load_weights(model, source, adapt=False)
-        return model
-    if given:
+    if not source.name.endswith(FILE_TYPES):
+        raise ValueError(f"IN must end in one of {FILE_TYPES}. Received: {source}")
+    given = {k: v for k, v in vars(arguments).items() if k in NETWORK_OPTIONS}
+    if not source.name.endswith((*OFFICIAL, ".weights.h5")):
+        if given:
+            raise ValueError(
+                f"{source.name} tells the network itself; leave out the options. "
+                f"Received: {given}"
+            )
+        return _keras_network(source)
+    if source.name.endswith(OFFICIAL):
+        given = describe(read_official(source), repr(str(source))) | given
+    model = MobileNetV2CA(weights=None, **given)
+    load_weights(model, source, adapt=False)
+    return model
+
+
+def _keras_network(source):
+    """A network that Keras saved with its configuration, which may be any."""
+    import keras
+
+    from keras_coordatt.weights.fitting import Slot, fit
+
+    with open(source, "rb") as file:
+        if source.suffix == ".keras" and not zipfile.is_zipfile(file):
+            raise ValueError(
+                f"Cannot read {str(source)!r}: it is truncated, damaged, or no .keras "
+                "archive."
+            )
+    try:
+        model = keras.saving.load_model(source, compile=False)
+    except Exception as error:  # Keras checks little, so it may be any
+        problem = textwrap.shorten(f"{type(error).__name__}: {error}", 500)
         raise ValueError(
-            f"{source.name} tells the network itself; leave out the options. "
-            f"Received: {given}"
+            f"Cannot read {str(source)!r}: its configuration or its weights are "
+            f"damaged, or not known here ({problem})."
+        ) from error
+    if not isinstance(model, keras.Model) or not model.built:
+        raise ValueError(f"{str(source)!r} must hold a built model. Received: {model}")
+    # Keras has compared the shapes, by names that are not ours to know. It takes what
+    # is no number without a word.
+    arrays = {
+        f"{weight.path} ({i})": keras.ops.convert_to_numpy(
+            keras.ops.cast(weight, "float32")
         )
-    return keras.saving.load_model(source, compile=False)
+        for i, weight in enumerate(model.weights)
+    }
+    slots = [Slot(name, array.shape) for name, array in arrays.items()]
+    fit(slots, arrays, head=(), source=repr(str(source)), target=model.name)
+    return model
 
 
 def _convert_options(parser):
     parser.add_argument("input", metavar="IN", type=pathlib.Path)
     parser.add_argument("output", metavar="OUT", type=pathlib.Path)
-    parser.add_argument("--alpha", type=float, help="width of the network")
-    parser.add_argument("--classes", type=int, help="number of classes")
-    parser.add_argument("--reduction", type=int, help="reduction of the attention")
+    # What is not given is absent: None is an attention.
+    network = parser.add_argument_group("network", argument_default=argparse.SUPPRESS)
+    network.add_argument("--alpha", type=float, help="its width")
+    network.add_argument("--classes", type=int, help="number of classes")
+    network.add_argument(
+        "--attention", type=_attention, help="coordinate, height, width, se, cbam, none"
+    )
+    network.add_argument("--reduction", type=int, help="reduction of the attention")
+    network.add_argument(
+        "--no-top", dest="include_top", action="store_false", help="no classifier"
+    )
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -204,6 +244,8 @@ def export(arguments: argparse.Namespace) -> None:
             "OUT must end in .tflite or .onnx, or be the name of a folder. "
             f"Received: {output}"
         )
+    if suffix in (".tflite", ".onnx"):
+        _check_no_folder(output)
     if suffix != ".tflite" and arguments.precision != "float32":
         raise ValueError(
             f"--precision is for OUT that ends in .tflite. Received: {output}"

@@ -7,6 +7,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import zipfile
 
 import h5py
 import keras
@@ -17,7 +18,8 @@ from backends import needs_tensorflow
 from keras_coordatt import MobileNetV2CA, cli
 from keras_coordatt.benchmark import MEASURES
 from keras_coordatt.cli import COMMANDS, main
-from keras_coordatt.weights import CATALOG
+from keras_coordatt.weights import CATALOG, save_safetensors
+from keras_coordatt.weights.official import describe
 from keras_coordatt.weights.safetensors_file import read_safetensors, write_safetensors
 from keras_coordatt.weights.torch_checkpoint import read_checkpoint
 
@@ -66,36 +68,96 @@ def test_converts_from_safetensors(checkpoint, tmp_path):
     np.testing.assert_array_equal(kernel, arrays["classifier.1.weight"].T)
 
 
-@pytest.mark.parametrize("alpha", [0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.4])
-@pytest.mark.parametrize("attention", ["coordinate", None])
-def test_the_network_is_known_by_its_shapes(alpha, attention):
-    # Every width is that of the given alpha, though alpha itself may differ a little.
+def shapes_of(alpha, attention="coordinate", reduction=32, channels=4, classes=7):
+    """Arrays of the shapes in a state dict from which its network is known."""
     from keras_coordatt.applications import mobilenet_v2_ca
     from keras_coordatt.applications.common import make_divisible
-    from keras_coordatt.weights.official import describe
 
     widths = [make_divisible(c * alpha) for _, c, _, _ in mobilenet_v2_ca.STAGES]
-    state = {
-        "features.0.0.weight": np.zeros((make_divisible(32 * alpha), 4, 3, 3)),
-        "features.1.conv.3.weight": np.zeros((widths[0], 1, 1, 1)),
-        "conv.0.weight": np.zeros((1280, widths[-1], 1, 1)),
-        "classifier.1.bias": np.zeros(7),
-        f"features.17.conv.{7 if attention else 6}.weight": np.zeros(
-            (widths[-1], 1, 1, 1)
-        ),
+    last = make_divisible(1280 * max(1.0, alpha))
+    shapes = {
+        "features.0.0.weight": (make_divisible(32 * alpha), channels, 3, 3),
+        "conv.0.weight": (last, widths[-1], 1, 1),
+        "classifier.1.weight": (classes, last),
+        "classifier.1.bias": (classes,),
     }
-    if attention:
-        state["features.17.conv.6.conv1.weight"] = np.zeros((8, 1, 1, 1))
-    found = describe(state)
-    assert found["classes"] == 7
-    assert 4 in found["input_shape"]
-    assert found.get("attention", "coordinate") == attention
-    assert [
-        make_divisible(c * found["alpha"]) for _, c, _, _ in mobilenet_v2_ca.STAGES
-    ] == widths
-    assert make_divisible(32 * found["alpha"]) == make_divisible(32 * alpha)
-    last = [make_divisible(1280 * max(1.0, a)) for a in (found["alpha"], alpha)]
-    assert last[0] == last[1]
+    gates = {
+        "coordinate": ("conv2", "conv3"),
+        "height": ("conv2",),
+        "width": ("conv3",),
+    }
+    for gate in gates.get(attention, ()):
+        for block, width in [(2, widths[0] * 6), (17, widths[-2] * 6)]:
+            mid, prefix = max(8, width // reduction), f"features.{block}.conv.6"
+            shapes[f"{prefix}.conv1.weight"] = (mid, width, 1, 1)
+            shapes[f"{prefix}.{gate}.weight"] = (width, mid, 1, 1)
+    # They take no memory.
+    return {name: np.broadcast_to(np.float32(0), s) for name, s in shapes.items()}
+
+
+@pytest.mark.parametrize("alpha", [0.25, 0.35, 0.5, 0.75, 1.0, 1.3, 1.33, 1.4])
+@pytest.mark.parametrize("attention", ["coordinate", "height", "width", None])
+@pytest.mark.parametrize("reduction", [8, 24, 32])
+def test_the_network_is_known_by_its_shapes(alpha, attention, reduction):
+    # Every shape is that of the given arguments, though alpha may differ a little,
+    # and reduction where 8 channels are the least.
+    given = shapes_of(alpha, attention, reduction)
+    found = describe(given, "it")
+    assert found["attention"] == attention
+    assert sorted(found.pop("input_shape"), key=str) == [4, None, None]
+    assert found.pop("include_top")
+    for name, array in shapes_of(channels=4, **found).items():
+        assert array.shape == given[name].shape
+
+
+@pytest.mark.parametrize(
+    "name, shape, message",
+    [
+        ("features.0.0.weight", None, "features.0.0.weight must have 4.*none of that"),
+        ("features.0.0.weight", (32,), r"features.0.0.weight must .* shape \(32,\)"),
+        ("features.0.0.weight", (32, 0, 3, 3), "none of them empty"),
+        ("conv.0.weight", (1280,), "conv.0.weight must have 4 axes"),
+        # A width multiplier of 100, which would be a network of 35e9 weights.
+        ("conv.0.weight", (1280, 32000, 1, 1), "no `alpha` gives .* 32000 channels"),
+        ("conv.0.weight", (128000, 320, 1, 1), "no `alpha` gives .* 128000 out"),
+        ("classifier.1.bias", (), r"classifier.1.bias must .* shape \(\)"),
+        ("classifier.1.bias", None, "classifier.1.bias must have 1 axes"),
+        ("classifier.1.bias", (2_000_000,), r"must be \(2000000, 1280\).*\(7, 1280\)"),
+        ("classifier.1.weight", None, "classifier.1.weight must have 2 axes"),
+        ("classifier.1.weight", (8, 1280), r"\(7, 1280\).*\(8, 1280\)"),
+        ("features.2.conv.6.conv1.weight", (8,), "conv1.weight must have 4 axes"),
+        ("features.2.conv.6.conv1.weight", (9, 96, 1, 1), r"no `reduction`.*\(9, 96\)"),
+        ("features.17.conv.6.conv1.weight", (7, 960, 1, 1), "no `reduction` gives"),
+    ],
+)
+def test_shapes_of_no_network(name, shape, message):
+    arrays = shapes_of(1.0)
+    arrays.pop(name)
+    if shape is not None:
+        arrays[name] = np.broadcast_to(np.float32(0), shape)
+    with pytest.raises(ValueError, match=f"^it is not of a MobileNetV2CA .*{message}"):
+        describe(arrays, "it")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"attention": "height", "reduction": 8},
+        {"attention": None, "include_top": False},
+    ],
+)
+def test_converts_what_it_saved(tmp_path, arguments):
+    model = MobileNetV2CA((32, 32, 3), 0.25, weights=None, classes=3, **arguments)
+    official, weights = tmp_path / "it.safetensors", tmp_path / "it.weights.h5"
+    save_safetensors(model, official)
+    assert run("convert", official, weights) == 0
+    # Weights alone do not tell the network.
+    options = ["--alpha", 0.25, "--attention", arguments["attention"] or "none"]
+    options += ["--reduction", 8] if "reduction" in arguments else []
+    options += ["--classes", 3] if arguments.get("include_top", True) else ["--no-top"]
+    again = tmp_path / "again.safetensors"
+    assert run("convert", weights, again, *options) == 0
+    assert again.read_bytes() == official.read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -107,11 +169,22 @@ def test_the_network_is_known_by_its_shapes(alpha, attention):
         ("bad.pth", "out.keras", "Cannot read .*bad.pth.*not a PyTorch checkpoint"),
         ("bad.safetensors", "out.keras", "Cannot read .*bad.safetensors"),
         ("bad.weights.h5", "out.safetensors", "Cannot read .*bad.weights.h5"),
+        ("none.keras", "out.keras", "No such file.*none.keras"),
+        ("bad.keras", "out.keras", "Cannot read .*bad.keras.*no .keras archive"),
+        ("none.h5", "out.keras", "No such file.*none.h5"),
+        ("bad.h5", "out.keras", "Cannot read .*bad.h5.*signature not found"),
+        ("bad.pth", "", "OUT must end in one of"),
+        ("bad.pth", "folder.keras", "OUT must be a file. Received a folder"),
+        ("folder.keras", "out.keras", "Is a directory.*folder.keras"),
+        ("folder.pth", "out.keras", "Is a directory.*folder.pth"),
     ],
 )
 def test_what_goes_wrong_is_said(tmp_path, capsys, source, output, message):
     if source.startswith("bad"):
         (tmp_path / source).write_bytes(b"<html>")
+    for name in (source, output):
+        if name.startswith("folder"):
+            (tmp_path / name).mkdir()
     before = sorted(tmp_path.iterdir())
     arguments = ("--alpha", 0.25) if source == "bad.weights.h5" else ()
     assert run("convert", tmp_path / source, tmp_path / output, *arguments) == 1
@@ -120,6 +193,153 @@ def test_what_goes_wrong_is_said(tmp_path, capsys, source, output, message):
     assert printed.err.startswith("keras-coordatt: error: ")
     assert re.search(message, printed.err)
     assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.fixture
+def refuses(tmp_path, capsys):
+    """Asserts that a file is not converted, for a reason that is said."""
+
+    def check(path, message):
+        before = sorted(tmp_path.iterdir())
+        assert run("convert", path, tmp_path / "out.keras") == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert "keras-coordatt: error: " in printed.err  # Keras may warn before
+        assert path.name in printed.err
+        assert re.search(message, printed.err, re.DOTALL)
+        assert sorted(tmp_path.iterdir()) == before
+
+    return check
+
+
+def another_network(path, kernel=1.0):
+    """Saves a network that is none of ours."""
+    image = keras.Input((8, 8, 3))
+    x = keras.layers.Normalization(name="counts")(image)  # it keeps an integer
+    conv = keras.layers.Conv2D(4, 3, name="its_conv")
+    model = keras.Model(image, conv(x))
+    conv.set_weights([np.full((3, 3, 3, 4), kernel), np.zeros(4)])
+    model.save(path)
+    return path
+
+
+def with_part(path, name, content):
+    """Replaces a part of an archive, or one string by another in it, or drops it."""
+    with zipfile.ZipFile(path) as archive:
+        parts = {part: archive.read(part) for part in archive.namelist()}
+    if isinstance(content, tuple):
+        assert content[0] in parts[name]
+        content = parts[name].replace(*content)
+    parts[name] = content
+    with zipfile.ZipFile(path, "w") as archive:
+        for part, content in parts.items():
+            if content is not None:
+                archive.writestr(part, content)
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_converts_any_network_that_keras_loads(tmp_path, suffix):
+    source, output = tmp_path / f"it{suffix}", tmp_path / "out.keras"
+    assert run("convert", another_network(source), output) == 0
+    ours, theirs = map(keras.saving.load_model, (output, source))
+    for a, b in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_networks_of_what_is_no_number(tmp_path, refuses, suffix, number):
+    path = another_network(tmp_path / f"damaged{suffix}", number)
+    refuses(path, "not finite: .*kernel.*108 of 108 values")
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_truncated_networks(tmp_path, refuses, suffix):
+    path = another_network(tmp_path / f"damaged{suffix}")
+    data = path.read_bytes()
+    for length in (0, 1, len(data) // 2, len(data) - 1):
+        path.write_bytes(data[:length])
+        refuses(path, "Cannot read .*(truncated|signature not found)")
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("config.json", None, "KeyError.*config.json"),
+        ("config.json", b"{", "JSONDecodeError"),
+        ("config.json", b"[]", "TypeError"),
+        ("config.json", b"{}", "Cannot read"),
+        ("config.json", b"[" * 100_000, "RecursionError"),
+        ("config.json", (b"Conv2D", b"NoSuchLayer"), "NoSuchLayer"),
+        ("config.json", (b"its_conv", b"its_conv/"), "Cannot read"),
+        ("config.json", (b'"filters": 4', b'"filters": 5'), "its_conv"),
+        ("model.weights.h5", None, "model.weights.h5"),
+        ("model.weights.h5", b"<html>", "signature not found"),
+    ],
+)
+def test_damaged_archives(tmp_path, refuses, name, content, message):
+    path = another_network(tmp_path / "damaged.keras")
+    with_part(path, name, content)
+    refuses(path, message)
+
+
+@pytest.mark.parametrize(
+    "config, message", [(None, "No model config"), ("{", "JSONDecodeError")]
+)
+def test_damaged_configurations_of_h5(tmp_path, refuses, config, message):
+    path = another_network(tmp_path / "damaged.h5")
+    with h5py.File(path, "r+") as file:
+        del file.attrs["model_config"]
+        if config is not None:
+            file.attrs["model_config"] = config
+    refuses(path, message)
+
+
+def test_what_is_saved_but_no_network(tmp_path, refuses):
+    layer = json.dumps(keras.saving.serialize_keras_object(keras.layers.ReLU()))
+    path = another_network(tmp_path / "layer.keras")
+    refuses(with_part(path, "config.json", layer), "must hold a built model.*ReLU")
+
+
+def test_code_in_a_configuration_is_refused(tmp_path, refuses):
+    path, image = tmp_path / "code.keras", keras.Input((3,))
+    keras.Model(image, keras.layers.Lambda(lambda x: x)(image)).save(path)
+    refuses(path, "Lambda")
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        # What the network is built of, and what its shapes do not tell.
+        ("classifier.1.weight", "damaged.pth' is not of a MobileNetV2CA"),
+        ("features.9.conv.3.weight", "damaged.pth' does not fit.*missing: features.9"),
+    ],
+)
+def test_misfits_name_the_file(checkpoint, tmp_path, refuses, name, message):
+    torch = pytest.importorskip("torch")
+    state, path = torch.load(checkpoint), tmp_path / "damaged.pth"
+    del state[name]
+    torch.save(state, path)
+    refuses(path, message)
+
+
+@pytest.mark.parametrize(
+    "name, shape",
+    [
+        ("classifier.1.bias", (2_000_000,)),
+        ("features.17.conv.7.weight", (32_000, 240, 1, 1)),
+        ("conv.0.weight", (128_000, 32_000, 1, 1)),
+    ],
+)
+def test_small_files_that_ask_for_large_networks(
+    checkpoint, tmp_path, refuses, name, shape
+):
+    torch = pytest.importorskip("torch")
+    state, path = torch.load(checkpoint), tmp_path / "bomb.pth"
+    state[name] = torch.zeros(1).expand(shape)
+    torch.save(state, path)
+    refuses(path, "Cannot read .*bomb.pth.*repeats the numbers")
 
 
 def test_lists_the_catalog(tmp_path, monkeypatch, capsys):

@@ -32,8 +32,9 @@ def load_weights(
             told by a warning. Defaults to `True`.
 
     Raises:
-        ValueError: if the file is truncated, damaged, of another kind, or does not
-            fit the network.
+        TypeError: if `model` is no model.
+        ValueError: if `model` is not built, or the file is truncated, damaged, of
+            another kind, or does not fit the network.
         OSError: if the file can't be opened.
 
     Example:
@@ -41,6 +42,13 @@ def load_weights(
     >>> model = MobileNetV2CA((96, 96, 1), classes=5, weights=None)
     >>> load_weights(model, "mbv2_ca.safetensors")
     """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a Keras model. Received: {type(model)}")
+    if not model.built:
+        raise ValueError(
+            "`model` must be built before its weights have a shape: give it an "
+            f"`Input`, or call it once. Received: {model.name}"
+        )
     if str(path).endswith(OFFICIAL):
         load_torch(model, path, adapt)
     elif str(path).endswith(KERAS):

@@ -88,7 +88,9 @@ def save_safetensors(target, path: str | os.PathLike) -> None:
     """Saves weights in a `.safetensors` file with the official PyTorch names.
 
     The official code loads it: `model.load_state_dict(safetensors.torch.load_file(
-    path))`. The numbers are float32, whatever the precision of `target`.
+    path))`. The numbers are float32, whatever the precision of `target`. A network with
+    the attention `"height"`, `"width"` or `None` is saved under the same names, though
+    the official code has no class for it: that file is for `load_torch`.
 
     Args:
         target: A model of `MobileNetV2CA`, or a built `CoordinateAttention`.
@@ -98,7 +100,8 @@ def save_safetensors(target, path: str | os.PathLike) -> None:
     Raises:
         TypeError: if `target` is of another kind.
         ValueError: if `path` does not end in `.safetensors`, or the official code
-            has no network or layer like `target`.
+            has no network or layer like `target`; its layer has the default
+            `activation`, `gate_activation` and `epsilon`, which are no weights.
 
     Example:
 
@@ -124,8 +127,12 @@ def official_state(target) -> dict[str, np.ndarray]:
         keep, is 0.
     """
     is_layer = isinstance(target, CoordinateAttention)
+    entries = _entries(target, IN_LAYER if is_layer else IN_NETWORK)
+    for layer in [target] if is_layer else target.layers:
+        if isinstance(layer, CoordinateAttention):
+            _check_official(layer)
     arrays = {}
-    for entry in _entries(target, IN_LAYER if is_layer else IN_NETWORK):
+    for entry in entries:
         shape = tuple(entry.slot.shape[axis] for axis in entry.axes)
         array = keras.ops.convert_to_numpy(keras.ops.cast(entry.variable, "float32"))
         array = array.reshape(shape).transpose(np.argsort(entry.axes))
@@ -136,6 +143,19 @@ def official_state(target) -> dict[str, np.ndarray]:
     return arrays
 
 
+def _check_official(layer):
+    """Raises if a layer computes something else than the official one."""
+    official = CoordinateAttention()
+    for name in ("activation", "gate_activation", "epsilon"):
+        ours, theirs = getattr(layer, name), getattr(official, name)
+        if ours != theirs:
+            ours, theirs = (getattr(x, "__name__", x) for x in (ours, theirs))
+            raise ValueError(
+                f"`target` must have the official layer's `{name}`, {theirs}: a file "
+                f"of weights does not tell it. Received: {layer.name} with {ours}"
+            )
+
+
 def read_official(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads a file of official names by its suffix."""
     if str(path).endswith(".safetensors"):
@@ -143,38 +163,84 @@ def read_official(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return read_checkpoint(path)
 
 
-def describe(arrays: Mapping) -> dict:
+def describe(arrays: Mapping, source: str) -> dict:
     """The arguments of `MobileNetV2CA` that a state dict is of.
 
     Args:
         arrays: The official names and arrays.
+        source: What the arrays are, for messages.
 
     Raises:
-        ValueError: if they are not of a `MobileNetV2CA`.
+        ValueError: if they are not of a `MobileNetV2CA`. The shapes that tell the
+            arguments are checked against each other, so that a small file can't ask
+            for a large network.
     """
-    needed = ("features.0.0.weight", "conv.0.weight", "features.1.conv.3.weight")
-    if any(name not in arrays for name in needed):
+    try:
+        return _arguments({name: array.shape for name, array in arrays.items()})
+    except ValueError as error:
         raise ValueError(
-            "These are not the official names of a MobileNetV2CA: "
-            f"{', '.join(n for n in needed if n not in arrays)} not found."
-        )
-    channels = arrays["features.0.0.weight"].shape[1]
+            f"{source} is not of a MobileNetV2CA under the official names: {error}"
+        ) from error
+
+
+def _arguments(shapes):
+    channels = _shape(shapes, "features.0.0.weight", 4)[1]
     found = {"input_shape": (None, None, channels), "include_top": False}
     if keras.config.image_data_format() == "channels_first":
         found["input_shape"] = (channels, None, None)
-    if "classifier.1.bias" in arrays:
-        found |= {"include_top": True, "classes": arrays["classifier.1.bias"].shape[0]}
-    attention = [name for name in arrays if ".conv.6.conv1.weight" in name]
-    if not attention:
-        found["attention"] = None
-    # The widest block tells the width multiplier best: the others are rounded more.
-    projections = [
-        array.shape[0]
-        for name, array in arrays.items()
-        if re.fullmatch(r"features\.\d+\.conv\.[67]\.weight", name)
+
+    # Both widths tell the multiplier; they are rounded to multiples of 8, the larger
+    # the less. Up to 1.0, the last keeps its channels.
+    last, widest = _shape(shapes, "conv.0.weight", 4)[:2]
+    if abs(last - max(1280, 4 * widest)) > 20:
+        raise ValueError(
+            f"no `alpha` gives conv.0.weight {widest} channels in and {last} out."
+        )
+    found["alpha"] = last / 1280 if last > 1280 else widest / 320
+
+    if any(name.startswith("classifier.") for name in shapes):
+        (classes,) = _shape(shapes, "classifier.1.bias", 1)
+        if _shape(shapes, "classifier.1.weight", 2) != (classes, last):
+            raise ValueError(
+                f"for {classes} classes, the shape of classifier.1.weight must be "
+                f"{(classes, last)}. Received: {shapes['classifier.1.weight']}"
+            )
+        found |= {"include_top": True, "classes": classes}
+    return found | _attention_arguments(shapes)
+
+
+def _attention_arguments(shapes):
+    parts = {name.split(".conv.6.")[-1] for name in shapes}
+    axes = [
+        axis
+        for axis in IN_NETWORK
+        if parts & {f"{IN_NETWORK[axis]}.weight", f"{IN_LAYER[axis]}.weight"}
     ]
-    found["alpha"] = max(projections, default=320) / 320
-    return found
+    if not axes:
+        return {"attention": None}
+    found = {"attention": axes[0] if len(axes) == 1 else "coordinate"}
+    widths = [  # between the gates, and of the map
+        _shape(shapes, name, 4)[:2]
+        for name in shapes
+        if name.endswith(".conv.6.conv1.weight")
+    ]
+    # If any reduction does, the least does that makes no layer too wide; but all that
+    # make the same shapes are as good, so the default goes first.
+    least = max((wide // (narrow + 1) + 1 for narrow, wide in widths), default=32)
+    for reduction in (32, least):
+        if all(narrow == max(8, wide // reduction) for narrow, wide in widths):
+            return {**found, "reduction": reduction}
+    raise ValueError(f"no `reduction` gives the widths of its attentions, {widths}.")
+
+
+def _shape(shapes, name, rank):
+    shape = shapes.get(name, ())
+    if len(shape) != rank or 0 in shape:
+        raise ValueError(
+            f"{name} must have {rank} axes, none of them empty. Received: "
+            + (f"shape {shape}" if name in shapes else "none of that name")
+        )
+    return shape
 
 
 class Entry(NamedTuple):
@@ -189,7 +255,9 @@ def _to_numpy(array):
     if hasattr(array, "detach"):  # a tensor of PyTorch, perhaps bfloat16 or on a GPU
         array = array.detach().cpu()
         array = array.float() if array.is_floating_point() else array
-    return np.asarray(array)
+    array = np.asarray(array)
+    # ml_dtypes' type, which NumPy takes for no float.
+    return array.astype("float32") if array.dtype.name == "bfloat16" else array
 
 
 # What stands where

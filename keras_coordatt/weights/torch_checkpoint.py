@@ -10,11 +10,13 @@ before any array is made of them.
 """
 
 import io
+import math
 import os
 import pickletools
 import reprlib
 import struct
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import BinaryIO
@@ -414,6 +416,13 @@ def _checked_tensor(
             f"a tensor of offset {offset}, shape {shape} and strides {strides} does "
             f"not lie within its storage of {storage.size} numbers."
         )
+    # As `expand` makes them: a few bytes could claim a network of any size.
+    if math.prod(shape) > storage.size - offset:
+        raise ValueError(
+            f"a tensor of offset {offset}, shape {shape} and strides {strides} repeats "
+            f"the numbers of its storage of {storage.size}. In PyTorch, save "
+            "`tensor.contiguous()`."
+        )
     return _Tensor(storage, offset, shape, strides)
 
 
@@ -444,6 +453,9 @@ def unwrap(checkpoint: Mapping) -> dict:
         checkpoint: A state dict, or a mapping that has one as its `"state_dict"`,
             `"model_state_dict"` or `"model"`. DataParallel's `"module."` may stand
             before all names.
+
+    Raises:
+        ValueError: If two names differ by their types alone, as 1 and "1" do.
     """
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(checkpoint.get(key), Mapping):
@@ -452,6 +464,9 @@ def unwrap(checkpoint: Mapping) -> dict:
     names = [str(name) for name in checkpoint]
     if all(name.startswith("module.") for name in names):
         names = [name.removeprefix("module.") for name in names]
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise ValueError(f"a state dict has more than one {reprlib.repr(twice)}.")
     return dict(zip(names, checkpoint.values(), strict=True))
 
 

@@ -550,6 +550,28 @@ def test_configurations_are_not_executed(save, tmp_path):
     assert not canary.exists()
 
 
+# What is no network
+
+
+@pytest.mark.parametrize(
+    "model, error, message",
+    [
+        (lambda: "m", TypeError, "Received: <class 'str'>"),
+        (lambda: keras.layers.Dense(2), TypeError, "Received: .*Dense"),
+        (
+            lambda: keras.Sequential([keras.layers.Dense(2)], name="unbuilt"),
+            ValueError,
+            "before its weights .*Received: unbuilt",
+        ),
+    ],
+)
+@EACH
+def test_wrong_model(save, suffix, model, error, message):
+    path = save(tiny(), suffix)
+    with pytest.raises(error, match=f"`model` must be .*{message}"):
+        load_weights(model(), path)
+
+
 # Paths
 
 

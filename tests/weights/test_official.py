@@ -142,6 +142,16 @@ def test_precisions_of_the_source(golden, dtype):
     np.testing.assert_array_equal(bias, state["conv1.bias"].astype("float32"))
 
 
+def test_bfloat16_of_ml_dtypes(golden):
+    # NumPy's own kind for it is "V", void.
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    state = {k: v.astype(ml_dtypes.bfloat16) for k, v in layer_state(golden).items()}
+    layer = built_layer()
+    load_torch(layer, state)
+    bias = ops.convert_to_numpy(layer.shared.bias)
+    np.testing.assert_array_equal(bias, state["conv1.bias"].astype("float32"))
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
 def test_precisions_of_the_target(golden, policy):
     layer = built_layer(dtype=policy)
@@ -283,6 +293,11 @@ def test_truncated_file_changes_nothing(short, golden, tmp_path, suffix):
 def test_wrong_target(target, message):
     with pytest.raises(TypeError, match=f"`target` must be .*{message}"):
         load_torch(target(), {})
+
+
+def test_names_that_become_one():
+    with pytest.raises(ValueError, match=r"more than one \['1'\]"):
+        load_torch(built_layer(), {1: np.ones(3), "1": np.ones(3)})
 
 
 @pytest.mark.parametrize("source", [3, None, [1.0], np.ones(3)])

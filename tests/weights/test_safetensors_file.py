@@ -153,6 +153,32 @@ def test_networks_without_official_names(tmp_path, short):
     assert [*tmp_path.iterdir()] == []
 
 
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"activation": "relu6"}, "`activation`, .*my_attention with relu6"),
+        ({"gate_activation": "relu"}, "`gate_activation`, .*my_attention with relu"),
+        ({"epsilon": 1e-3}, "`epsilon`, 1e-05.*my_attention with 0.001"),
+    ],
+)
+def test_what_no_file_of_weights_tells(short, tmp_path, arguments, message):
+    # The official code would load it, and compute something else.
+    layer = CoordinateAttention(name="my_attention", **arguments)
+    layer.build((None, 16, 16, 16))
+    network = short(
+        attention=lambda name: CoordinateAttention(name=name, **arguments), name="ours"
+    )
+    path = tmp_path / "it.safetensors"
+    with pytest.raises(ValueError, match=message):
+        save_safetensors(layer, path)
+    with pytest.raises(ValueError, match=message.replace("my", "block_1")):
+        save_safetensors(network, path)
+    assert [*tmp_path.iterdir()] == []
+    # They load the official weights all the same.
+    save_safetensors(short(), path)
+    load_torch(network, path)
+
+
 @pytest.mark.parametrize("name", ["ours.pth", "ours", "ours.safetensors.bak"])
 def test_wrong_suffix(short, tmp_path, name):
     with pytest.raises(ValueError, match=r"end in `\.safetensors`.*Received.*ours"):
