@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import runpy
 
 import keras
 import pytest
@@ -22,8 +23,9 @@ def test_readme(eager, monkeypatch, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(blocks) >= 5
     code = re.sub(r"\b(64|320)\b", "32", "\n".join(blocks))
-    names = {}
-    exec(re.sub(r"epochs=\d+", "epochs=1", code), names)
+    script = tmp_path / "readme.py"
+    script.write_text(re.sub(r"epochs=\d+", "epochs=1", code))
+    names = runpy.run_path(str(script))
     assert names["network"].count_params() > untrained.count_params()
     for file in ("digits.keras", "digits_saved_model", "served", "phone.tflite"):
         assert (tmp_path / file).exists()

@@ -345,7 +345,8 @@ def _with_part(entry):
 def _kernel(name, variable, shape, axes):
     """A kernel, seen here as `shape`, which `axes` transposes to PyTorch's."""
     inverse = tuple(int(i) for i in np.argsort(axes))
-    return Entry(Slot(name, tuple(shape[i] for i in axes)), variable, inverse)
+    shape = tuple(shape[i] for i in axes)
+    return Entry(Slot(name, shape, dtype=str(variable.dtype)), variable, inverse)
 
 
 def _conv(layer, prefix):
@@ -385,7 +386,8 @@ def _norm(layer, prefix):
 
 
 def _vector(name, variable):
-    return Entry(Slot(name, tuple(variable.shape)), variable, (0,))
+    slot = Slot(name, tuple(variable.shape), dtype=str(variable.dtype))
+    return Entry(slot, variable, (0,))
 
 
 def _attention(layer, prefix, gates):

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_coordatt import CoordinateAttention
 from keras_coordatt.weights import load_torch
+from keras_coordatt.weights.official import official_state
 from keras_coordatt.weights.torch_checkpoint import read_checkpoint
 
 GOLDEN_LAYER = "coordatt_c16_7x11_r4.npz"
@@ -327,3 +328,15 @@ def test_golden_file_is_what_the_loader_expects(golden, short_state):
     names = list(read_checkpoint(golden(GOLDEN_NETWORK)))
     ours = [name for name in short_state() if not name.startswith("features.3.")]
     assert set(ours) <= set(names)
+
+
+def test_what_float16_cannot_hold_is_refused():
+    image = keras.Input((8, 8, 3))
+    conv = keras.layers.Conv2D(4, 3, use_bias=False, name="Conv1", dtype="float16")
+    norm = keras.layers.BatchNormalization(name="bn_Conv1", dtype="float16")
+    stem = keras.Model(image, norm(conv(image)))
+    arrays = official_state(stem)
+    load_torch(stem, arrays)
+    arrays["features.0.1.running_var"] = np.array([1, 1, 1, 1e5], "float32")
+    with pytest.raises(ValueError, match="running_var, 1 of 4 .* in float16"):
+        load_torch(stem, arrays)
