@@ -184,7 +184,7 @@ def benchmark(
 
     Returns:
         A dict a network: its `model`, `attention`, `parameters`, `multiply_adds`,
-        `peak_memory` in bytes (of inference, batch 16, above what the same process had
+        `size_float32` and `size_int8` of the LiteRT files in bytes, `peak_memory` in bytes (of inference, batch 16, above what the same process had
         before it built the network; not of those in `extra`) and, for each measure, a
         dict of the median `seconds`, the images `per_second`, and the quartiles of the
         ratio to no attention, `ratio`, as `(25 %, 50 %, 75 %)`.
@@ -248,9 +248,13 @@ def benchmark(
         runs = {key: how.prepare(m) for key, m in networks.items()}
         times = interleaved(runs, rounds, how.calls)
         for row in rows:
-            own = times[row["model"], row["attention"]]
+            key = row["model"], row["attention"]
             plain = times[row["model"], None]
-            row[measure] = _summary(own, plain, how.images)
+            row[measure] = _summary(times[key], plain, how.images)
+            if measure.startswith("litert"):
+                precision = measure.split("_")[1]
+                size = len(_converted(networks[key], precision))
+                row[f"size_{precision}"] = size
     _converted.cache_clear()
     return rows
 
@@ -494,9 +498,11 @@ def table(rows: list[dict]) -> str:
         network without attention with its quartiles.
     """
     counts = {
-        "parameters": ("parameters", 1e6, "M"),
-        "multiply_adds": ("M-Adds", 1e6, "M"),
-        "peak_memory": ("peak memory", 2**20, "MiB"),
+        "parameters": ("parameters", 1e6, "M", 2),
+        "multiply_adds": ("M-Adds", 1e6, "M", 0),
+        "size_float32": ("LiteRT float32", 2**20, "MiB", 2),
+        "size_int8": ("LiteRT int8", 2**20, "MiB", 2),
+        "peak_memory": ("peak memory", 2**20, "MiB", 0),
     }
     measures = [name for name in rows[0] if isinstance(rows[0][name], dict)]
     shown = [name for name in counts if any(name in row for row in rows)]
@@ -506,8 +512,7 @@ def table(rows: list[dict]) -> str:
     for row in rows:
         cells = [row["model"], row["attention"] or "none"]
         for name in shown:
-            _, unit, suffix = counts[name]
-            digits = 2 if name == "parameters" else 0
+            _, unit, suffix, digits = counts[name]
             value = f"{row[name] / unit:.{digits}f} {suffix}" if name in row else ""
             cells.append(value)
         for name in measures:

@@ -89,6 +89,10 @@ def test_measures_run_the_networks(eager):
     assert (plain["attention"], coordinate["attention"]) == (None, "coordinate")
     assert plain["parameters"] < coordinate["parameters"]
     assert plain["multiply_adds"] < coordinate["multiply_adds"]
+    for row in (plain, coordinate):
+        # Four bytes a parameter, and one.
+        assert 1 < row["size_float32"] / (4 * row["parameters"]) < 1.1
+        assert 1 < row["size_int8"] / row["parameters"] < 1.5
     for measure in measures:
         assert plain[measure]["ratio"] == (1, 1, 1)
         ratio = coordinate[measure]["seconds"] / plain[measure]["seconds"]
