@@ -215,9 +215,9 @@ def saved_model(
     (1, 2)
     """
     _needs_backend("A SavedModel", ("tensorflow", "jax"))
-    path = _check_folder(path)
     import tensorflow as tf
 
+    path = _check_folder(pathlib.Path(path))
     image = _Image(model, preprocessing)
     metadata = _metadata("saved_model", model, image, labels)
     with _folder_written_whole(path) as fresh:
@@ -699,7 +699,6 @@ def _check_ending(path, ending):
 
 
 def _check_folder(path):
-    path = pathlib.Path(path)
     if not path.parent.is_dir():
         raise ValueError(
             f"`path` must be in a folder that is there. Received: {os.fspath(path)!r}"

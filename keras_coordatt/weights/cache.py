@@ -24,9 +24,9 @@ def cached_weights(name: str, build: Callable[[], keras.Model]) -> str:
     """Gives the path of published weights in Keras's format.
 
     The first time, the published file is downloaded, checked, converted, and the
-    converted file kept; one that is damaged is made anew. A published file that was put into the cache by hand is
-    used in place of a download, after the same checks. What is in the package is there
-    already, and is used as it is.
+    converted file kept; one that is damaged is made anew. A published file that was put
+    into the cache by hand is used in place of a download, after the same checks. What
+    is in the package is there already, and is used as it is.
 
     Args:
         name: A name in the catalog.

@@ -386,8 +386,7 @@ def _norm(layer, prefix):
 
 
 def _vector(name, variable):
-    slot = Slot(name, tuple(variable.shape), dtype=str(variable.dtype))
-    return Entry(slot, variable, (0,))
+    return _kernel(name, variable, variable.shape, (0,))
 
 
 def _attention(layer, prefix, gates):
