@@ -1,0 +1,43 @@
+import keras
+from keras import ops
+
+from keras_coordatt.detection.default_boxes import decode, default_boxes
+
+
+@keras.saving.register_keras_serializable("keras_coordatt")
+class DecodeDetections(keras.layers.Layer):
+    """Gives the boxes and the scores that an SSD's outputs mean.
+
+    Args:
+        map_sizes, box_shapes, image_size: As of `default_boxes`.
+        **kwargs: `name`, `dtype`.
+
+    Call arguments:
+        inputs: A dict of `"boxes"`, offsets `(N, A, 4)`; and `"classes"`, logits
+            `(N, A, classes + 1)`, the background first.
+
+    Returns:
+        A dict of `"boxes"`, `(N, A, 4)`, `"rel_xyxy"`, within the image; and
+        `"scores"`, `(N, A, classes)`, from 0 to 1.
+    """
+
+    def __init__(self, map_sizes, box_shapes, image_size, **kwargs):
+        super().__init__(**kwargs)
+        self.map_sizes = map_sizes
+        self.box_shapes = box_shapes
+        self.image_size = image_size
+
+    def call(self, inputs):
+        boxes = default_boxes(self.map_sizes, self.box_shapes, self.image_size)
+        return {
+            "boxes": ops.clip(decode(inputs["boxes"], boxes), 0.0, 1.0),
+            "scores": ops.softmax(inputs["classes"])[..., 1:],
+        }
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "map_sizes": self.map_sizes,
+            "box_shapes": self.box_shapes,
+            "image_size": self.image_size,
+        }

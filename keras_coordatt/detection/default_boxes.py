@@ -1,0 +1,140 @@
+"""SSD's default boxes: where they are, and boxes as offsets from them.
+
+Boxes are `"rel_xyxy"`: (x1, y1, x2, y2), parts of the image's width and height.
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from keras.utils import bounding_boxes
+
+from keras_coordatt.validation import check_number, check_positive_int
+
+RATIOS = (1, 2, 1 / 2, 3, 1 / 3)
+
+# By which offsets are divided: of the center, and of the logarithm of the size.
+VARIANCE = (0.1, 0.1, 0.2, 0.2)
+
+# Beside areas in pixels, what Keras adds against a division by zero is nothing.
+PIXELS = (1000, 1000, 3)
+
+
+def ssd_box_shapes(
+    maps: int = 6,
+    min_scale: float = 0.2,
+    max_scale: float = 0.95,
+    reduce_first: bool = True,
+) -> list[list[tuple[float, float]]]:
+    """The shapes of SSD's default boxes, map by map.
+
+    The scale, the square root of a box's area, rises evenly from map to map. At each
+    position there are boxes of the ratios (width by height) 1, 2, 1/2, 3 and 1/3, and
+    a square of the geometric mean of this scale and the next map's.
+
+    Args:
+        maps: Number of feature maps, at least 2. Defaults to 6.
+        min_scale: Scale of the first map, in (0, 1). Smaller objects need smaller
+            boxes: half of an object at least. Defaults to 0.2, SSD's.
+        max_scale: Scale of the last map, in (0, 1]. Defaults to 0.95, SSDLite's.
+        reduce_first: Whether the first map, which has the most positions, has only
+            three boxes at each, as in SSDLite: the ratios 2 and 1/2, and a square of
+            half the scale. Defaults to `True`.
+
+    Returns:
+        A list for each map of `(width, height)`, in parts of the image's shorter side.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+
+    >>> [len(shapes) for shapes in ssd_box_shapes()]
+    [3, 6, 6, 6, 6, 6]
+
+    Reference:
+        - [SSD: Single Shot MultiBox Detector](https://arxiv.org/abs/1512.02325)
+          (ECCV 2016), section 2.2
+        - [MobileNetV2](https://arxiv.org/abs/1801.04381) (CVPR 2018), section 6.2
+    """
+    if check_positive_int("maps", maps) < 2:
+        raise ValueError(f"`maps` must be at least 2. Received: {maps}")
+    check_number("min_scale", min_scale, 0, 1)
+    if check_number("max_scale", max_scale, 0) > 1 or max_scale < min_scale:
+        raise ValueError(
+            "`max_scale` must be a number from `min_scale` to 1. Received: "
+            f"min_scale={min_scale}, max_scale={max_scale}"
+        )
+    scales = [*np.linspace(min_scale, max_scale, maps).tolist(), 1.0]
+    shapes = [
+        [_shape(scale, ratio) for ratio in RATIOS] + [_shape(math.sqrt(scale * next))]
+        for scale, next in itertools.pairwise(scales)
+    ]
+    if reduce_first:
+        shapes[0] = [_shape(min_scale / 2), *shapes[0][1:3]]
+    return shapes
+
+
+def _shape(scale, ratio=1):
+    return scale * math.sqrt(ratio), scale / math.sqrt(ratio)
+
+
+def default_boxes(
+    map_sizes: Sequence[tuple[int, int]],
+    box_shapes: Sequence[Sequence[tuple[float, float]]],
+    image_size: tuple[int, int] = (1, 1),
+) -> np.ndarray:
+    """The default boxes of an image.
+
+    Args:
+        map_sizes: Height and width of each feature map.
+        box_shapes: As `ssd_box_shapes` gives.
+        image_size: The image's height and width, of which only the ratio counts.
+            Defaults to a square.
+
+    Returns:
+        Array `(A, 4)` in the order of the maps, their rows, their columns, and the
+        shapes. Boxes at the edge reach out of the image.
+
+    Example:
+
+    >>> sizes = [(20, 20), (10, 10), (5, 5), (3, 3), (2, 2), (1, 1)]
+    >>> default_boxes(sizes, ssd_box_shapes()).shape
+    (2034, 4)
+    """
+    height, width = (min(image_size) / size for size in image_size)
+    boxes = []
+    for (rows, columns), shapes in zip(map_sizes, box_shapes, strict=True):
+        y, x, i = np.mgrid[:rows, :columns, : len(shapes)].reshape(3, -1)
+        center = np.stack([(x + 0.5) / columns, (y + 0.5) / rows], axis=1)
+        half = np.asarray(shapes)[i] * (width, height) / 2
+        boxes.append(np.concatenate([center - half, center + half], axis=1))
+    return np.concatenate(boxes).astype("float32")
+
+
+def encode(boxes, default_boxes):
+    """Boxes as offsets from default boxes: of the center and of the size.
+
+    Args:
+        boxes: `(N, A, 4)`, a box for each default box.
+        default_boxes: `(A, 4)`.
+
+    Returns:
+        Offsets `(N, A, 4)`, of about unit variance.
+    """
+    return bounding_boxes.encode_box_to_deltas(
+        default_boxes, boxes, "xyxy", "xyxy", "center_xywh", VARIANCE
+    )
+
+
+def decode(offsets, default_boxes):
+    """What `encode` was given. The arguments are as its result and its argument."""
+    return bounding_boxes.decode_deltas_to_boxes(
+        default_boxes, offsets, "xyxy", "xyxy", "center_xywh", VARIANCE
+    )
+
+
+def iou(boxes, others):
+    """Intersection over union, `(N, A, M)`, of `(N, A, 4)` or `(A, 4)` with others."""
+    return bounding_boxes.compute_iou(boxes, others, "rel_xyxy", image_shape=PIXELS)

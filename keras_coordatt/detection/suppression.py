@@ -1,0 +1,118 @@
+import keras
+from keras import ops
+
+from keras_coordatt.detection.default_boxes import iou
+from keras_coordatt.validation import check_number, check_positive_int
+
+# So many boxes of the highest scores are looked at.
+CANDIDATES = 1000
+
+
+@keras.saving.register_keras_serializable("keras_coordatt")
+class NonMaxSuppression(keras.layers.Layer):
+    """Keeps the best of the boxes that overlap, class by class.
+
+    The box of the highest score is kept, the others of its class that overlap with it
+    are dropped, and so on with the rest. The 1000 highest scores of an image are looked
+    at, or `max_detections` if that is more.
+
+    Args:
+        score_threshold: Boxes count whose score is higher. In [0, 1).
+        iou_threshold: Boxes overlap whose intersection over union is higher. In
+            [0, 1).
+        max_detections: Positive integer, the most boxes that are kept of an image.
+        **kwargs: `name`, `dtype`.
+
+    Call arguments:
+        inputs: A dict of `"boxes"`, `(N, A, 4)`, `"rel_xyxy"`; and `"scores"`,
+            `(N, A, classes)`, not negative.
+
+    Returns:
+        A dict of `"boxes"`, `(N, max_detections, 4)`; `"labels"`,
+        `(N, max_detections)`, int32; and `"scores"`, `(N, max_detections)`: the
+        highest scores first, and then boxes and scores of 0 with labels of -1.
+
+    Raises:
+        ValueError: if an argument is out of its range.
+
+    Example:
+
+    >>> layer = NonMaxSuppression(0.5, 0.5, max_detections=2)
+    >>> boxes = np.array([[[0, 0, 1, 1], [0, 0, 1, 0.9]]])
+    >>> layer({"boxes": boxes, "scores": np.array([[[0.7], [0.8]]])})["labels"]
+    [[0, -1]]
+    """
+
+    def __init__(
+        self,
+        score_threshold: float = 0.05,
+        iou_threshold: float = 0.5,
+        max_detections: int = 100,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.score_threshold = check_number(
+            "score_threshold", score_threshold, 0, 1, closed=True
+        )
+        self.iou_threshold = check_number(
+            "iou_threshold", iou_threshold, 0, 1, closed=True
+        )
+        self.max_detections = check_positive_int("max_detections", max_detections)
+
+    def compute_output_spec(self, inputs):
+        batch = inputs["boxes"].shape[0]
+        shape = (batch, self.max_detections)
+        return {
+            "boxes": keras.KerasTensor((*shape, 4), inputs["boxes"].dtype),
+            "labels": keras.KerasTensor(shape, "int32"),
+            "scores": keras.KerasTensor(shape, inputs["scores"].dtype),
+        }
+
+    def call(self, inputs):
+        _, count, classes = inputs["scores"].shape
+        scores, index = ops.top_k(
+            ops.reshape(inputs["scores"], (-1, count * classes)),
+            min(count * classes, max(CANDIDATES, self.max_detections)),
+        )
+        index = ops.cast(index, "int32")
+        labels = index % classes
+        boxes = ops.take_along_axis(inputs["boxes"], index[..., None] // classes, 1)
+        places = ops.arange(scores.shape[1], dtype="int32")
+        slots = ops.arange(self.max_detections, dtype="int32")
+
+        def unfinished(step, rest, _):
+            return ops.logical_and(step < self.max_detections, ops.any(rest > 0))
+
+        def keep_best(step, rest, kept):
+            best = ops.cast(ops.argmax(rest, axis=1, keepdims=True), "int32")
+            found = ops.max(rest, axis=1, keepdims=True) > 0
+            overlap = iou(ops.take_along_axis(boxes, best[..., None], 1), boxes)[:, 0]
+            dropped = ops.logical_and(
+                overlap > self.iou_threshold,
+                labels == ops.take_along_axis(labels, best, 1),
+            )
+            # A box without an area does not even overlap with itself.
+            rest = ops.where(ops.logical_or(dropped, places == best), 0.0, rest)
+            kept = ops.where(ops.logical_and(found, slots == step), best, kept)
+            return step + 1, rest, kept
+
+        rest = ops.where(scores > self.score_threshold, scores, 0.0)
+        kept = ops.full_like(labels[:, :1], -1) * ops.ones_like(slots)
+        _, _, kept = ops.while_loop(unfinished, keep_best, (0, rest, kept))
+
+        found, kept = kept >= 0, ops.maximum(kept, 0)
+        return {
+            "boxes": ops.where(
+                found[..., None], ops.take_along_axis(boxes, kept[..., None], 1), 0.0
+            ),
+            "labels": ops.where(found, ops.take_along_axis(labels, kept, 1), -1),
+            "scores": ops.where(found, ops.take_along_axis(scores, kept, 1), 0.0),
+        }
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "score_threshold": self.score_threshold,
+            "iou_threshold": self.iou_threshold,
+            "max_detections": self.max_detections,
+        }
