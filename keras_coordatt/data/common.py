@@ -1,4 +1,4 @@
-"""What loads every task: from a TFDS data set to batches, on every Keras backend."""
+"""From a TFDS data set to batches on every Keras backend: what the loaders share."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import math
 import numbers
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -23,19 +23,12 @@ _MEMORY = 256 * 2**20
 
 @dataclasses.dataclass
 class Batches:
-    """How the examples of a split become batches: what every loader is asked.
+    """How a split becomes batches: the arguments that the three loaders share.
 
-    Args:
-        split: As in `load_classification`, and so are the others.
-        image_size: See `split`.
-        batch_size: See `split`.
-        augment: See `split`.
-        preprocess: See `split`.
-        shuffle: See `split`.
-        seed: See `split`.
+    They are those of `load_classification`, and are checked here.
 
     Raises:
-        ValueError: If an argument is invalid.
+        ValueError: If one is invalid.
     """
 
     split: str | tfds.core.ReadInstruction
@@ -74,13 +67,14 @@ class Batches:
 
         Args:
             builder: The builder, with its data ready.
-            read: Gives what is to be learned of an example. It is kept with the image.
-            finish: A function of the images of a batch, float32 in Keras's data
-                format, and of what `read` gave of them. It gives both as the model
-                gets them, augmented by `apply`, but not preprocessed.
+            read: A function of an example that gives the target, which is kept beside
+                the resized image: tensors of a known shape.
+            finish: A function of a batch of images, float32 in Keras's data format, and
+                of their targets. It gives both as the model takes them, augmented by
+                `apply`, before the images are preprocessed.
 
         Returns:
-            A `tf.data.Dataset` of what `finish` gives.
+            A `tf.data.Dataset` of batches of images and targets.
         """
         import tensorflow_datasets as tfds
 
@@ -132,19 +126,35 @@ class Batches:
         return dataset.prefetch(tf.data.AUTOTUNE)
 
     def apply(self, data: Any) -> Any:
-        """Augments a batch.
+        """Augments a batch, if it is to be augmented.
 
         Args:
-            data: The images, or a dict of them and more, as Keras's layers take it.
+            data: The images, or the dict that Keras's layers take.
 
         Returns:
-            The same, augmented, if there is an augmentation.
+            The same, augmented.
         """
         if self.augment is None:
             return data
         if isinstance(self.augment, keras.Layer):
             return self.augment(data, training=True)
         return self.augment(data)
+
+
+def layers_of(augment: Callable | None) -> Iterator[keras.Layer]:
+    """Gives the Keras layers of an augmentation, also those within a `Pipeline`.
+
+    Args:
+        augment: As in `load_classification`.
+
+    Yields:
+        Each layer.
+    """
+    for layer in getattr(augment, "layers", [augment]):
+        if layer is not augment and hasattr(layer, "layers"):
+            yield from layers_of(layer)
+        elif isinstance(layer, keras.Layer):
+            yield layer
 
 
 def prepare_builder(
