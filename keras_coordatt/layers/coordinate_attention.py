@@ -2,6 +2,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_coordatt.layers import passes
 from keras_coordatt.validation import check_choice, check_number, check_positive_int
 
 AXES = {"both": ("height", "width"), "height": ("height",), "width": ("width",)}
@@ -167,10 +168,15 @@ class CoordinateAttention(keras.layers.Layer):
             gate.build((None, units))
 
     def call(self, inputs, training=None):
-        outputs = inputs
-        for axis, gate in self.compute_gates(inputs, training).items():
-            outputs = outputs * self._spread(gate, axis, inputs.dtype)
-        return outputs
+        gates = [
+            self._spread(gate, axis, inputs.dtype)
+            for axis, gate in self.compute_gates(inputs, training).items()
+        ]
+        if training and len(gates) == 2:
+            return passes.multiply(inputs, *gates, *self._indices)
+        for gate in gates:
+            inputs = inputs * gate
+        return inputs
 
     def compute_gates(self, inputs, training=None) -> dict:
         """Gives the gates with which an input is multiplied, to look at them.
@@ -198,29 +204,31 @@ class CoordinateAttention(keras.layers.Layer):
                 "CoordinateAttention needs a floating-point input. "
                 f"Received: dtype={inputs.dtype}"
             )
-        pooled = {axis: self._pool(inputs, axis) for axis in self.gates}
-        # (N, positions, C) becomes (N * positions, C), the shape of one matmul.
-        rows = [ops.reshape(x, (-1, x.shape[-1])) for x in pooled.values()]
-        if training and len(rows) == 2:
-            # The batch statistics are over the H + W positions together.
-            count = ops.shape(rows[0])[0]
-            both = self._transform(ops.concatenate(rows, axis=0), training)
-            rows = [both[:count], both[count:]]
+        pooled = self._pool(inputs, training)
+        _, positions, channels = ops.shape(pooled)
+        # On rows of channels, a 1x1 convolution is one matmul. The batch statistics are
+        # those of the rows of both axes.
+        x = self.shared(ops.reshape(pooled, (-1, channels)))
+        x = self.activation(self.norm(x, training=training))
+        x = ops.reshape(x, (-1, positions, x.shape[-1]))
+        gates, start = {}, 0
+        for axis, gate in self.gates.items():
+            length = ops.shape(inputs)[self._index(axis)]
+            rows = ops.reshape(x[:, start : start + length], (-1, x.shape[-1]))
+            rows = self._scale(gate(rows))
+            gates[axis] = ops.reshape(rows, (-1, length, channels))
+            start += length
+        return gates
+
+    def _pool(self, x, training):
+        """Averages the map to `(N, positions, C)`: those of the height come first."""
+        x = ops.cast(x, self._gate_dtype)
+        if training and len(self.gates) == 2:
+            x = passes.mean(x, *self._indices)
         else:
-            # The moving statistics are constants, so each axis goes its own way.
-            rows = [self._transform(x, training) for x in rows]
-        return {
-            axis: ops.reshape(self._scale(self.gates[axis](x)), ops.shape(pooled[axis]))
-            for axis, x in zip(pooled, rows)
-        }
-
-    def _pool(self, x, axis):
-        """Averages the map to `(N, positions along axis, C)`."""
-        x = ops.mean(ops.cast(x, self._gate_dtype), axis=self._other(axis))
+            means = [ops.mean(x, axis=self._other(axis)) for axis in self.gates]
+            x = ops.concatenate(means, axis=self._indices[0])
         return ops.transpose(x, (0, 2, 1)) if self._channels_first else x
-
-    def _transform(self, x, training):
-        return self.activation(self.norm(self.shared(x), training=training))
 
     def _scale(self, x):
         x = self.gate_activation(x)
@@ -235,9 +243,16 @@ class CoordinateAttention(keras.layers.Layer):
     def _channels_first(self):
         return self.data_format == "channels_first"
 
+    @property
+    def _indices(self):
+        """Those of the height and of the width in the map's shape."""
+        return (2, 3) if self._channels_first else (1, 2)
+
+    def _index(self, axis):
+        return self._indices[axis == "width"]
+
     def _other(self, axis):
-        """The index of the spatial axis that is not `axis`."""
-        return {"height": 2, "width": 1}[axis] + self._channels_first
+        return self._indices[axis == "height"]
 
     def save_own_variables(self, store):
         super().save_own_variables(store)
