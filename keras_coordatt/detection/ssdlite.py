@@ -290,9 +290,12 @@ def predictor(x, boxes, numbers, name):
 
 def _feature_maps(backbone):
     """The map before the stride to 32, the last one, and the layer of the stride."""
-    maps = pyramid_outputs(backbone) if isinstance(backbone, keras.Model) else {}
     received = f"Received: {getattr(backbone, 'name', repr(backbone))}"
-    if "P5" not in maps:
+    try:
+        coarsest = list(pyramid_outputs(backbone))[-1]
+    except ValueError:
+        coarsest = None
+    if coarsest != "P5":
         raise ValueError(
             "`backbone` must be a network of `keras_coordatt.applications` with "
             f"`output_stride=32`. {received}"

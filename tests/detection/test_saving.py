@@ -1,0 +1,100 @@
+import keras
+import numpy as np
+import pytest
+
+from keras_coordatt.detection import SSDLite, ssd_box_shapes
+
+
+def perturbed(model, seed=0):
+    rng = np.random.default_rng(seed)
+    model.set_weights([rng.uniform(0.1, 1, w.shape) for w in model.get_weights()])
+    return model
+
+
+@pytest.fixture
+def model(tiny_backbone):
+    shapes = ssd_box_shapes(2, 0.25, 0.5, reduce_first=False)
+    return perturbed(SSDLite(tiny_backbone(), 2, box_shapes=shapes, name="finder"))
+
+
+def assert_same(ours, theirs):
+    x = np.random.default_rng(1).uniform(size=(2, 64, 64, 3))
+    ours, theirs = (keras.ops.convert_to_numpy(m(x)["classes"]) for m in (ours, theirs))
+    assert np.ptp(theirs) > 0
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_keras_file(model, squares, tmp_path):
+    model.compile(keras.optimizers.Adam(1e-3))
+    model.train_on_batch(*squares(2))
+    model.save(tmp_path / "finder.keras")
+    loaded = keras.saving.load_model(tmp_path / "finder.keras")
+    assert type(loaded) is SSDLite and loaded.name == "finder"
+    assert loaded.backbone.name == "tiny" and loaded.classes == 2
+    assert loaded.box_shapes == model.box_shapes
+    np.testing.assert_array_equal(loaded.default_boxes, model.default_boxes)
+    assert_same(loaded, model)
+    # The training goes on where it was.
+    assert int(loaded.optimizer.iterations) == 1
+    ours, theirs = (
+        m.train_on_batch(*squares(2, seed=1), return_dict=True) for m in (loaded, model)
+    )
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_detector_is_saved_on_its_own(model, tmp_path):
+    detector = model.detector(0.2, 0.3, 7)
+    detector.save(tmp_path / "detector.keras")
+    loaded = keras.saving.load_model(tmp_path / "detector.keras")
+    x = np.random.default_rng(1).uniform(size=(1, 64, 64, 3))
+    ours, theirs = loaded(x), detector(x)
+    for name in ("boxes", "labels", "scores"):
+        np.testing.assert_array_equal(
+            keras.ops.convert_to_numpy(ours[name]),
+            keras.ops.convert_to_numpy(theirs[name]),
+        )
+
+
+def test_config_and_clone(model):
+    same = SSDLite.from_config(model.get_config())
+    same.set_weights(model.get_weights())
+    assert_same(same, model)
+    # Keras clones models of one's own class as plain ones.
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    assert_same(clone, model)
+
+
+def test_precision_and_data_format_are_the_backbones(tiny_backbone):
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        config = SSDLite(tiny_backbone(), 2, box_shapes=ssd_box_shapes(2)).get_config()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    same = SSDLite.from_config(config)
+    assert same.get_layer("map_1_boxes").dtype_policy.name == "mixed_bfloat16"
+
+
+@pytest.mark.parametrize("ending", [".keras", ".weights.h5"])
+def test_weights_of_a_file(model, tiny_backbone, tmp_path, ending):
+    path = tmp_path / f"finder{ending}"
+    model.save(path) if ending == ".keras" else model.save_weights(path)
+    backbone = tiny_backbone()
+    same = SSDLite(backbone, 2, box_shapes=model.box_shapes, weights=path)
+    assert_same(same, model)
+    # A file for other classes does not fit, and then nothing changes.
+    backbone = tiny_backbone()
+    before = backbone.get_weights()
+    with pytest.raises(ValueError, match="map_1_classes"):
+        SSDLite(backbone, 3, box_shapes=model.box_shapes, weights=path)
+    assert all(map(np.array_equal, before, backbone.get_weights()))
+
+
+def test_weights_of_the_backbone_are_kept(tiny_backbone):
+    backbone = perturbed(tiny_backbone())
+    before = backbone.get_weights()
+    model = SSDLite(backbone, 2, box_shapes=ssd_box_shapes(2))
+    assert all(map(np.array_equal, before, model.backbone.get_weights()))
+    # To other classes, with what was learned
+    other = SSDLite(model.backbone, 5, box_shapes=ssd_box_shapes(2))
+    assert all(map(np.array_equal, before, other.backbone.get_weights()))

@@ -1,0 +1,200 @@
+import keras
+import networks
+import numpy as np
+import pytest
+
+from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
+from keras_coordatt.detection import SSDLite, ssd_box_shapes
+
+# (builder of a small network, the layers of its first two maps)
+NETWORKS = [
+    pytest.param(
+        lambda **arguments: MobileNetV2CA(alpha=0.25, weights=None, **arguments),
+        ("block_13_expand_relu", "out_relu"),
+        id="MobileNetV2CA",
+    ),
+    pytest.param(
+        lambda **arguments: MobileNeXtCA(alpha=0.25, **arguments),
+        ("block_12_expand_relu", "block_19_depthwise_2_BN"),
+        id="MobileNeXtCA",
+    ),
+    pytest.param(
+        lambda **arguments: EfficientNetCA("b0", **arguments),
+        ("block_11_expand_activation", "top_activation"),
+        id="EfficientNetCA",
+    ),
+    pytest.param(
+        # Keras's own has ImageNet weights.
+        lambda **arguments: keras.applications.MobileNetV2(
+            alpha=0.35, weights=None, **arguments
+        ),
+        ("block_13_expand_relu", "out_relu"),
+        id="keras.applications.MobileNetV2",
+    ),
+]
+
+
+def drawn(build, *args, **arguments):
+    """Builds a network without making its weights, which takes the most time."""
+    with keras.StatelessScope(initialize_variables=False):
+        return build(*args, **arguments)
+
+
+@pytest.mark.parametrize(
+    "attention, millions", [(None, 4.3), ("se", 4.7), ("coordinate", 4.8)]
+)
+def test_published_parameters(attention, millions):
+    backbone = drawn(MobileNetV2CA, (320, 320, 3), weights=None, attention=attention)
+    model = drawn(SSDLite, backbone, 80)
+    assert round(networks.count(model) / 1e6, 1) == millions
+    shapes = {name: x.shape for name, x in model.output.items()}
+    assert shapes == {"boxes": (None, 2034, 4), "classes": (None, 2034, 81)}
+    assert model.default_boxes.shape == (2034, 4)
+
+
+def consumers(model, name):
+    """The layers that take the output of a layer."""
+    output = model.get_layer(name).output
+    return {
+        layer.name
+        for layer in model.layers
+        if any(x is output for x in keras.tree.flatten(layer.input))
+    }
+
+
+@pytest.mark.parametrize("build, taps", NETWORKS)
+@pytest.mark.parametrize(
+    "top", [{}, {"include_top": False}, {"pooling": "avg"}], ids=str
+)
+def test_maps_of_the_backbone(build, taps, top):
+    if "pooling" in top:
+        top = {**top, "include_top": False}
+    backbone = drawn(build, input_shape=(96, 64, 3), **top)
+    model = drawn(SSDLite, backbone, 2)
+    assert model.map_sizes == ((6, 4), (3, 2), (2, 1), (1, 1), (1, 1), (1, 1))
+    for i, name in enumerate(taps, 1):
+        heads = {f"map_{i}_boxes_depthwise", f"map_{i}_classes_depthwise"}
+        assert heads <= consumers(model, name)
+    assert "extra_1_reduce" in consumers(model, taps[1])
+    # No classifier is left over, and the layers are the backbone's own.
+    assert model.backbone.output is model.get_layer(taps[1]).output
+    assert "predictions" not in {layer.name for layer in model.layers}
+    shared = set(map(id, model.layers)) & set(map(id, backbone.layers))
+    assert len(shared) == len(model.backbone.layers)
+
+
+def test_number_of_maps(tiny_backbone):
+    model = SSDLite(tiny_backbone(), 3, box_shapes=ssd_box_shapes(2))
+    assert model.map_sizes == ((4, 4), (2, 2))
+    assert model.output["classes"].shape == (None, 4 * 4 * 3 + 2 * 2 * 6, 4)
+    model = SSDLite(tiny_backbone(), 3, box_shapes=[[(0.1, 0.2)]] * 3)
+    assert model.output["boxes"].shape == (None, 16 + 4 + 1, 4)
+
+
+def test_untrained_scores_are_what_mining_leaves(tiny_backbone):
+    # Of four boxes that count one is an object, of one of five classes.
+    model = SSDLite(tiny_backbone(), 5, box_shapes=ssd_box_shapes(3))
+    detections = model.detector(suppress=False)(np.zeros((1, 64, 64, 3)))
+    scores = keras.ops.convert_to_numpy(detections["scores"])
+    np.testing.assert_allclose(scores, 1 / 20, rtol=1e-3)
+
+
+def test_detector_gives_the_boxes_that_the_loss_wants(tiny_backbone):
+    model = SSDLite(tiny_backbone(), 2, box_shapes=ssd_box_shapes(2))
+    # Offsets of zero are the default boxes themselves, cut off at the image's edge.
+    for layer in model.layers:
+        if layer.name.endswith("_boxes"):
+            layer.set_weights([np.zeros_like(w) for w in layer.get_weights()])
+    detections = model.detector(suppress=False)(np.zeros((1, 64, 64, 3)))
+    np.testing.assert_allclose(
+        keras.ops.convert_to_numpy(detections["boxes"])[0],
+        np.clip(model.default_boxes, 0, 1),
+        atol=1e-6,
+    )
+
+
+def test_positions_are_those_of_the_default_boxes(tiny_backbone):
+    # What is changed in a corner changes the boxes that are near it the most.
+    model = SSDLite(tiny_backbone(size=256), 2, box_shapes=ssd_box_shapes(2))
+    rng = np.random.default_rng(0)
+    for w in model.trainable_weights:
+        if len(w.shape) > 1:
+            # Positive, and so small that no activation is at its end
+            w.assign(rng.uniform(0, 1 / np.prod(w.shape[:-1]), w.shape))
+    blank = rng.uniform(size=(1, 256, 256, 3))
+    changed = blank.copy()
+    changed[:, :64, 128:] += 1
+    before, after = (
+        keras.ops.convert_to_numpy(model(x, training=False)["classes"])[0]
+        for x in (blank, changed)
+    )
+    x, y = (model.default_boxes[:, :2] + model.default_boxes[:, 2:]).T / 2
+    first_map = np.arange(len(x)) < 16 * 16 * 3
+    difference = np.abs(after - before).max(1)
+    different = difference > 1e-3 * difference.max()
+    assert different[first_map & (x > 0.5) & (y < 0.25)].all()
+    assert not different[first_map & ((x < 0.4) | (y > 0.35))].any()
+
+
+def test_channels_first(tiny_backbone):
+    keras.config.set_image_data_format("channels_first")
+    try:
+        backbone = drawn(MobileNetV2CA, (3, 64, 96), alpha=0.25, weights=None)
+    finally:
+        keras.config.set_image_data_format("channels_last")
+    # The backbone's data format counts, not the one that is global now.
+    model = drawn(SSDLite, backbone, 2)
+    assert model.map_sizes[:2] == ((4, 6), (2, 3))
+    assert model.image_size == (64, 96)
+    assert model.get_layer("extra_1_reduce").data_format == "channels_first"
+    assert keras.config.image_data_format() == "channels_last"
+
+
+def test_half_precision(tiny_backbone):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        backbone = tiny_backbone()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model = SSDLite(backbone, 2, box_shapes=ssd_box_shapes(2))
+    assert model.get_layer("map_1_boxes").compute_dtype == "float16"
+    assert {x.dtype for x in model.output.values()} == {"float32"}
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_bad_backbones(tiny_backbone):
+    def refused(backbone, words):
+        with pytest.raises(ValueError, match=f"(?s)`backbone`.*{words}.*Received"):
+            drawn(SSDLite, backbone, 2)
+
+    refused(None, "network")
+    refused(keras.Sequential([keras.Input((8, 8, 3))]), "network")
+    small = {"alpha": 0.25, "weights": None, "include_top": False}
+    refused(drawn(MobileNetV2CA, **small), "known size")
+    refused(drawn(MobileNetV2CA, (96, None, 3), **small), "known size")
+    refused(drawn(MobileNetV2CA, (96, 96, 3), output_stride=16, **small), "stride=32")
+    tiny = tiny_backbone()
+    flat = keras.layers.Flatten()(tiny.output)
+    refused(keras.Model(tiny.input, flat), "feature map")
+
+
+@pytest.mark.parametrize(
+    "argument, value",
+    [("classes", 0), ("classes", 2.5), ("weights", "nothing.keras")]
+    + [
+        ("box_shapes", value)
+        for value in ([], [[(1, 1)]], [[(1, 1)]] * 7, [[(1, 1)], []], [[(1, 0)]] * 2)
+    ]
+    + [("box_shapes", [[(1, 1, 1)]] * 2), ("box_shapes", 3)],
+)
+def test_bad_arguments(tiny_backbone, argument, value):
+    arguments = {"classes": 2, argument: value}
+    with pytest.raises(ValueError, match=f"`{argument}`.*Received: "):
+        SSDLite(tiny_backbone(), **arguments)
+
+
+def test_bad_arguments_of_the_detector(tiny_backbone):
+    model = SSDLite(tiny_backbone(), 2, box_shapes=ssd_box_shapes(2))
+    for argument, value in {"score_threshold": 2, "suppress": "no"}.items():
+        with pytest.raises(ValueError, match=f"`{argument}`.*Received: "):
+            model.detector(**{argument: value})

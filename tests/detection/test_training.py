@@ -1,0 +1,104 @@
+import keras
+import numpy as np
+import pytest
+from backends import BACKEND
+
+from keras_coordatt.detection import SSDLite, evaluate_detections, ssd_box_shapes
+from keras_coordatt.detection.losses import multibox_loss
+from keras_coordatt.detection.matching import training_targets
+
+
+@pytest.fixture
+def model(tiny_backbone):
+    keras.utils.set_random_seed(0)
+    shapes = ssd_box_shapes(2, 0.25, 0.5, reduce_first=False)
+    return SSDLite(tiny_backbone(channels=16), 2, box_shapes=shapes)
+
+
+def test_learns_squares_by_heart(model, squares):
+    pytest.importorskip("pycocotools")
+    images, objects = squares(8)
+    before = evaluate_detections(model, [(images, objects)])
+    assert before["AP50"] < 0.1
+    model.compile(keras.optimizers.Adam(1e-2))
+    history = model.fit(images, objects, batch_size=8, epochs=120, verbose=0).history
+    assert set(history) == {"loss", "box_loss", "class_loss"}
+    assert history["loss"][-1] < 0.2 * history["loss"][0]
+    after = evaluate_detections(model, [(images, objects)])
+    assert after["AP50"] > 0.95
+    # A detector of one's own thresholds
+    found = model.detector(score_threshold=0.5).predict(images, verbose=0)
+    counts = (found["labels"] >= 0).sum(1)
+    np.testing.assert_array_equal(counts, (objects["labels"] >= 0).sum(1))
+
+
+def test_evaluate_is_the_loss(model, squares):
+    images, objects = squares(3)
+    model.compile("sgd")
+    logs = model.evaluate(images, objects, batch_size=3, verbose=0, return_dict=True)
+    outputs = model(images, training=False)
+    targets = training_targets(model.default_boxes, **objects)
+    box_loss, class_loss = multibox_loss(outputs["boxes"], outputs["classes"], *targets)
+    assert logs["box_loss"] == pytest.approx(float(box_loss), rel=1e-4)
+    assert logs["class_loss"] == pytest.approx(float(class_loss), rel=1e-4)
+    assert logs["loss"] == pytest.approx(float(box_loss + class_loss), rel=1e-4)
+
+
+def test_images_without_objects(model, squares):
+    images, objects = squares(2)
+    objects["labels"][:] = -1
+    model.compile("sgd")
+    logs = model.train_on_batch(images, objects, return_dict=True)
+    assert logs["box_loss"] == 0 and 0 < logs["class_loss"] < np.inf
+    assert all(np.isfinite(w).all() for w in model.get_weights())
+
+
+def test_compiled_by_xla(model, squares):
+    if BACKEND == "torch":
+        pytest.skip("PyTorch has no XLA here")
+    model.compile("sgd", jit_compile=True)
+    logs = model.train_on_batch(*squares(2), return_dict=True)
+    assert np.isfinite(logs["loss"])
+
+
+def test_frozen_backbone(model, squares):
+    model.backbone.trainable = False
+    before = {layer.name: layer.get_weights() for layer in model.layers}
+    model.compile("sgd")
+    model.train_on_batch(*squares(2))
+    inside = {layer.name for layer in model.backbone.layers}
+    changed = {
+        layer.name
+        for layer in model.layers
+        if not all(map(np.array_equal, before[layer.name], layer.get_weights()))
+    }
+    assert {"map_1_boxes", "map_2_classes"} <= changed and not changed & inside
+
+
+def test_regularizers_count(tiny_backbone, squares):
+    backbone = tiny_backbone()
+    backbone.get_layer("Conv_1").kernel_regularizer = keras.regularizers.L2(1.0)
+    backbone = keras.models.clone_model(backbone)
+    model = SSDLite(backbone, 2, box_shapes=ssd_box_shapes(2))
+    model.compile("sgd")
+    logs = model.test_on_batch(*squares(2), return_dict=True)
+    kernel = backbone.get_layer("Conv_1").get_weights()[0]
+    assert logs["loss"] - logs["box_loss"] - logs["class_loss"] == pytest.approx(
+        np.square(kernel).sum(), rel=1e-3
+    )
+
+
+@pytest.mark.parametrize("argument", ["loss", "metrics", "loss_weights"])
+def test_other_losses_are_refused(model, argument):
+    with pytest.raises(ValueError, match=f"`{argument}`.*Received: "):
+        model.compile("adam", **{argument: ["mse"]})
+
+
+def test_bad_batches(model, squares):
+    images, objects = squares(2)
+    model.compile("sgd")
+    for y in (objects["labels"], {"boxes": objects["boxes"]}):
+        with pytest.raises(ValueError, match="`y`.*Received: "):
+            model.train_on_batch(images, y)
+    with pytest.raises(ValueError, match="`sample_weight`.*Received: "):
+        model.train_on_batch(images, objects, np.ones(2))
