@@ -241,6 +241,23 @@ def test_a_function_gets_and_gives_what_layers_do(load):
     assert assert_boxes_enclose_colours(images * 255, boxes, labels, pixels=0.01) == 0
 
 
+def test_what_a_function_leaves_outside_or_without_a_label_is_dropped(load):
+    def zoom(data):
+        boxes, labels = (data["bounding_boxes"][key] for key in ("boxes", "labels"))
+        first = tf.range(4) == 0
+        labels = tf.where(first, -1, labels)
+        return {**data, "bounding_boxes": {"boxes": 4 * boxes - 1.5, "labels": labels}}
+
+    _, boxes, labels = read(load(augment=zoom))
+    _, old_boxes, old_labels = read(load())
+    expected = np.clip(4 * old_boxes - 1.5, 0, 1)
+    kept = (old_labels != -1) & (expected[..., :2] < expected[..., 2:]).all(-1)
+    kept[:, 0] = False
+    assert kept.any()
+    np.testing.assert_array_equal(labels, np.where(kept, old_labels, -1))
+    np.testing.assert_allclose(boxes, expected * kept[..., None], atol=1e-5)
+
+
 def test_a_seed_repeats_augmentation(load):
     def dataset():
         flip = keras.layers.RandomFlip("horizontal", seed=0, **BOXES)
