@@ -35,6 +35,21 @@ def test_functions_are_timed_in_turns(monkeypatch):
 
 
 @needs_tensorflow
+def test_rounds_are_shared_among_fresh_starts(monkeypatch):
+    prepared, called = [], []
+
+    def prepare(model):
+        prepared.append(model.name)
+        return lambda: called.append(len(prepared))
+
+    measure = benchmark.Measure("fake", prepare, images=1, calls=1, starts=2)
+    monkeypatch.setitem(benchmark.MEASURES, "train_fake", measure)
+    arguments = {"image_size": 32, "alpha": 0.25, "memory": False}
+    benchmark.benchmark(measures=["train_fake"], attentions=[], rounds=5, **arguments)
+    # With two calls to warm up, 3 rounds and then 2.
+    assert called == [1] * 5 + [2] * 4
+
+
 @pytest.mark.parametrize(
     "attention, published", [(None, 300e6), ("se", 300e6), ("coordinate", 310e6)]
 )
