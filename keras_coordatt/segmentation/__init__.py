@@ -1,0 +1,6 @@
+"""Semantic segmentation: a class for each pixel."""
+
+from keras_coordatt.segmentation.deeplab_v3 import DeepLabV3
+from keras_coordatt.segmentation.resize_like import ResizeLike
+
+__all__ = ["DeepLabV3", "ResizeLike"]

@@ -1,0 +1,428 @@
+import functools
+
+import keras
+import numpy as np
+import pytest
+from backends import gradient, needs_tensorflow
+from keras import ops
+from networks import assert_near, copy_weights, count, images, lively, outputs
+
+from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
+from keras_coordatt.applications import pyramid_outputs
+from keras_coordatt.segmentation import DeepLabV3
+
+SHAPE = (64, 48, 3)
+IGNORED = 255
+
+
+def backbone(input_shape=(None, None, 3), output_stride=16, **arguments):
+    return MobileNetV2CA(
+        input_shape,
+        alpha=0.25,
+        include_top=False,
+        weights=None,
+        output_stride=output_stride,
+        **arguments,
+    )
+
+
+def drawn(build, *args, **arguments):
+    """Builds a network without making its weights, which takes the most time."""
+    with keras.StatelessScope(initialize_variables=False):
+        return build(*args, **arguments)
+
+
+@pytest.fixture(scope="module")
+def x():
+    return images(4, *SHAPE)
+
+
+@pytest.fixture(scope="module")
+def model(x):
+    """Takes images of any size."""
+    return lively(DeepLabV3(backbone(), 5, filters=16), x)
+
+
+@pytest.fixture(scope="module")
+def logits(model, x):
+    return outputs(model, x)
+
+
+@pytest.fixture
+def channels_first():
+    keras.config.set_image_data_format("channels_first")
+    yield
+    keras.config.set_image_data_format("channels_last")
+
+
+# The paper's network
+
+
+@pytest.mark.parametrize("attention, millions", [(None, 4.5), ("coordinate", 5.0)])
+def test_parameters_of_the_paper(attention, millions):
+    network = drawn(MobileNetV2CA, weights=None, output_stride=16, attention=attention)
+    model = drawn(DeepLabV3, network, 21)
+    assert round(count(model) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("output_stride, rates", [(16, (6, 12, 18)), (8, (12, 24, 36))])
+def test_each_branch_sees_as_far_as_its_rate(output_stride, rates):
+    model = DeepLabV3(backbone(output_stride=output_stride), 2, filters=1)
+    features = next(reversed(pyramid_outputs(model).values()))
+    side = 2 * rates[-1] + 3
+    impulse = np.zeros((1, side, side, features.shape[3]), "float32")
+    impulse[0, side // 2, side // 2] = 1
+    for i, rate in enumerate((0, *rates)):
+        convolution = model.get_layer(f"aspp_{i}")
+        y = outputs(keras.Model(features, convolution.output), impulse)
+        rows, columns = (sorted(set(places)) for places in y[0, :, :, 0].nonzero())
+        reach = [-rate, 0, rate] if rate else [0]
+        assert rows == columns == [side // 2 + step for step in reach]
+
+
+def reference(layer, features, rates):
+    """The scores on the map, in NumPy and float64.
+
+    Args:
+        layer: Gives a layer by its name.
+    """
+
+    def conv_bn_relu(x, name, dilation=1):
+        kernel = weights(name)[0]
+        height, width = x.shape[1:3]
+        reach = dilation * (kernel.shape[0] // 2)
+        x = np.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+        y = sum(
+            x[:, i * dilation :, j * dilation :][:, :height, :width] @ kernel[i, j]
+            for i, j in np.ndindex(kernel.shape[:2])
+        )
+        gamma, beta, mean, variance = weights(f"{name}_BN")
+        return np.maximum(gamma * (y - mean) / np.sqrt(variance + 1e-5) + beta, 0)
+
+    def weights(name):
+        return [w.astype("float64") for w in layer(name).get_weights()]
+
+    x = features.astype("float64")
+    branches = [conv_bn_relu(x, "aspp_0")]
+    branches += [conv_bn_relu(x, f"aspp_{i}", r) for i, r in enumerate(rates, 1)]
+    pooled = conv_bn_relu(x.mean((1, 2), keepdims=True), "aspp_pool")
+    branches.append(np.broadcast_to(pooled, branches[0].shape))
+    x = conv_bn_relu(np.concatenate(branches, 3), "aspp_project")
+    kernel, bias = weights("predictions")
+    return x @ kernel[0, 0] + bias
+
+
+@pytest.mark.parametrize("rates", [(6, 12, 18), (1, 2), [3]])
+def test_the_head_follows_the_equations(rates, bilinear):
+    model = DeepLabV3(backbone(), 3, filters=4, atrous_rates=rates)
+    features = next(reversed(pyramid_outputs(model).values()))
+    head = keras.Model([features, model.input], model.output)
+    x, image = images(2, 15, 20, features.shape[3]), images(2, 33, 47, 3, seed=1)
+    lively(head, [x, image])
+    expected = bilinear(reference(model.get_layer, x, rates), (33, 47))
+    assert_near(outputs(head, [x, image]), expected, 1e-5)
+
+
+# Images and backbones
+
+
+@pytest.mark.parametrize("size", [(64, 48), (75, 101)])
+def test_the_size_may_be_known(model, size):
+    x = images(2, *size, 3)
+    fixed = copy_weights(model, DeepLabV3(backbone((*size, 3)), 5, filters=16))
+    assert fixed.output_shape == (None, *size, 5)
+    assert model.output_shape == (None, None, None, 5)
+    y = outputs(fixed, x)
+    assert y.shape == (2, *size, 5)
+    assert_near(outputs(model, x), y, 1e-6)
+
+
+@needs_tensorflow
+def test_a_graph_for_any_size(model):
+    import tensorflow as tf
+
+    call = functools.partial(model, training=False)
+    function = tf.function(call, input_signature=[tf.TensorSpec((None, None, None, 3))])
+    for size in ((64, 48), (75, 101)):
+        x = images(2, *size, 3)
+        assert_near(function(x).numpy(), outputs(model, x), 1e-5)
+
+
+FAMILIES = [
+    pytest.param(
+        functools.partial(MobileNetV2CA, alpha=0.25, weights=None),
+        "block_16_project_BN",
+        id="MobileNetV2CA",
+    ),
+    pytest.param(
+        functools.partial(MobileNeXtCA, alpha=0.25),
+        "block_19_depthwise_2_BN",
+        id="MobileNeXtCA",
+    ),
+    pytest.param(
+        functools.partial(EfficientNetCA, "b0"),
+        "block_15_project_BN",
+        id="EfficientNetCA",
+    ),
+]
+
+
+@pytest.mark.parametrize("build, last", FAMILIES)
+@pytest.mark.parametrize("include_top", [True, False])
+def test_every_family(build, last, include_top):
+    network = drawn(
+        build, input_shape=(64, 96, 3), include_top=include_top, output_stride=16
+    )
+    for source in (network, drawn(keras.models.clone_model, network)):
+        model = drawn(DeepLabV3, source, 7)
+        assert model.output_shape == (None, 64, 96, 7)
+        features = model.get_layer("aspp_0").input
+        assert features is source.get_layer(last).output
+        ours = {layer.name for layer in model.layers}
+        assert not ours & {"Conv_1", "top_conv", "avg_pool"}
+        # It is a network whose maps can be found, itself.
+        assert [*pyramid_outputs(model).values()][-1] is features
+
+
+def test_shares_its_weights_with_the_backbone(x):
+    network = backbone(SHAPE)
+    model = DeepLabV3(network, 2, filters=4)
+    for layer in model.layers:
+        if not layer.name.startswith(("aspp", "predictions", "logits")):
+            assert layer is network.get_layer(layer.name)
+    network.trainable = False
+    head = 6 * 3 + 2  # kernels with gamma and beta; the classifier
+    assert len(model.trainable_weights) == head
+
+
+def test_backbone_that_was_saved(model, logits, x, tmp_path):
+    backbone().save(tmp_path / "backbone.keras")
+    network = keras.saving.load_model(tmp_path / "backbone.keras", compile=False)
+    ours = copy_weights(model, DeepLabV3(network, 5, filters=16))
+    assert_near(outputs(ours, x), logits, 1e-6)
+
+
+def test_preprocessing_and_input_from_another_layer():
+    inputs = keras.Input((128, 96, 3))
+    image = keras.layers.AveragePooling2D(2, name="half")(inputs)
+    network = drawn(
+        MobileNetV2CA,
+        input_tensor=image,
+        alpha=0.25,
+        weights=None,
+        output_stride=8,
+        include_preprocessing=True,
+    )
+    model = drawn(DeepLabV3, network, 3)
+    assert model.input is inputs
+    assert model.get_layer("aspp_0").input.shape[1:3] == (8, 6)
+    assert model.output_shape == (None, 128, 96, 3)
+    assert model.get_layer("aspp_1").dilation_rate == (12, 12)
+
+
+def test_channels_first(model, logits, x, channels_first):
+    network = backbone((3, *SHAPE[:2]))
+    ours = copy_weights(model, DeepLabV3(network, 5, filters=16))
+    assert ours.output_shape == (None, 5, *SHAPE[:2])
+    y = outputs(ours, x.transpose(0, 3, 1, 2))
+    assert_near(y.transpose(0, 2, 3, 1), logits, 1e-4)
+
+
+def test_mixed_precision(model, logits, x):
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        ours = DeepLabV3(backbone(SHAPE), 5, filters=16)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    copy_weights(model, ours)
+    assert {w.dtype for w in ours.weights} == {"float32"}
+    y = ours(x[:1], training=False)
+    assert keras.backend.standardize_dtype(y.dtype) == "float16"
+    assert_near(outputs(ours, x), logits, 0.02)
+
+
+# Saving and copying
+
+
+@pytest.mark.parametrize(
+    "copy",
+    [
+        keras.models.clone_model,
+        lambda model: keras.models.model_from_json(model.to_json()),
+    ],
+    ids=["clone_model", "json"],
+)
+def test_copies_are_the_same(model, logits, x, copy):
+    ours = copy_weights(model, copy(model))
+    assert ours.name == model.name == "deeplab_v3"
+    assert_near(outputs(ours, x), logits, 1e-6)
+
+
+def test_saving(model, logits, x, tmp_path):
+    path = tmp_path / "model.keras"
+    model.save(path)
+    loaded = keras.saving.load_model(path, compile=False)
+    assert_near(outputs(loaded, x), logits, 1e-6)
+    ours = DeepLabV3(backbone(SHAPE), 5, filters=16, weights=path)
+    assert_near(outputs(ours, x), logits, 1e-6)
+
+    # With other classes, the rest is of use.
+    with pytest.warns(UserWarning, match="5 classes, not for 3.*predictions"):
+        ours = DeepLabV3(backbone(SHAPE), 3, filters=16, weights=path)
+    assert ours.output_shape[3] == 3
+    kernels = (m.get_layer("aspp_project").get_weights()[0] for m in (ours, model))
+    np.testing.assert_array_equal(*kernels)
+
+
+# Training
+
+
+def losses_of(logits, masks):
+    """The loss, its gradient, the mean IoU and its classes' confusion, in NumPy."""
+    logits = logits.astype("float64")
+    logits = logits - logits.max(-1, keepdims=True)
+    scores = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
+    counts = masks != IGNORED
+    truth = np.eye(logits.shape[-1])[np.where(counts, masks, 0)]
+    loss = -np.log((scores * truth).sum(-1))[counts].mean()
+    grad = (scores - truth) * counts[..., None] / counts.sum()
+    predicted = logits.argmax(-1)
+    ious = []
+    for k in range(logits.shape[-1]):
+        ours, theirs = ((y == k) & counts for y in (predicted, masks))
+        if (ours | theirs).any():
+            ious.append((ours & theirs).sum() / (ours | theirs).sum())
+    return loss, grad, np.mean(ious)
+
+
+def crossentropy():
+    return keras.losses.SparseCategoricalCrossentropy(
+        from_logits=True, ignore_class=IGNORED
+    )
+
+
+def mean_iou(classes):
+    return keras.metrics.MeanIoU(
+        classes, name="iou", ignore_class=IGNORED, sparse_y_pred=False
+    )
+
+
+def random_masks(x, classes):
+    masks = np.random.default_rng(2).integers(0, classes + 1, x.shape[:3], "int32")
+    return np.where(masks == classes, IGNORED, masks)
+
+
+def test_pixels_that_dont_count_have_no_gradient(logits, x):
+    masks = random_masks(x, 5)
+    loss = crossentropy()
+    grad = gradient(lambda y: loss(masks, y), logits)
+    assert not grad[masks == IGNORED].any()
+    np.testing.assert_allclose(grad, losses_of(logits, masks)[1], atol=1e-8)
+
+
+def test_loss_and_metric_are_kerass_own(model, logits, x):
+    masks = random_masks(x, 5)
+    metric = mean_iou(5)
+    model.compile("sgd", crossentropy(), metrics=[metric])
+    report = model.evaluate(x, masks, batch_size=4, verbose=0, return_dict=True)
+    loss, _, iou = losses_of(logits, masks)
+    np.testing.assert_allclose(report["loss"], loss, rtol=1e-4)
+    np.testing.assert_allclose(report["iou"], iou, rtol=1e-4)
+    assert ops.convert_to_numpy(metric.total_cm).sum() == (masks != IGNORED).sum()
+
+
+def test_training_with_channels_first(model, logits, x, channels_first):
+    ours = copy_weights(model, DeepLabV3(backbone((3, *SHAPE[:2])), 5, filters=16))
+    last = keras.Model(ours.input, keras.layers.Permute((2, 3, 1))(ours.output))
+    last.compile("sgd", crossentropy(), metrics=[mean_iou(5)])
+    masks = random_masks(x, 5)
+    report = last.evaluate(
+        x.transpose(0, 3, 1, 2), masks, batch_size=4, verbose=0, return_dict=True
+    )
+    loss, _, iou = losses_of(logits, masks)
+    np.testing.assert_allclose(report["loss"], loss, rtol=1e-4)
+    np.testing.assert_allclose(report["iou"], iou, atol=2e-3)
+
+
+def scenes(count, size):
+    """Noisy scenes of a ground, a box and a disc, with outlines that don't count."""
+    rng = np.random.default_rng(0)
+    places = np.mgrid[:size, :size]
+    masks = np.zeros((count, size, size), "int32")
+    for mask in masks:
+        for k, distance in ((1, np.maximum), (2, np.hypot)):
+            radius = distance(*(abs(p - rng.uniform(16, size - 16)) for p in places))
+            mask[radius < 16] = IGNORED
+            mask[radius < 14] = k
+    colors = np.zeros((IGNORED + 1, 3))
+    colors[:3] = np.eye(3)
+    x = colors[masks] + rng.normal(scale=0.2, size=(*masks.shape, 3))
+    return x.astype("float32"), masks
+
+
+def shallow_network():
+    """A network that learns in a few steps, and is traced in a moment."""
+    x = image = keras.Input((64, 64, 3))
+    for name in ("stem", "block_0_conv", "block_1_conv"):
+        x = keras.layers.Conv2D(16, 3, 2, "same", activation="relu", name=name)(x)
+    return keras.Model(image, x)
+
+
+def test_learns_a_few_scenes_by_heart():
+    keras.utils.set_random_seed(0)
+    x, masks = scenes(4, 64)
+    model = DeepLabV3(shallow_network(), 3, filters=16, atrous_rates=(1, 2, 3))
+    model.compile(keras.optimizers.Adam(3e-2), crossentropy(), metrics=[mean_iou(3)])
+    model.fit(x, masks, batch_size=4, epochs=60, verbose=0)
+    report = model.evaluate(x, masks, verbose=0, return_dict=True)
+    assert report["iou"] > 0.85
+
+
+# Wrong arguments
+
+
+@pytest.fixture(scope="module")
+def network():
+    return drawn(backbone)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"classes": 0}, "`classes`.*Received: 0"),
+        ({"classes": 2.0}, "`classes`.*Received: 2.0"),
+        ({"filters": -1}, "`filters`.*Received: -1"),
+        ({"atrous_rates": 6}, "`atrous_rates`.*Received: 6"),
+        ({"atrous_rates": ()}, r"`atrous_rates`.*Received: \(\)"),
+        ({"atrous_rates": (6, 0)}, "`atrous_rates`.*Received: 0"),
+        ({"dropout": 1}, "`dropout`.*Received: 1"),
+        ({"dropout": "0.1"}, "`dropout`.*Received: '0.1'"),
+        ({"weights": "voc"}, "`weights`.*Received: 'voc'"),
+        ({"weights": "no_such_file.keras"}, "`weights`.*no_such_file"),
+        ({"backbone": None}, "`backbone`.*Received: None"),
+    ],
+)
+def test_wrong_argument(network, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        drawn(DeepLabV3, **{"backbone": network, "classes": 2, **arguments})
+
+
+def test_other_backbones_are_refused():
+    other = drawn(keras.applications.MobileNet, weights=None, alpha=0.25)
+    with pytest.raises(ValueError, match="`backbone`.*Received: .*mobilenet"):
+        DeepLabV3(other, 2)
+
+    image, other = keras.Input((64, 64, 3)), keras.Input((64, 64, 3))
+    both = keras.layers.Add()([image, other])
+    network = drawn(MobileNetV2CA, input_tensor=both, alpha=0.25, weights=None)
+    with pytest.raises(ValueError, match="`backbone`.*one input.*Received"):
+        DeepLabV3(network, 2)
+
+
+def test_a_backbone_of_stride_32_needs_rates():
+    network = drawn(backbone, SHAPE, output_stride=32)
+    with pytest.raises(ValueError, match="`output_stride=16`.*stride of 32"):
+        DeepLabV3(network, 2)
+    model = drawn(DeepLabV3, network, 2, atrous_rates=(3, 6, 9))
+    assert model.output_shape == (None, *SHAPE[:2], 2)
+    assert model.get_layer("aspp_3").dilation_rate == (9, 9)
