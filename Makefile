@@ -30,7 +30,7 @@ format: .venv/installed-for-tests
 	touch $@
 
 .venv/installed-for-tests: .venv/installed
-	$(BIN)/pip install --quiet --editable '.[test,notebooks,export,jax,torch]'
+	$(BIN)/pip install --quiet --editable '.[test,notebooks,detection,export,jax,torch]'
 	touch $@
 
 clean:

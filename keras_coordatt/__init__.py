@@ -1,6 +1,6 @@
 """Coordinate attention for Keras: the layer and the networks of the paper."""
 
-from keras_coordatt import applications, layers, weights
+from keras_coordatt import applications, detection, layers, segmentation, weights
 from keras_coordatt.applications import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 from keras_coordatt.layers import CBAM, CoordinateAttention, SqueezeExcite
 from keras_coordatt.surgery import fuse_attention, insert_attention
@@ -15,8 +15,10 @@ __all__ = [
     "MobileNetV2CA",
     "SqueezeExcite",
     "applications",
+    "detection",
     "fuse_attention",
     "insert_attention",
     "layers",
+    "segmentation",
     "weights",
 ]

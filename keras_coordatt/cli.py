@@ -278,7 +278,7 @@ def _export_data(arguments, model):
     import tensorflow_datasets as tfds
 
     from keras_coordatt.data import load_classification
-    from keras_coordatt.data.pipelines import open_images
+    from keras_coordatt.data.classification import open_images
     from keras_coordatt.export import preprocessing_of
 
     first = keras.config.image_data_format() == "channels_first"

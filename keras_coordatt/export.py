@@ -136,8 +136,9 @@ class Report:
         size: Its size in bytes.
         images: How many images it was compared with the Keras model on.
         difference: By output, the largest absolute difference.
-        agreement: The share of these images with the same top-1 class, or `None`: for
-            random images, and for outputs that are not `(N, classes)`.
+        agreement: The share of these images, or of their pixels, with the same top-1
+            class; or `None`, for random images, and for an output that is neither
+            scores of classes nor maps of them of the images' size.
         float_tensors: Tensors of an int8 network that are not integers, apart from its
             inputs and outputs: none, if it is wholly int8.
         layers: If the agreement is below 99 %, the errors by layer, in their order.
@@ -313,7 +314,8 @@ def litert(
 
     Returns:
         A `Report`. It lists the errors by layer if the top-1 classes of less than 99 %
-        of the images agree, of which there is a warning too.
+        of the images, or of a segmentation's pixels, agree, of which there is a warning
+        too.
 
     Raises:
         ValueError: if an argument is invalid, the backend isn't TensorFlow, an
@@ -384,7 +386,7 @@ def litert(
                     f"{error}"
                 ) from error
             difference = _check(names, given, reference, path.name, precision)
-            agreement = _agreement(given, reference) if tested else None
+            agreement = _agreement(given, reference, image) if tested else None
             agrees = agreement is None or agreement >= AGREEMENT
             layers = ()
             if precision == "int8" and not agrees:
@@ -403,7 +405,7 @@ def litert(
     if not agrees:
         warnings.warn(
             f"{path}: the top-1 class is the Keras model's on {agreement:.1%} of the "
-            f"images, less than {AGREEMENT:.0%}."
+            f"images or pixels, less than {AGREEMENT:.0%}."
             + (" The report's `layers` say where int8 differs." if layers else ""),
             stacklevel=2,
         )
@@ -759,11 +761,15 @@ def _rms(x):
     return float(np.sqrt(np.mean(np.square(x))))
 
 
-def _agreement(given, reference):
-    """The share of images with the same top-1 class, if there are classes."""
-    if len(reference) != 1 or reference[0].ndim != 2 or reference[0].shape[1] < 2:
+def _agreement(given, reference, image):
+    """The share of images or pixels with the same top-1 class, if there are classes."""
+    if len(reference) != 1:
         return None
-    return float((given[0].argmax(1) == reference[0].argmax(1)).mean())
+    axis = channel_axis() if reference[0].ndim == 4 else 1
+    *_, classes = shape = np.moveaxis(reference[0], axis, -1).shape
+    if shape[1:-1] not in ((), image.size) or classes < 2:
+        return None
+    return float((given[0].argmax(axis) == reference[0].argmax(axis)).mean())
 
 
 # SavedModel

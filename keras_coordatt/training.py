@@ -75,7 +75,7 @@ def train_classifier(
     >>> model.save("cifar10.keras")
     """
     from keras_coordatt.data import load_classification
-    from keras_coordatt.data.pipelines import open_images
+    from keras_coordatt.data.classification import open_images
 
     check_positive_int("image_size", image_size)
     check_positive_int("epochs", epochs)

@@ -1,7 +1,9 @@
 """Exported files give what the Keras model gives, and say how to use them."""
 
 import collections
+import functools
 import json
+import warnings
 import zipfile
 
 import keras
@@ -15,7 +17,9 @@ from networks import assert_near, images, lively, outputs
 from keras_coordatt import CBAM, CoordinateAttention, SqueezeExcite, export
 from keras_coordatt.applications import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 from keras_coordatt.cli import main
+from keras_coordatt.detection import SSDLite
 from keras_coordatt.export import PRECISIONS, Preprocessing, read_metadata
+from keras_coordatt.segmentation import DeepLabV3
 
 needs_saved_model = pytest.mark.skipif(BACKEND == "torch", reason="no SavedModel")
 SIZE = (32, 24)
@@ -90,6 +94,15 @@ def interpret(path, x):
     operations = [x["op_name"] for x in interpreter._get_ops_details()]
     results = np.concatenate(results) if results else None
     return results, collections.Counter(operations), interpreter
+
+
+def run_lite(path, x):
+    import tensorflow as tf
+
+    with pytest.warns(UserWarning, match="deprecated"):
+        runner = tf.lite.Interpreter(str(path)).get_signature_runner()
+    parts = [runner(image=image[None]) for image in x]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 # SavedModel
@@ -469,11 +482,7 @@ def test_several_outputs_keep_their_names(path, write, x):
     report = write(model, path, labels=LABELS)
     assert set(report.difference) == {"scores", "map", "box"}
     if path.suffix == ".tflite":
-        import tensorflow as tf
-
-        with pytest.warns(UserWarning, match="deprecated"):
-            runner = tf.lite.Interpreter(str(path)).get_signature_runner()
-        given = runner(image=x[:1])
+        given = run_lite(path, x[:1])
     elif path.suffix == ".onnx":
         import onnxruntime
 
@@ -489,6 +498,80 @@ def test_several_outputs_keep_their_names(path, write, x):
         np.testing.assert_allclose(
             given[key], keras.ops.convert_to_numpy(value), atol=1e-4
         )
+
+
+@functools.cache
+def dense_network(task):
+    """A network that gives more than scores of classes, and the names of that."""
+    stride = 16 if task == "segmentation" else 32
+    size = None if task == "segmentation" else 64
+    backbone = MobileNetV2CA(
+        (size, size, 3),
+        alpha=0.25,
+        include_top=False,
+        weights=None,
+        output_stride=stride,
+    )
+    if task == "segmentation":
+        return lively(DeepLabV3(backbone, 5, filters=16), scenes()), {"logits"}
+    model = lively(SSDLite(backbone, 5), scenes())
+    if task == "detection":
+        return model, {"boxes", "classes"}
+    return model.detector(suppress=False), {"boxes", "scores"}
+
+
+def scenes():
+    return pictures(4, 64, 64, seed=3)
+
+
+@each_format
+@pytest.mark.parametrize("task", ["segmentation", "detections"])
+def test_dense_networks(path, write, task):
+    model, names = dense_network(task)
+    x = scenes()
+    size = {} if path.suffix == "" else {"image_size": 64}
+    report = write(model, path, labels=LABELS, **size)
+    assert report.difference.keys() == names
+    # `write` compares on noise: here it is pictures.
+    if path.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(path)
+        given = dict(zip(names, session.run([*names], {"image": x})))
+    elif path.suffix == ".tflite":
+        given = run_lite(path, x)
+    else:
+        import tensorflow as tf
+
+        loaded = tf.saved_model.load(str(path))
+        given = loaded.serve(x)
+    expected = model(x, training=False)
+    if task == "segmentation":
+        expected = {"logits": expected}
+        given = given if isinstance(given, dict) else {"logits": given}
+    for name in names:
+        theirs = keras.ops.convert_to_numpy(expected[name])
+        assert_near(np.asarray(given[name]), theirs, 1e-4)
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_dense_networks_are_wholly_int8(tmp_path, task):
+    model, names = dense_network(task)
+    path = tmp_path / "it.tflite"
+    x = scenes()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*the top-1 class is")
+        report = export.litert(
+            model, path, precision="int8", representative=x, image_size=64
+        )
+    assert report.difference.keys() == names
+    assert report.float_tensors == ()
+    if task == "segmentation":
+        ours, theirs = run_lite(path, x)["logits"], outputs(model, x)
+        assert report.agreement == np.mean(ours.argmax(3) == theirs.argmax(3))
+    else:
+        assert report.agreement is None
 
 
 @each_format
