@@ -15,15 +15,13 @@ SHAPE = (64, 48, 3)
 IGNORED = 255
 
 
-def backbone(input_shape=(None, None, 3), output_stride=16, **arguments):
-    return MobileNetV2CA(
-        input_shape,
-        alpha=0.25,
-        include_top=False,
-        weights=None,
-        output_stride=output_stride,
-        **arguments,
-    )
+def shallow_network(input_shape=(None, None, 3), output_stride=16):
+    """A backbone of one convolution a stride, that takes little time."""
+    x = image = keras.Input(input_shape)
+    names = ["stem", *(f"block_{i}_conv" for i in range(4))]
+    for name in names[: output_stride.bit_length() - 1]:
+        x = keras.layers.Conv2D(16, 3, 2, "same", activation="relu", name=name)(x)
+    return keras.Model(image, x)
 
 
 def drawn(build, *args, **arguments):
@@ -40,7 +38,7 @@ def x():
 @pytest.fixture(scope="module")
 def model(x):
     """Takes images of any size."""
-    return lively(DeepLabV3(backbone(), 5, filters=16), x)
+    return lively(DeepLabV3(shallow_network(), 5, filters=16), x)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +65,7 @@ def test_parameters_of_the_paper(attention, millions):
 
 @pytest.mark.parametrize("output_stride, rates", [(16, (6, 12, 18)), (8, (12, 24, 36))])
 def test_each_branch_sees_as_far_as_its_rate(output_stride, rates):
-    model = DeepLabV3(backbone(output_stride=output_stride), 2, filters=1)
+    model = DeepLabV3(shallow_network(output_stride=output_stride), 2, filters=1)
     features = next(reversed(pyramid_outputs(model).values()))
     side = 2 * rates[-1] + 3
     impulse = np.zeros((1, side, side, features.shape[3]), "float32")
@@ -114,7 +112,7 @@ def reference(layer, features, rates):
 
 @pytest.mark.parametrize("rates", [(6, 12, 18), (1, 2), [3]])
 def test_the_head_follows_the_equations(rates, bilinear):
-    model = DeepLabV3(backbone(), 3, filters=4, atrous_rates=rates)
+    model = DeepLabV3(shallow_network(), 3, filters=4, atrous_rates=rates)
     features = next(reversed(pyramid_outputs(model).values()))
     head = keras.Model([features, model.input], model.output)
     x, image = images(2, 15, 20, features.shape[3]), images(2, 33, 47, 3, seed=1)
@@ -129,7 +127,7 @@ def test_the_head_follows_the_equations(rates, bilinear):
 @pytest.mark.parametrize("size", [(64, 48), (75, 101)])
 def test_the_size_may_be_known(model, size):
     x = images(2, *size, 3)
-    fixed = copy_weights(model, DeepLabV3(backbone((*size, 3)), 5, filters=16))
+    fixed = copy_weights(model, DeepLabV3(shallow_network((*size, 3)), 5, filters=16))
     assert fixed.output_shape == (None, *size, 5)
     assert model.output_shape == (None, None, None, 5)
     y = outputs(fixed, x)
@@ -138,9 +136,13 @@ def test_the_size_may_be_known(model, size):
 
 
 @needs_tensorflow
-def test_a_graph_for_any_size(model):
+def test_a_graph_for_any_size():
     import tensorflow as tf
 
+    backbone = MobileNetV2CA(
+        alpha=0.25, include_top=False, weights=None, output_stride=8
+    )
+    model = lively(DeepLabV3(backbone, 2, filters=8), images(2, 64, 48, 3))
     call = functools.partial(model, training=False)
     function = tf.function(call, input_signature=[tf.TensorSpec((None, None, None, 3))])
     for size in ((64, 48), (75, 101)):
@@ -185,7 +187,7 @@ def test_every_family(build, last, include_top):
 
 
 def test_shares_its_weights_with_the_backbone(x):
-    network = backbone(SHAPE)
+    network = shallow_network(SHAPE)
     model = DeepLabV3(network, 2, filters=4)
     for layer in model.layers:
         if not layer.name.startswith(("aspp", "predictions", "logits")):
@@ -195,11 +197,22 @@ def test_shares_its_weights_with_the_backbone(x):
     assert len(model.trainable_weights) == head
 
 
-def test_backbone_that_was_saved(model, logits, x, tmp_path):
-    backbone().save(tmp_path / "backbone.keras")
-    network = keras.saving.load_model(tmp_path / "backbone.keras", compile=False)
-    ours = copy_weights(model, DeepLabV3(network, 5, filters=16))
-    assert_near(outputs(ours, x), logits, 1e-6)
+def test_backbone_that_was_saved(tmp_path):
+    path, x = tmp_path / "backbone.keras", images(2, 64, 32, 3)
+    backbone = MobileNetV2CA(
+        x.shape[1:],
+        alpha=0.25,
+        weights=None,
+        classes=2,
+        attention=None,
+        output_stride=16,
+    )
+    model = DeepLabV3(backbone, 2, filters=8)
+    backbone.save(path)
+    loaded = keras.saving.load_model(path, compile=False)
+    ours = copy_weights(model, DeepLabV3(loaded, 2, filters=8))
+    # JAX compiles one graph in less time than every operation apart.
+    assert_near(ours.predict(x, verbose=0), model.predict(x, verbose=0), 1e-5)
 
 
 def test_preprocessing_and_input_from_another_layer():
@@ -220,25 +233,18 @@ def test_preprocessing_and_input_from_another_layer():
     assert model.get_layer("aspp_1").dilation_rate == (12, 12)
 
 
-def test_channels_first(model, logits, x, channels_first):
-    network = backbone((3, *SHAPE[:2]))
-    ours = copy_weights(model, DeepLabV3(network, 5, filters=16))
-    assert ours.output_shape == (None, 5, *SHAPE[:2])
-    y = outputs(ours, x.transpose(0, 3, 1, 2))
-    assert_near(y.transpose(0, 2, 3, 1), logits, 1e-4)
-
-
 def test_mixed_precision(model, logits, x):
     keras.config.set_dtype_policy("mixed_float16")
     try:
-        ours = DeepLabV3(backbone(SHAPE), 5, filters=16)
+        ours = DeepLabV3(shallow_network(SHAPE), 5, filters=16)
     finally:
         keras.config.set_dtype_policy("float32")
     copy_weights(model, ours)
     assert {w.dtype for w in ours.weights} == {"float32"}
-    y = ours(x[:1], training=False)
+    y = ours(x, training=False)
     assert keras.backend.standardize_dtype(y.dtype) == "float16"
-    assert_near(outputs(ours, x), logits, 0.02)
+    y = ops.convert_to_numpy(ops.cast(y, "float32"))
+    assert_near(y, logits, 0.02)
 
 
 # Saving and copying
@@ -263,12 +269,12 @@ def test_saving(model, logits, x, tmp_path):
     model.save(path)
     loaded = keras.saving.load_model(path, compile=False)
     assert_near(outputs(loaded, x), logits, 1e-6)
-    ours = DeepLabV3(backbone(SHAPE), 5, filters=16, weights=path)
+    ours = DeepLabV3(shallow_network(SHAPE), 5, filters=16, weights=path)
     assert_near(outputs(ours, x), logits, 1e-6)
 
     # With other classes, the rest is of use.
     with pytest.warns(UserWarning, match="5 classes, not for 3.*predictions"):
-        ours = DeepLabV3(backbone(SHAPE), 3, filters=16, weights=path)
+        ours = DeepLabV3(shallow_network(SHAPE), 3, filters=16, weights=path)
     assert ours.output_shape[3] == 3
     kernels = (m.get_layer("aspp_project").get_weights()[0] for m in (ours, model))
     np.testing.assert_array_equal(*kernels)
@@ -307,13 +313,14 @@ def mean_iou(classes):
     )
 
 
-def random_masks(x, classes):
-    masks = np.random.default_rng(2).integers(0, classes + 1, x.shape[:3], "int32")
+def random_masks(logits):
+    *size, classes = logits.shape
+    masks = np.random.default_rng(2).integers(0, classes + 1, size, "int32")
     return np.where(masks == classes, IGNORED, masks)
 
 
-def test_pixels_that_dont_count_have_no_gradient(logits, x):
-    masks = random_masks(x, 5)
+def test_pixels_that_dont_count_have_no_gradient(logits):
+    masks = random_masks(logits)
     loss = crossentropy()
     grad = gradient(lambda y: loss(masks, y), logits)
     assert not grad[masks == IGNORED].any()
@@ -321,7 +328,7 @@ def test_pixels_that_dont_count_have_no_gradient(logits, x):
 
 
 def test_loss_and_metric_are_kerass_own(model, logits, x):
-    masks = random_masks(x, 5)
+    masks = random_masks(logits)
     metric = mean_iou(5)
     model.compile("sgd", crossentropy(), metrics=[metric])
     report = model.evaluate(x, masks, batch_size=4, verbose=0, return_dict=True)
@@ -331,14 +338,17 @@ def test_loss_and_metric_are_kerass_own(model, logits, x):
     assert ops.convert_to_numpy(metric.total_cm).sum() == (masks != IGNORED).sum()
 
 
-def test_training_with_channels_first(model, logits, x, channels_first):
-    ours = copy_weights(model, DeepLabV3(backbone((3, *SHAPE[:2])), 5, filters=16))
+def test_channels_first(model, logits, x, channels_first):
+    network = shallow_network((3, *SHAPE[:2]))
+    ours = copy_weights(model, DeepLabV3(network, 5, filters=16))
+    assert ours.output_shape == (None, 5, *SHAPE[:2])
+    x = x.transpose(0, 3, 1, 2)
+    assert_near(outputs(ours, x).transpose(0, 2, 3, 1), logits, 1e-4)
+
     last = keras.Model(ours.input, keras.layers.Permute((2, 3, 1))(ours.output))
     last.compile("sgd", crossentropy(), metrics=[mean_iou(5)])
-    masks = random_masks(x, 5)
-    report = last.evaluate(
-        x.transpose(0, 3, 1, 2), masks, batch_size=4, verbose=0, return_dict=True
-    )
+    masks = random_masks(logits)
+    report = last.evaluate(x, masks, batch_size=4, verbose=0, return_dict=True)
     loss, _, iou = losses_of(logits, masks)
     np.testing.assert_allclose(report["loss"], loss, rtol=1e-4)
     np.testing.assert_allclose(report["iou"], iou, atol=2e-3)
@@ -360,18 +370,15 @@ def scenes(count, size):
     return x.astype("float32"), masks
 
 
-def shallow_network():
-    """A network that learns in a few steps, and is traced in a moment."""
-    x = image = keras.Input((64, 64, 3))
-    for name in ("stem", "block_0_conv", "block_1_conv"):
-        x = keras.layers.Conv2D(16, 3, 2, "same", activation="relu", name=name)(x)
-    return keras.Model(image, x)
-
-
 def test_learns_a_few_scenes_by_heart():
     keras.utils.set_random_seed(0)
     x, masks = scenes(4, 64)
-    model = DeepLabV3(shallow_network(), 3, filters=16, atrous_rates=(1, 2, 3))
+    model = DeepLabV3(
+        shallow_network((64, 64, 3), output_stride=8),
+        3,
+        filters=16,
+        atrous_rates=(1, 2, 3),
+    )
     model.compile(keras.optimizers.Adam(3e-2), crossentropy(), metrics=[mean_iou(3)])
     model.fit(x, masks, batch_size=4, epochs=60, verbose=0)
     report = model.evaluate(x, masks, verbose=0, return_dict=True)
@@ -383,7 +390,7 @@ def test_learns_a_few_scenes_by_heart():
 
 @pytest.fixture(scope="module")
 def network():
-    return drawn(backbone)
+    return drawn(shallow_network)
 
 
 @pytest.mark.parametrize(
@@ -420,7 +427,7 @@ def test_other_backbones_are_refused():
 
 
 def test_a_backbone_of_stride_32_needs_rates():
-    network = drawn(backbone, SHAPE, output_stride=32)
+    network = drawn(shallow_network, SHAPE, output_stride=32)
     with pytest.raises(ValueError, match="`output_stride=16`.*stride of 32"):
         DeepLabV3(network, 2)
     model = drawn(DeepLabV3, network, 2, atrous_rates=(3, 6, 9))
