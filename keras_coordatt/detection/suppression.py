@@ -80,25 +80,28 @@ class NonMaxSuppression(keras.layers.Layer):
         places = ops.arange(scores.shape[1], dtype="int32")
         slots = ops.arange(self.max_detections, dtype="int32")
 
-        def unfinished(step, rest, _):
-            return ops.logical_and(step < self.max_detections, ops.any(rest > 0))
+        def unfinished(step, alive, _):
+            return ops.logical_and(step < self.max_detections, ops.any(alive))
 
-        def keep_best(step, rest, kept):
-            best = ops.cast(ops.argmax(rest, axis=1, keepdims=True), "int32")
-            found = ops.max(rest, axis=1, keepdims=True) > 0
+        def keep_best(step, alive, kept):
+            # The candidates are in order, so the best is the first.
+            best = ops.where(alive, places, scores.shape[1] - 1)
+            best = ops.min(best, axis=1, keepdims=True)
+            found = ops.any(alive, axis=1, keepdims=True)
             overlap = iou(ops.take_along_axis(boxes, best[..., None], 1), boxes)[:, 0]
             dropped = ops.logical_and(
                 overlap > self.iou_threshold,
                 labels == ops.take_along_axis(labels, best, 1),
             )
             # A box without an area does not even overlap with itself.
-            rest = ops.where(ops.logical_or(dropped, places == best), 0.0, rest)
+            dropped = ops.logical_or(dropped, places == best)
             kept = ops.where(ops.logical_and(found, slots == step), best, kept)
-            return step + 1, rest, kept
+            return step + 1, ops.logical_and(alive, ops.logical_not(dropped)), kept
 
-        rest = ops.where(scores > self.score_threshold, scores, 0.0)
         kept = ops.full_like(labels[:, :1], -1) * ops.ones_like(slots)
-        _, _, kept = ops.while_loop(unfinished, keep_best, (0, rest, kept))
+        _, _, kept = ops.while_loop(
+            unfinished, keep_best, (0, scores > self.score_threshold, kept)
+        )
 
         found, kept = kept >= 0, ops.maximum(kept, 0)
         return {

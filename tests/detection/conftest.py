@@ -4,6 +4,7 @@ import keras
 import networks
 import numpy as np
 import pytest
+from backends import BACKEND
 from keras import layers
 
 
@@ -56,3 +57,26 @@ def squares():
         return images, {"boxes": boxes, "labels": labels}
 
     return draw
+
+
+@pytest.fixture
+def outputs():
+    """Gives a function from a model and images to its outputs as NumPy arrays."""
+
+    def run(model, images):
+        # JAX compiles one graph in less time than every operation apart.
+        call = model.predict_on_batch if BACKEND == "jax" else model
+        found = call(images.astype("float32"))
+        return {k: keras.ops.convert_to_numpy(v) for k, v in found.items()}
+
+    return run
+
+
+@pytest.fixture
+def compiled():
+    """Compiles a function of arrays on JAX, where to run it by operations is slow."""
+    if BACKEND != "jax":
+        return lambda function: function
+    import jax
+
+    return jax.jit

@@ -34,9 +34,9 @@ def reference(offsets, logits, targets, true):
 
 
 @pytest.mark.parametrize("matched", [(1,), (3, 5), (4, 0), (0, 0), (9, 30)], ids=str)
-def test_against_a_box_at_a_time(matched):
+def test_against_a_box_at_a_time(matched, compiled):
     example = examples(matched)
-    ours = [float(x) for x in multibox_loss(*example)]
+    ours = [float(x) for x in compiled(multibox_loss)(*example)]
     np.testing.assert_allclose(ours, reference(*example), rtol=1e-5)
     assert (ours[0] > 0) == (sum(matched) > 0)
 

@@ -28,8 +28,13 @@ def batch(*images, rows=8):
     return boxes, labels
 
 
-def matched(boxes, labels, defaults=DEFAULTS):
-    return ops.convert_to_numpy(match(defaults, boxes, labels))
+@pytest.fixture
+def matched(compiled):
+    def run(boxes, labels, defaults=DEFAULTS):
+        function = compiled(lambda *arrays: match(defaults, *arrays))
+        return ops.convert_to_numpy(function(boxes, labels))
+
+    return run
 
 
 def overlaps(boxes, defaults=DEFAULTS):
@@ -60,7 +65,7 @@ def reference(boxes):
     return owner
 
 
-def test_against_a_pair_at_a_time():
+def test_against_a_pair_at_a_time(matched):
     images = [random_objects(1 + seed % 8, seed) for seed in range(40)]
     expected = np.stack([reference(x) for x in images])
     # There is something to tell apart.
@@ -68,7 +73,7 @@ def test_against_a_pair_at_a_time():
     np.testing.assert_array_equal(matched(*batch(*images)), expected)
 
 
-def test_objects_that_want_the_same_box():
+def test_objects_that_want_the_same_box(matched):
     # All are near one default box, so some must go further than their best.
     crowd = DEFAULTS[5] + np.random.default_rng(0).uniform(-0.02, 0.02, (8, 4))
     expected = reference(crowd)
@@ -76,12 +81,12 @@ def test_objects_that_want_the_same_box():
     np.testing.assert_array_equal(matched(*batch(crowd))[0], expected)
 
 
-def test_equal_objects_each_get_a_box():
+def test_equal_objects_each_get_a_box(matched):
     index = matched(*batch([DEFAULTS[5]] * 3))[0]
     assert {0, 1, 2} <= set(index)
 
 
-def test_object_between_the_positions_gets_one_box():
+def test_object_between_the_positions_gets_one_box(matched):
     # As near to two default boxes: one is enough.
     between = (EVEN[1] + EVEN[3]) / 2 + [0.05, 0.05, -0.05, -0.05]
     iou = overlaps([between], EVEN)[:, 0]
@@ -91,28 +96,27 @@ def test_object_between_the_positions_gets_one_box():
 
 
 @pytest.mark.parametrize("rows", [1, 5])
-def test_padding_matches_nothing(rows):
+def test_padding_matches_nothing(rows, matched):
     assert (matched(*batch([], [], rows=rows)) == -1).all()
 
 
-def test_padding_has_no_part_whatever_its_boxes_are():
+def test_padding_has_no_part_whatever_its_boxes_are(matched):
     boxes, labels = batch(random_objects(3, 0), random_objects(3, 1))
     expected = matched(boxes, labels)
     boxes[:, 3:] = DEFAULTS[:5]
     np.testing.assert_array_equal(matched(boxes, labels), expected)
 
 
-def test_box_without_an_area_matches_nothing():
+def test_box_without_an_area_matches_nothing(matched):
     index = matched(*batch([[0.3, 0.3, 0.3, 0.6], *random_objects(1, 0)]))
     assert 0 not in index and 1 in index
 
 
-def test_targets():
+def test_targets(compiled):
     boxes, labels = batch(random_objects(4, 3), [])
     labels[0, :4] = [7, 0, 2, 7]
-    offsets, classes = (
-        ops.convert_to_numpy(x) for x in training_targets(DEFAULTS, boxes, labels)
-    )
+    targets = compiled(lambda *arrays: training_targets(DEFAULTS, *arrays))
+    offsets, classes = map(ops.convert_to_numpy, targets(boxes, labels))
     index = reference(boxes[0, :4])
     expected = np.where(index >= 0, labels[0, :4][index] + 1, 0)
     np.testing.assert_array_equal(classes, [expected, 0 * expected])
@@ -131,7 +135,8 @@ def test_targets():
     assert np.isfinite(offsets).all()
 
 
-def test_targets_of_no_rows_at_all():
+def test_targets_of_no_rows_at_all(compiled):
     boxes, labels = batch([], [], rows=0)
-    _, classes = training_targets(DEFAULTS, boxes, labels)
+    targets = compiled(lambda *arrays: training_targets(DEFAULTS, *arrays))
+    _, classes = targets(boxes, labels)
     assert (ops.convert_to_numpy(classes) == 0).all()
