@@ -236,7 +236,9 @@ def saved_model(
                 return serve(image.preprocess(images))
 
             archive.add_endpoint("serve_images", serve_images)
-        archive.write_out(str(fresh), verbose=False)
+        # Nobody trains what is served, and JAX has no gradients for images of any size.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        archive.write_out(str(fresh), options, verbose=False)
         # TensorFlow Serving leaves this folder to the users.
         extra = fresh / "assets.extra"
         extra.mkdir()
