@@ -19,7 +19,8 @@ def tiny_backbone():
     """Gives a function that builds a network of two blocks, named as ours are."""
 
     def build(size=64, channels=8):
-        image = keras.Input((size, size, 3))
+        first = keras.config.image_data_format() == "channels_first"
+        image = keras.Input((3, size, size) if first else (size, size, 3))
         x = layers.Conv2D(channels, 4, 4, "same", activation="relu", name="Conv1")(
             image
         )
