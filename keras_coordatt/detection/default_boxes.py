@@ -1,6 +1,8 @@
 """SSD's default boxes: where they are, and boxes as offsets from them.
 
-Boxes are `"rel_xyxy"`: (x1, y1, x2, y2), parts of the image's width and height.
+Boxes are `"rel_xyxy"`: (x1, y1, x2, y2), parts of the image's width and height. What
+detectors need, `decode` and `iou`, is written in `keras.ops`: Keras's own functions
+compute with TensorFlow where JAX writes a SavedModel.
 """
 
 import itertools
@@ -8,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from keras import ops
 from keras.utils import bounding_boxes
 
 from keras_coordatt.validation import check_number, check_positive_int
@@ -16,9 +19,6 @@ RATIOS = (1, 2, 1 / 2, 3, 1 / 3)
 
 # By which offsets are divided: of the center, and of the logarithm of the size.
 VARIANCE = (0.1, 0.1, 0.2, 0.2)
-
-# Beside areas in pixels, what Keras adds against a division by zero is nothing.
-PIXELS = (1000, 1000, 3)
 
 
 def ssd_box_shapes(
@@ -130,11 +130,24 @@ def encode(boxes, default_boxes):
 
 def decode(offsets, default_boxes):
     """What `encode` was given. The arguments are as its result and its argument."""
-    return bounding_boxes.decode_deltas_to_boxes(
-        default_boxes, offsets, "xyxy", "xyxy", "center_xywh", VARIANCE
-    )
+    boxes = ops.convert_to_tensor(default_boxes, "float32")
+    center, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
+    offsets = ops.multiply(offsets, ops.convert_to_tensor(VARIANCE, "float32"))
+    center = center + offsets[..., :2] * size
+    half = size * ops.exp(offsets[..., 2:]) / 2
+    return ops.concatenate([center - half, center + half], axis=-1)
 
 
 def iou(boxes, others):
     """Intersection over union, `(N, A, M)`, of `(N, A, 4)` or `(A, 4)` with others."""
-    return bounding_boxes.compute_iou(boxes, others, "rel_xyxy", image_shape=PIXELS)
+    boxes = ops.convert_to_tensor(boxes)[..., None, :]
+    others = ops.convert_to_tensor(others)[..., None, :, :]
+    sides = ops.minimum(boxes[..., 2:], others[..., 2:]) - ops.maximum(
+        boxes[..., :2], others[..., :2]
+    )
+    intersection = ops.prod(ops.maximum(sides, 0.0), axis=-1)
+    areas = ops.prod(boxes[..., 2:] - boxes[..., :2], axis=-1) + ops.prod(
+        others[..., 2:] - others[..., :2], axis=-1
+    )
+    # Boxes without an area overlap with nothing.
+    return intersection / ops.maximum(areas - intersection, 1e-12)
