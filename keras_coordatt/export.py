@@ -244,20 +244,16 @@ def saved_model(
         extra.mkdir()
         (extra / "metadata.json").write_text(json.dumps(metadata, indent=1))
 
-        loaded = tf.saved_model.load(str(fresh))
-        x = image.random()
-        names, reference = _reference(model, x)
-        given = _numpy(loaded.serve(x))
-        # Half precision is rounded in other places when it is compiled.
-        precision = "float16" if _is_mixed(model) else "float32"
-        difference = _check(names, given, reference, "serve", precision)
-        if image.preprocessing:
-            pictures = _pictures(image)
-            names, reference = _reference(model, np.asarray(image.preprocess(pictures)))
-            given = _numpy(loaded.serve_images(pictures))
-            _check(names, given, reference, "serve_images", precision)
+        try:
+            loaded = tf.saved_model.load(str(fresh))
+            difference = _check_served(model, image, loaded)
+        except tf.errors.OpError as error:
+            raise ValueError(
+                f"TensorFlow cannot run {model.name!r} as Keras's "
+                f"{keras.config.backend()} backend writes it: {error}"
+            ) from error
         size = sum(file.stat().st_size for file in fresh.rglob("*") if file.is_file())
-    return Report(path, size, len(x), difference)
+    return Report(path, size, RANDOM_IMAGES, difference)
 
 
 def litert(
@@ -775,6 +771,21 @@ def _agreement(given, reference, image):
 
 
 # SavedModel
+
+
+def _check_served(model, image, loaded):
+    """The largest differences of a loaded SavedModel by output."""
+    # Half precision is rounded in other places when it is compiled.
+    precision = "float16" if _is_mixed(model) else "float32"
+    x = image.random()
+    names, reference = _reference(model, x)
+    difference = _check(names, _numpy(loaded.serve(x)), reference, "serve", precision)
+    if image.preprocessing:
+        x = _pictures(image)
+        names, reference = _reference(model, np.asarray(image.preprocess(x)))
+        given = _numpy(loaded.serve_images(x))
+        _check(names, given, reference, "serve_images", precision)
+    return difference
 
 
 def _pictures(image):
