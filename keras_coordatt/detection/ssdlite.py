@@ -147,16 +147,13 @@ class SSDLite(keras.Model):
         Raises:
             ValueError: if another loss or metrics of the outputs are given.
         """
-        others = {"loss": loss} | {
-            name: kwargs.get(name)
-            for name in ("loss_weights", "metrics", "weighted_metrics")
-        }
-        for argument, value in others.items():
-            if value is not None:
+        kwargs["loss"] = loss
+        for argument in ("loss", "loss_weights", "metrics", "weighted_metrics"):
+            if kwargs.get(argument) is not None:
                 raise ValueError(
                     f"`{argument}` must be None: an SSDLite has its own loss, and "
                     "`keras_coordatt.detection.evaluate_detections` tells its average "
-                    f"precision. Received: {value!r}"
+                    f"precision. Received: {kwargs[argument]!r}"
                 )
         super().compile(optimizer, **kwargs)
 
