@@ -117,14 +117,17 @@ def test_channels_first():
 
 
 def test_half_precision(tiny_backbone):
+    shapes = ssd_box_shapes(2)
     keras.config.set_dtype_policy("mixed_float16")
     try:
         backbone = tiny_backbone()
+        models = [SSDLite(backbone, 2, box_shapes=shapes)]
     finally:
         keras.config.set_dtype_policy("float32")
-    model = SSDLite(backbone, 2, box_shapes=ssd_box_shapes(2))
-    assert model.get_layer("map_1_boxes").compute_dtype == "float16"
-    assert {x.dtype for x in model.output.values()} == {"float32"}
+    models.append(SSDLite(backbone, 2, box_shapes=shapes))
+    for model in models:
+        assert model.get_layer("map_1_boxes").compute_dtype == "float16"
+        assert {x.dtype for x in model.output.values()} == {"float32"}
     assert keras.config.dtype_policy().name == "float32"
 
 
