@@ -34,7 +34,6 @@ def test_functions_are_timed_in_turns(monkeypatch):
     assert "".join(calls) == "abab" + "aaabbb" + "bbbaaa"
 
 
-@needs_tensorflow
 def test_rounds_are_shared_among_fresh_starts(monkeypatch):
     prepared, called = [], []
 
@@ -50,6 +49,7 @@ def test_rounds_are_shared_among_fresh_starts(monkeypatch):
     assert called == [1] * 5 + [2] * 4
 
 
+@needs_tensorflow
 @pytest.mark.parametrize(
     "attention, published", [(None, 300e6), ("se", 300e6), ("coordinate", 310e6)]
 )
