@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_coordatt.detection import evaluate_detections
+from keras_coordatt.detection import SSDLite, evaluate_detections, ssd_box_shapes
 
 pytest.importorskip("pycocotools")
 
@@ -34,8 +34,8 @@ def padded(rows, columns):
 
 
 def batch(*images):
-    """A batch of images of (detections, objects), rows of box and label."""
-    x = np.stack([padded([(*row, 0.9) for row in rows], 6) for rows, _ in images])
+    """A batch of images of (detections, objects), rows of box, label and a score."""
+    x = np.stack([padded([(*row, 0.9)[:6] for row in rows], 6) for rows, _ in images])
     y = np.stack([padded(rows, 5) for _, rows in images])
     return x[..., None], {"boxes": y[..., :4], "labels": y[..., 4].astype("int32")}
 
@@ -77,6 +77,12 @@ def test_inexact(oracle):
     assert result["AP"] == pytest.approx(0.7)
 
 
+def test_sure_detections_come_first(oracle):
+    # What is wrong is found first, and is told to be unsure.
+    result = evaluate_detections(oracle, [batch(([(*B, 0.2)], []), ([(*A, 0.8)], [A]))])
+    assert result["AP"] == pytest.approx(1)
+
+
 def test_wrong_class_and_wrong_image(oracle):
     wrong = (*A[:4], 1)
     assert evaluate_detections(oracle, [batch(([wrong], [A]))])["AP"] == 0
@@ -93,6 +99,14 @@ def test_classes_without_objects_do_not_count(oracle):
     assert np.isnan([result["AP_by_class"][name] for name in "cd"]).all()
     nothing = evaluate_detections(oracle, [batch(([], []))])
     assert np.isnan([nothing[name] for name in ("AP", "AP50", "AP75")]).all()
+
+
+def test_unsure_detections_of_an_ssdlite_count(oracle, tiny_backbone, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(SSDLite, "detector", lambda _, **x: asked.update(x) or oracle)
+    model = SSDLite(tiny_backbone(), 2, box_shapes=ssd_box_shapes(2))
+    assert evaluate_detections(model, [batch(([A], [A]))])["AP50"] == pytest.approx(1)
+    assert asked["score_threshold"] <= 0.01
 
 
 def test_bad_arguments(oracle, tiny_backbone):

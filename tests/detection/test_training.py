@@ -47,6 +47,10 @@ def test_evaluate_is_the_loss(model, squares, outputs, compiled):
     assert logs["class_loss"] == pytest.approx(float(class_loss), rel=1e-4)
     assert logs["loss"] == pytest.approx(float(box_loss + class_loss), rel=1e-4)
 
+    # Batches count by their images, the last one less.
+    logs = model.evaluate(images, objects, batch_size=2, verbose=0, return_dict=True)
+    assert logs["loss"] == pytest.approx(logs["box_loss"] + logs["class_loss"])
+
 
 def test_images_without_objects(model, squares):
     images, objects = squares(2)
