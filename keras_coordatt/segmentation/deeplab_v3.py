@@ -68,8 +68,9 @@ def DeepLabV3(
 
     Example:
 
-    Masks are integers `(N, H, W)`, with 255 for pixels that don't count; the loss is the
-    mean over those that do. (The metric `"accuracy"` would count the others as wrong.)
+    Masks are integers `(N, H, W)`, with 255 for pixels that don't count, as in
+    `keras_coordatt.data.load_segmentation`; the loss is the mean over those that do.
+    (The metric `"accuracy"` would count the others as wrong.)
 
     >>> backbone = MobileNetV2CA((96, 96, 3), include_top=False, output_stride=16,
     ...                          weights=None)

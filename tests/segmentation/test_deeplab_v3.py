@@ -85,11 +85,11 @@ def reference(layer, features, rates):
         layer: Gives a layer by its name.
     """
 
-    def conv_bn_relu(x, name, dilation=1):
+    def conv_bn_relu(x, name, dilation=0):
         kernel = weights(name)[0]
+        assert kernel.shape[:2] == ((3, 3) if dilation else (1, 1))
         height, width = x.shape[1:3]
-        reach = dilation * (kernel.shape[0] // 2)
-        x = np.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)))
+        x = np.pad(x, ((0, 0), (dilation, dilation), (dilation, dilation), (0, 0)))
         y = sum(
             x[:, i * dilation :, j * dilation :][:, :height, :width] @ kernel[i, j]
             for i, j in np.ndindex(kernel.shape[:2])
@@ -119,6 +119,12 @@ def test_the_head_follows_the_equations(rates, bilinear):
     lively(head, [x, image])
     expected = bilinear(reference(model.get_layer, x, rates), (33, 47))
     assert_near(outputs(head, [x, image]), expected, 1e-5)
+
+
+@pytest.mark.parametrize("arguments, rate", [({}, 0.1), ({"dropout": 0.5}, 0.5)])
+def test_dropout(arguments, rate):
+    model = drawn(DeepLabV3, shallow_network(), 2, **arguments)
+    assert model.get_layer("aspp_dropout").rate == rate
 
 
 # Images and backbones

@@ -81,6 +81,7 @@ def test_gradient_is_the_transpose(bilinear):
 def test_configuration():
     layer = ResizeLike(data_format="channels_first", name="bigger", dtype="float16")
     config = layer.get_config()
+    assert config["data_format"] == "channels_first"
     assert ResizeLike.from_config(config).get_config() == config
     assert keras.saving.get_registered_name(ResizeLike) == "keras_coordatt>ResizeLike"
     y = layer([images(1, 2, 3, 3), images(1, 1, 6, 9)])
