@@ -37,7 +37,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "area", "lanczos3", "lanczos
 # weights or activations are rounded, the root mean square, of that of the outputs: what
 # is past it is no rounding.
 FLOAT_TOLERANCE = 1e-4
-ROUNDING = 1e-6
+ROUNDING = 1e-5
 SCORE_STEP = 1 / 256  # int8's, after a softmax or a sigmoid
 TOLERANCES = {"float16": 0.02, "dynamic": 0.2, "int8": 0.5}
 

@@ -101,6 +101,7 @@ class CBAM(ChannelAttention):
             kernel_initializer=self._fresh_initializer(),
             kernel_regularizer=self.kernel_regularizer,
             dtype=self._gate_policy,
+            trainable=self.trainable,
             name="conv",
         )
         self.conv.build((None, None, None, 2))
@@ -108,6 +109,7 @@ class CBAM(ChannelAttention):
             momentum=self.momentum,
             epsilon=self.epsilon,
             dtype=self._gate_policy,
+            trainable=self.trainable,
             name="norm",
         )
         self.norm.build((None, None, None, 1))

@@ -89,6 +89,7 @@ class ChannelAttention(keras.layers.Layer):
             kernel_initializer=self._fresh_initializer(),
             kernel_regularizer=self.kernel_regularizer,
             dtype=self._gate_policy,
+            trainable=self.trainable,
             name=name,
         )
 

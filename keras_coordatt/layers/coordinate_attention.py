@@ -147,6 +147,7 @@ class CoordinateAttention(keras.layers.Layer):
                 kernel_initializer=initializer,
                 kernel_regularizer=self.kernel_regularizer,
                 dtype=dtype,
+                trainable=self.trainable,
                 name=name,
             )
 
@@ -156,7 +157,11 @@ class CoordinateAttention(keras.layers.Layer):
         self.shared = dense(units, "shared")
         self.shared.build((None, channels))
         self.norm = keras.layers.BatchNormalization(
-            momentum=self.momentum, epsilon=self.epsilon, dtype=dtype, name="norm"
+            momentum=self.momentum,
+            epsilon=self.epsilon,
+            dtype=dtype,
+            trainable=self.trainable,
+            name="norm",
         )
         self.norm.build((None, units))
         gate_initializer = "zeros" if self.identity_init else self.kernel_initializer
