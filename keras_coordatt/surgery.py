@@ -87,7 +87,8 @@ def insert_attention(
             the squeeze-and-excitation are gone: train the network.
 
     Returns:
-        A `keras.Model`.
+        A functional `keras.Model`, without the methods of a class of your own or of
+        `SSDLite`: put the attention into its backbone, and that under a new head.
 
     Raises:
         ValueError: if an argument is none of the above, nothing matched (the error
@@ -157,7 +158,8 @@ def fuse_attention(model: keras.Model) -> keras.Model:
             shape. It stays as it is.
 
     Returns:
-        A `keras.Model` of new layers, not compiled, with the same layer names.
+        A functional `keras.Model` of new layers, not compiled, with the same layer
+        names.
 
     Raises:
         ValueError: if `model` is neither.
