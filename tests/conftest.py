@@ -89,3 +89,12 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section(f"differences from the golden files, {backend}")
         for line in sorted(lines, key=lambda line: line.split("  ", 1)[1]):
             terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def channels_first():
+    import keras
+
+    keras.config.set_image_data_format("channels_first")
+    yield
+    keras.config.set_image_data_format("channels_last")

@@ -97,13 +97,6 @@ def features(headless, x):
     return outputs(headless, x)
 
 
-@pytest.fixture
-def channels_first():
-    keras.config.set_image_data_format("channels_first")
-    yield
-    keras.config.set_image_data_format("channels_last")
-
-
 # Outputs
 
 

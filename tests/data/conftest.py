@@ -27,13 +27,6 @@ def pictures():
 
 
 @pytest.fixture
-def channels_first():
-    keras.config.set_image_data_format("channels_first")
-    yield
-    keras.config.set_image_data_format("channels_last")
-
-
-@pytest.fixture
 def mixed_float16():
     keras.config.set_dtype_policy("mixed_float16")
     yield

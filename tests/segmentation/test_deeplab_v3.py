@@ -46,13 +46,6 @@ def logits(model, x):
     return outputs(model, x)
 
 
-@pytest.fixture
-def channels_first():
-    keras.config.set_image_data_format("channels_first")
-    yield
-    keras.config.set_image_data_format("channels_last")
-
-
 # The paper's network
 
 
