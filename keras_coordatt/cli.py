@@ -79,14 +79,14 @@ def _check_no_folder(output):
 
 
 def _save(model, output):
+    from keras_coordatt.files import atomic_file
     from keras_coordatt.weights import save_safetensors
-    from keras_coordatt.weights.files import written_whole
 
     output.parent.mkdir(parents=True, exist_ok=True)
     if str(output).endswith(".safetensors"):
         save_safetensors(model, output)
     else:
-        with written_whole(output) as fresh:
+        with atomic_file(output) as fresh:
             whole = str(output).endswith(".keras")
             (model.save if whole else model.save_weights)(fresh)
 
@@ -120,7 +120,7 @@ def _keras_network(source):
     """A network that Keras saved with its configuration, which may be any."""
     import keras
 
-    from keras_coordatt.weights.fitting import Slot, fit
+    from keras_coordatt.weights.matching import ExpectedWeight, match_arrays
 
     with open(source, "rb") as file:
         if source.suffix == ".keras" and not zipfile.is_zipfile(file):
@@ -146,8 +146,8 @@ def _keras_network(source):
         )
         for i, weight in enumerate(model.weights)
     }
-    slots = [Slot(name, array.shape) for name, array in arrays.items()]
-    fit(slots, arrays, head=(), source=repr(str(source)), target=model.name)
+    slots = [ExpectedWeight(name, array.shape) for name, array in arrays.items()]
+    match_arrays(slots, arrays, head=(), source=repr(str(source)), target=model.name)
     return model
 
 
@@ -392,7 +392,7 @@ def benchmark(arguments: argparse.Namespace) -> None:
         picture,
         table,
     )
-    from keras_coordatt.weights.files import written_whole
+    from keras_coordatt.files import atomic_file
 
     # What can't be done is said before, not after all was measured.
     if arguments.official:
@@ -425,10 +425,10 @@ def benchmark(arguments: argparse.Namespace) -> None:
                 f"Keras's plain network takes ({min(ratios):.2f} to {max(ratios):.2f})"
             )
     if arguments.json:
-        with written_whole(arguments.json) as fresh:
+        with atomic_file(arguments.json) as fresh:
             fresh.write_text(json.dumps(rows + official, indent=1) + "\n")
     if arguments.picture:
-        with written_whole(arguments.picture) as fresh:
+        with atomic_file(arguments.picture) as fresh:
             picture(rows, fresh, arguments.measures[0])
 
 

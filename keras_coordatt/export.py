@@ -17,16 +17,16 @@ import pathlib
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_coordatt.applications.common import MEAN, STD, channel_axis
+from keras_coordatt.files import atomic_file, atomic_folder
 from keras_coordatt.litert_metadata import add_metadata
 from keras_coordatt.validation import check_choice, check_positive_int
-from keras_coordatt.weights.files import written_whole
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 INFERENCE_TYPES = ("float32", "int8", "uint8")
@@ -221,7 +221,8 @@ def saved_model(
     path = _check_folder(pathlib.Path(path))
     image = _Image(model, preprocessing)
     metadata = _metadata("saved_model", model, image, labels)
-    with _folder_written_whole(path) as fresh:
+    _check_replaceable(path)
+    with atomic_folder(path) as fresh:
         archive = keras.export.ExportArchive()
         spec = keras.InputSpec(shape=(None, *model.input_shape[1:]), dtype="float32")
         serve = archive.track_and_add_endpoint("serve", model, [spec])
@@ -372,7 +373,7 @@ def litert(
                 f"LiteRT cannot express {model.name!r} in {precision}: {error}"
             ) from error
 
-        with written_whole(path) as fresh:
+        with atomic_file(path) as fresh:
             fresh.write_bytes(add_metadata(content, metadata))
             _append_metadata(fresh, metadata)
             try:
@@ -459,7 +460,7 @@ def onnx(
     model = _in_float32(model)
     x = image.random()
     names, reference = _reference(model, x)
-    with _packages_for_onnx(), written_whole(path) as fresh:
+    with _packages_for_onnx(), atomic_file(path) as fresh:
         spec = keras.InputSpec(
             shape=(None, *image.shape), dtype="float32", name="image"
         )
@@ -794,28 +795,11 @@ def _pictures(image):
     return rng.integers(0, 256, (2, *size, image.channels), "uint8")
 
 
-@contextlib.contextmanager
-def _folder_written_whole(path) -> Iterator[pathlib.Path]:
-    """`written_whole` for a SavedModel, a folder, that may replace another one."""
+def _check_replaceable(path):
     if path.exists() and not (path / "saved_model.pb").exists():
         raise ValueError(
             f"`path` is there, and is no SavedModel. Received: {os.fspath(path)!r}"
         )
-    with tempfile.TemporaryDirectory(
-        dir=path.parent, prefix=f".{path.name}-"
-    ) as folder:
-        fresh = pathlib.Path(folder) / "new"
-        yield fresh
-        # A folder can't take the place of a full one.
-        old = pathlib.Path(folder) / "old"
-        try:
-            if path.exists():
-                os.replace(path, old)
-            os.replace(fresh, path)
-        except BaseException:
-            if old.exists():
-                os.replace(old, path)
-            raise
 
 
 # ONNX

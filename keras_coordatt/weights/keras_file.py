@@ -19,8 +19,8 @@ import h5py
 import keras
 import numpy as np
 
-from keras_coordatt.weights.fitting import Slot, fit
-from keras_coordatt.weights.torch_checkpoint import widened
+from keras_coordatt.weights import bfloat16
+from keras_coordatt.weights.matching import ExpectedWeight, match_arrays
 
 HEAD = "predictions"
 # Numbers that were trained take their space in a file. What grows beyond this when
@@ -74,7 +74,7 @@ def _load_native(model, datasets, names, source, adapt):
                 for name, path in paths.items()
                 if (variable := expected[path]).dtype.kind == "f"
             ]
-            arrays = fit(
+            arrays = match_arrays(
                 slots,
                 arrays,
                 head=[name for name in arrays if name.startswith(f"layers/{HEAD}/")],
@@ -105,7 +105,7 @@ def _load_legacy(model, datasets, source, adapt):
         _slot(name, variable, f"{stem}/{stem}/kernel", "")
         for name, variable in variables.items()
     ]
-    arrays = fit(
+    arrays = match_arrays(
         slots,
         arrays,
         head=[name for name in arrays if name.startswith(f"{HEAD}/")],
@@ -124,7 +124,7 @@ def _stem(model):
 
 
 def _slot(name, variable, stem, root):
-    slot = Slot(name, tuple(variable.shape), dtype=str(variable.dtype))
+    slot = ExpectedWeight(name, tuple(variable.shape), dtype=str(variable.dtype))
     if name == stem:
         # (height, width, channels, filters)
         return slot._replace(part="stem", axis=2)
@@ -180,7 +180,7 @@ class _Dataset:
     def __array__(self, dtype=None, copy=None):
         with _reading(self._source):
             array = np.asarray(self._dataset[()])
-            array = widened(array.view("u2")) if self._bfloat16 else array
+            array = bfloat16.widen(array.view("u2")) if self._bfloat16 else array
             return array.astype(dtype, copy=False)
 
 

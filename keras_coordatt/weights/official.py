@@ -8,9 +8,9 @@ from typing import NamedTuple
 import keras
 import numpy as np
 
+from keras_coordatt.files import atomic_file
 from keras_coordatt.layers import CoordinateAttention
-from keras_coordatt.weights.files import written_whole
-from keras_coordatt.weights.fitting import Slot, fit
+from keras_coordatt.weights.matching import ExpectedWeight, match_arrays
 from keras_coordatt.weights.safetensors_file import read_safetensors, write_safetensors
 from keras_coordatt.weights.torch_checkpoint import read_checkpoint, unwrap
 
@@ -69,7 +69,7 @@ def load_torch(target, source, adapt: bool = True) -> None:
     words = {word for name in arrays for word in name.split(".")}
     gates = IN_LAYER if words & {"conv_h", "conv_w"} else IN_NETWORK
     entries = _entries(target, gates)
-    arrays = fit(
+    arrays = match_arrays(
         [entry.slot for entry in entries],
         arrays,
         head=[name for name in arrays if name.startswith("classifier.")],
@@ -111,7 +111,7 @@ def save_safetensors(target, path: str | os.PathLike) -> None:
     if not str(path).endswith(".safetensors"):
         raise ValueError(f"`path` must end in `.safetensors`. Received: {path!r}")
     arrays = official_state(target)
-    with written_whole(path) as fresh:
+    with atomic_file(path) as fresh:
         write_safetensors(arrays, fresh)
 
 
@@ -246,7 +246,7 @@ def _shape(shapes, name, rank):
 class Entry(NamedTuple):
     """A Keras variable and where it stands in a state dict."""
 
-    slot: Slot  # its name and shape there
+    slot: ExpectedWeight  # its name and shape there
     variable: keras.Variable
     axes: tuple  # that transpose the PyTorch array to ours
 
@@ -346,7 +346,9 @@ def _kernel(name, variable, shape, axes):
     """A kernel, seen here as `shape`, which `axes` transposes to PyTorch's."""
     inverse = tuple(int(i) for i in np.argsort(axes))
     shape = tuple(shape[i] for i in axes)
-    return Entry(Slot(name, shape, dtype=str(variable.dtype)), variable, inverse)
+    return Entry(
+        ExpectedWeight(name, shape, dtype=str(variable.dtype)), variable, inverse
+    )
 
 
 def _conv(layer, prefix):

@@ -7,14 +7,14 @@ import numpy as np
 from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save_file
 
-from keras_coordatt.weights.torch_checkpoint import widened
+from keras_coordatt.weights import bfloat16
 
 # The format is little-endian on every machine.
 _DTYPES = {
     "F64": "<f8",
     "F32": "<f4",
     "F16": "<f2",
-    "BF16": "<u2",  # numpy has no bfloat16: see `widened`
+    "BF16": "<u2",  # numpy has no bfloat16: see `bfloat16.widen`
     "I64": "<i8",
     "I32": "<i4",
     "I16": "<i2",
@@ -54,7 +54,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
                 f"{tensor['dtype']}, and only {', '.join(_DTYPES)} are read."
             )
         array = np.frombuffer(tensor["data"], _DTYPES[tensor["dtype"]])
-        array = widened(array) if tensor["dtype"] == "BF16" else array
+        array = bfloat16.widen(array) if tensor["dtype"] == "BF16" else array
         arrays[name] = array.reshape(tensor["shape"])
     return arrays
 

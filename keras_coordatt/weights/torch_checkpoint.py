@@ -23,13 +23,15 @@ from typing import BinaryIO
 
 import numpy as np
 
+from keras_coordatt.weights import bfloat16
+
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 _STORAGES = {
     "torch.DoubleStorage": "f8",
     "torch.FloatStorage": "f4",
     "torch.HalfStorage": "f2",
-    "torch.BFloat16Storage": "u2",  # numpy has no bfloat16: see `widened`
+    "torch.BFloat16Storage": "u2",  # numpy has no bfloat16: see `bfloat16.widen`
     "torch.LongStorage": "i8",
     "torch.IntStorage": "i4",
     "torch.ShortStorage": "i2",
@@ -497,9 +499,6 @@ def _to_arrays(
 def _numbers(storage: _Storage, read: _ReadStorage, byteorder: str) -> np.ndarray:
     stored = storage.dtype.newbyteorder(byteorder)
     numbers = np.frombuffer(read(storage), stored).astype(storage.dtype)
-    return widened(numbers) if storage.type == "torch.BFloat16Storage" else numbers
-
-
-def widened(bfloat16: np.ndarray) -> np.ndarray:
-    """float32 from the bits of bfloat16, which are its upper half."""
-    return (bfloat16.astype("u4") << 16).view("f4")
+    return (
+        bfloat16.widen(numbers) if storage.type == "torch.BFloat16Storage" else numbers
+    )

@@ -417,13 +417,6 @@ def test_wrong_kind_of_number(save, refuses, suffix):
     refuses(tiny(), path, "not floating-point: .*, dtype int32")
 
 
-@EACH
-def test_wrong_byte_order(save, refuses, suffix):
-    path = save(randomized(tiny()), suffix)
-    rewritten(path, floats(lambda array: array.byteswap()))
-    refuses(tiny(), path, "wrong byte order")
-
-
 @pytest.mark.parametrize(
     "suffix, dtype", [(".keras", ">f4"), (".weights.h5", "<f2"), (".h5", ">f8")]
 )

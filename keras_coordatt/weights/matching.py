@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 
-class Slot(NamedTuple):
+class ExpectedWeight(NamedTuple):
     """What a network expects of a file, for one of its weights.
 
     Attributes:
@@ -31,8 +31,8 @@ class Slot(NamedTuple):
     dtype: str = "float32"
 
 
-def fit(
-    slots: Iterable[Slot],
+def match_arrays(
+    slots: Iterable[ExpectedWeight],
     arrays: Mapping,
     *,
     head: Iterable[str],
@@ -60,8 +60,8 @@ def fit(
 
     Raises:
         ValueError: if anything is missing, unexpected, misshapen, of another kind
-            of number, not finite in the network's type of number, or in the wrong
-            byte order. Everything that does not fit is named.
+            of number, or not finite in the network's type of
+            number. Everything that does not fit is named.
     """
     expected, arrays, messages = {s.name: s for s in slots}, dict(arrays), []
     channels = None
@@ -95,7 +95,6 @@ def fit(
 
     # In the machine's byte order, whatever the file's is.
     arrays = {n: np.asarray(a, a.dtype.newbyteorder("=")) for n, a in arrays.items()}
-    _check_byte_order(arrays, source)
     _check_numbers(expected, arrays, source)
     if channels is not None:
         arrays[channels], message = _adapted_stem(arrays[channels], expected[channels])
@@ -179,43 +178,6 @@ def _adapted_stem(kernel, slot):
         f"its first convolution is for 3 channels: for {channels}, its kernel was "
         f"repeated over them and multiplied by 3/{channels}."
     )
-
-
-def _check_byte_order(arrays, source):
-    plausible = _share_of_plausible(arrays.values())
-    if plausible < 0.9:
-        swapped = map(_reversed, arrays.values())
-        if _share_of_plausible(swapped) > max(0.99, plausible):
-            raise ValueError(
-                f"{source} is in the wrong byte order: with the bytes of each number "
-                "reversed, its numbers look like weights. No weight was changed."
-            )
-
-
-def _reversed(array):
-    """The numbers that the bytes mean in the other order."""
-    if array.dtype == "f4":
-        bits = array.view("u4")
-        if not np.any(bits & 0xFFFF):  # it was bfloat16, before it was widened
-            bfloat16 = (bits >> 16).astype("u2").byteswap()
-            return (bfloat16.astype("u4") << 16).view("f4")
-    return array.byteswap()
-
-
-def _share_of_plausible(arrays):
-    """The share of numbers that a trained network may have."""
-    count = total = 0
-    for array in arrays:
-        total += array.size
-        # Weights that decayed may be as small as they like, if in float16 or
-        # exactly zero; but half of what is read backwards is smaller yet, or in
-        # float16, which knows no such numbers, a quarter of it larger than this.
-        largest = 256 if array.dtype == "f2" else 1e6
-        with np.errstate(invalid="ignore"):
-            size = np.abs(array.astype("f8"))
-            usual = (size < largest) & ((size > 1e-12) | (size == 0))
-        count += np.count_nonzero(usual)
-    return count / total if total else 1.0
 
 
 def _check_numbers(expected, arrays, source):

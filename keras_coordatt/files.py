@@ -1,0 +1,69 @@
+"""Atomic writes: a reader sees the old file or the new one, never half of one."""
+
+import contextlib
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Yields a temporary path, and renames it to `path` on success.
+
+    Until then, other processes see the old file or none, and that is how it stays
+    if writing fails. The temporary path is in a folder beside `path` and has its
+    name, so that code that looks at the suffix works.
+
+    Args:
+        path: The file to write. Its folder must exist.
+
+    Example:
+
+    >>> with atomic_file("scores.json") as temporary:
+    ...     temporary.write_text("{}")
+    """
+    with _temporary_folder(path) as folder:
+        temporary = folder / pathlib.Path(path).name
+        yield temporary
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Same as `atomic_file`, for a folder and all that is in it.
+
+    A folder that is already at `path` is replaced whole, and put back if the new
+    one can't be moved there.
+
+    Args:
+        path: The folder to write. Its parent must exist.
+
+    Example:
+
+    >>> with atomic_folder("saved_model") as temporary:
+    ...     model.export(temporary)
+    """
+    path = pathlib.Path(path)
+    with _temporary_folder(path) as folder:
+        temporary, old = folder / "new", folder / "old"
+        yield temporary
+        try:
+            # os.replace cannot overwrite a folder that is not empty.
+            if path.exists():
+                os.replace(path, old)
+            os.replace(temporary, path)
+        except BaseException:
+            if old.exists():
+                os.replace(old, path)
+            raise
+
+
+@contextlib.contextmanager
+def _temporary_folder(path):
+    """A folder on the same file system as `path`, so that renaming is atomic."""
+    path = pathlib.Path(path)
+    with tempfile.TemporaryDirectory(
+        dir=path.parent, prefix=f".{path.name}-"
+    ) as folder:
+        yield pathlib.Path(folder)
