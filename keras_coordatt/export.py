@@ -23,14 +23,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_coordatt.applications.common import MEAN, STD, channel_axis
+from keras_coordatt.applications.common import channel_axis
 from keras_coordatt.files import atomic_file, atomic_folder
 from keras_coordatt.litert_metadata import add_metadata
+from keras_coordatt.preprocessing import RAW_PIXELS, Preprocessing, preprocessing_of
 from keras_coordatt.validation import check_choice, check_positive_int
 
 PRECISIONS = ("float32", "float16", "dynamic", "int8")
 INFERENCE_TYPES = ("float32", "int8", "uint8")
-INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "area", "lanczos3", "lanczos5")
 
 # By how much outputs may differ. In float32, of the range that they have over the
 # images, and of their size, as there is rounding where they don't vary at all. Where
@@ -52,63 +52,6 @@ BATCH = 32
 RANDOM_IMAGES = 4
 # Each of their activations is kept.
 LAYER_IMAGES = 16
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-    """How an image becomes a network's input.
-
-    An RGB image of bytes is resized to the network's size, without keeping the aspect
-    ratio, and becomes `(image / 255 - mean) / std`.
-
-    Attributes:
-        mean: Of red, green and blue in [0, 1], subtracted. Defaults to ImageNet's, as
-            in `preprocess_input`.
-        std: What the rest is divided by. Defaults to ImageNet's.
-        interpolation: `"nearest"`, `"bilinear"`, `"bicubic"`, `"area"`, `"lanczos3"` or
-            `"lanczos5"`. Defaults to `"bilinear"`.
-        antialias: Whether to smooth an image that is made smaller. Defaults to `True`,
-            as in `keras_coordatt.data`.
-
-    Example:
-
-    >>> # That of keras.applications.MobileNetV2
-    >>> Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-    """
-
-    mean: tuple[float, ...] = MEAN
-    std: tuple[float, ...] = STD
-    interpolation: str = "bilinear"
-    antialias: bool = True
-
-    def __post_init__(self):
-        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
-        check_choice("antialias", self.antialias, (True, False))
-        if len(self.mean) != len(self.std) or not all(x > 0 for x in self.std):
-            raise ValueError(
-                "`mean` and `std` must have a number for each channel, and `std` "
-                f"positive ones. Received: mean={self.mean}, std={self.std}"
-            )
-
-    def normalize(self, images):
-        """Subtracts the mean and divides, without resizing.
-
-        Args:
-            images: Array or tensor of images in [0, 255], `(..., H, W, C)` or
-                `(..., C, H, W)` by `keras.config.image_data_format()`.
-
-        Returns:
-            The network's input, in floating point.
-        """
-        shape = (-1, 1, 1) if channel_axis() == 1 else (-1,)
-        mean, std = (
-            np.reshape(np.asarray(x, "float32"), shape) for x in (self.mean, self.std)
-        )
-        return (images / 255 - mean) / std
-
-
-# What leaves the bytes as they are.
-BYTES = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -517,25 +460,6 @@ def read_metadata(path: str | os.PathLike) -> dict:
         ) from error
 
 
-def preprocessing_of(model: keras.Model) -> Preprocessing:
-    """The preprocessing that a network of `keras_coordatt.applications` needs.
-
-    Args:
-        model: A `keras.Model`.
-
-    Returns:
-        That of `preprocess_input`; or if the model begins with a `Rescaling`, as with
-        `include_preprocessing=True`, one that leaves the values in [0, 255].
-
-    Example:
-
-    >>> x = preprocessing_of(model).normalize(images)
-    """
-    own = (x for x in model.layers if not isinstance(x, keras.layers.InputLayer))
-    rescales = isinstance(next(own, None), keras.layers.Rescaling)
-    return BYTES if rescales else Preprocessing()
-
-
 # What a model takes and gives
 
 
@@ -600,7 +524,7 @@ class _Image:
         """Random inputs, of the size that they would have."""
         rng = np.random.default_rng(0)
         shape = [64 if side is None else side for side in self.shape]
-        if self.preprocessing == BYTES:
+        if self.preprocessing == RAW_PIXELS:
             return rng.uniform(0, 255, (RANDOM_IMAGES, *shape)).astype("float32")
         return rng.normal(size=(RANDOM_IMAGES, *shape)).astype("float32")
 

@@ -6,12 +6,11 @@ import os
 import pathlib
 
 import keras
-import numpy as np
 from keras import layers
-from keras.applications import imagenet_utils
 
 from keras_coordatt import weights as weights_lib
 from keras_coordatt.layers import CBAM, CoordinateAttention, SqueezeExcite
+from keras_coordatt.preprocessing import IMAGENET, RAW_PIXELS, PreprocessingRecord
 from keras_coordatt.validation import check_choice, check_positive_int
 
 MIN_SIZE = 32
@@ -27,10 +26,6 @@ RIVALS = {
     "se": functools.partial(SqueezeExcite, reduction=24),
     "cbam": functools.partial(CBAM, reduction=24, **BATCH_NORM),
 }
-
-# ImageNet's, of RGB values in [0, 1].
-MEAN = (0.485, 0.456, 0.406)
-STD = (0.229, 0.224, 0.225)
 
 
 # Arguments
@@ -332,68 +327,27 @@ def load_weights(model, weights, network, builder):
 # Images
 
 
-def preprocess_input(x, data_format: str | None = None):
-    """Normalizes RGB images by ImageNet's mean and standard deviation.
+def image_entrance(image, include_preprocessing):
+    """Records how images are prepared, and normalizes them if the network does.
 
     Args:
-        x: Array or tensor of images, `(..., H, W, 3)` or `(..., 3, H, W)`, with
-            values in [0, 255].
-        data_format: `"channels_last"` or `"channels_first"`. Defaults to
-            `keras.config.image_data_format()`.
-
-    Returns:
-        New images in floating point, of about zero mean and unit variance.
+        image: Symbolic image.
+        include_preprocessing: Whether the network takes values in [0, 255].
 
     Raises:
-        ValueError: if `data_format` is unknown.
-
-    Example:
-
-    >>> preprocess_input(np.full((1, 224, 224, 3), 255.0)).max()
-    2.64
+        ValueError: If `include_preprocessing` is `True` and the image does not have 3
+            channels.
     """
-    if isinstance(x, np.ndarray):
-        x = x.copy()  # Keras would write into the caller's
-    return imagenet_utils.preprocess_input(x, data_format=data_format, mode="torch")
-
-
-def preprocessing(image):
-    """Puts what `preprocess_input` does into a network.
-
-    Args:
-        image: Symbolic image with values in [0, 255].
-
-    Raises:
-        ValueError: if the image does not have 3 channels.
-    """
-    axis = channel_axis()
-    if image.shape[axis] != 3:
-        raise ValueError(
-            "`include_preprocessing=True` needs an image of 3 channels. "
-            f"Received: shape={tuple(image.shape[1:])}"
-        )
-    scale = [1 / (255 * std) for std in STD]
-    offset = [-mean / std for mean, std in zip(MEAN, STD)]
-    if axis == 1:
-        # Rescaling spreads a scale along the channels, but no offset.
-        scale, offset = ([[[value]] for value in values] for values in (scale, offset))
-    return layers.Rescaling(scale, offset, name="preprocessing")(image)
-
-
-def decode_predictions(preds, top: int = 5):
-    """Decodes the predictions of a network trained on ImageNet.
-
-    The class names are downloaded once, by Keras.
-
-    Args:
-        preds: Array of predictions, `(N, 1000)`.
-        top: How many classes to give an image. Defaults to 5.
-
-    Returns:
-        A list for each image of tuples `(class_name, class_description, score)`,
-        the highest score first.
-
-    Raises:
-        ValueError: if `preds` is not of shape `(N, 1000)`.
-    """
-    return imagenet_utils.decode_predictions(preds, top=top)
+    if image.shape[channel_axis()] != 3:
+        if include_preprocessing:
+            raise ValueError(
+                "`include_preprocessing=True` needs an image of 3 channels. "
+                f"Received: shape={tuple(image.shape[1:])}"
+            )
+        return image  # nothing is known of other images
+    record = RAW_PIXELS if include_preprocessing else IMAGENET
+    x = PreprocessingRecord(record, name="preprocessing_record")(image)
+    if include_preprocessing:
+        scale, offset = (array.tolist() for array in IMAGENET.scale_and_offset())
+        x = layers.Rescaling(scale, offset, name="preprocessing")(x)
+    return x

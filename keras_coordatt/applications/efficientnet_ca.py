@@ -14,8 +14,8 @@ import keras
 from keras import layers
 
 from keras_coordatt.applications import common
-from keras_coordatt.applications.common import decode_predictions, preprocess_input
 from keras_coordatt.layers import SqueezeExcite
+from keras_coordatt.preprocessing import decode_predictions, preprocess_input
 from keras_coordatt.validation import check_choice, check_positive_int
 
 __all__ = ["EfficientNetCA", "decode_predictions", "preprocess_input"]
@@ -154,7 +154,7 @@ def EfficientNetCA(
         weights,
         default_size=resolution,
     )
-    x = common.preprocessing(image) if include_preprocessing else image
+    x = common.image_entrance(image, include_preprocessing)
 
     stem = common.make_divisible(32 * width)
     x = conv_bn(x, stem, 3, "stem_conv", "stem_bn", *next(dilated))

@@ -11,7 +11,7 @@ import keras
 from keras import layers
 
 from keras_coordatt.applications import common
-from keras_coordatt.applications.common import decode_predictions, preprocess_input
+from keras_coordatt.preprocessing import decode_predictions, preprocess_input
 from keras_coordatt.validation import check_choice, check_number, check_positive_int
 
 __all__ = ["MobileNetV2CA", "decode_predictions", "preprocess_input"]
@@ -137,7 +137,7 @@ def MobileNetV2CA(
         default_size=224,
     )
 
-    x = common.preprocessing(image) if include_preprocessing else image
+    x = common.image_entrance(image, include_preprocessing)
     x = common.conv_bn(
         x, common.make_divisible(32 * alpha), 3, "Conv1", "bn_Conv1", *next(dilated)
     )

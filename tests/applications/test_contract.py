@@ -27,6 +27,7 @@ from keras_coordatt.applications import (
     mobilenet_v2_ca,
     mobilenext_ca,
 )
+from keras_coordatt.preprocessing import preprocess_input
 
 SHAPE = (64, 32, 3)
 
@@ -342,10 +343,10 @@ def test_preprocessing_is_preprocess_input(data_format, channels_first):
     keras.config.set_image_data_format(data_format)
     shape = (5, 7, 3) if data_format == "channels_last" else (3, 5, 7)
     inputs = keras.Input(shape)
-    model = keras.Model(inputs, common.preprocessing(inputs))
+    model = keras.Model(inputs, common.image_entrance(inputs, True))
     model = keras.Model.from_config(model.get_config())
     x = np.random.default_rng(0).uniform(0, 255, (2, *shape)).astype("float32")
-    np.testing.assert_allclose(outputs(model, x), common.preprocess_input(x), atol=1e-5)
+    np.testing.assert_allclose(outputs(model, x), preprocess_input(x), atol=1e-5)
 
 
 def test_unknown_data_format(family):

@@ -81,7 +81,7 @@ def test_layer_names():
     # Those of keras.applications, but without its padding on one side.
     model = MobileNetV2CA((32, 32, 3), 0.25, weights=None, classes=3)
     strided, same_width = (1, 3, 6, 13), (2, 4, 5, 7, 8, 9, 11, 12, 14, 15)
-    expected = ["Conv1_pad", "Conv1", "bn_Conv1", "Conv1_relu"]
+    expected = ["preprocessing_record", "Conv1_pad", "Conv1", "bn_Conv1", "Conv1_relu"]
     for part in [
         "depthwise",
         "depthwise_BN",

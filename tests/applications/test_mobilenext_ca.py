@@ -123,7 +123,7 @@ def test_trainable_parameters(attention, expected, published, rounding):
 
 def test_layer_names():
     model = MobileNeXtCA((32, 32, 3), 0.25, include_top=False)
-    expected = ["Conv1_pad", "Conv1", "bn_Conv1", "Conv1_relu"]
+    expected = ["preprocessing_record", "Conv1_pad", "Conv1", "bn_Conv1", "Conv1_relu"]
     for i, (_, _, _, stride, parts) in enumerate(BLOCKS):
         names = ["reduce", "reduce_BN", "expand", "expand_BN", "expand_relu"]
         if "A" in parts:

@@ -1,0 +1,292 @@
+"""How an image becomes a network's input, recorded on the network itself.
+
+    model = MobileNetV2CA()
+    preprocessing_of(model).normalize(images)
+
+The builders put a `PreprocessingRecord`, a layer that computes nothing, where the image
+enters. As part of the graph it is saved, cloned, nested and copied with the network.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+from keras import layers
+from keras.applications import imagenet_utils
+
+from keras_coordatt.validation import check_choice
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "area", "lanczos3", "lanczos5")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """How an image becomes a network's input.
+
+    An RGB image of bytes is resized to the network's size, without keeping the aspect
+    ratio, and becomes `(image / 255 - mean) / std`.
+
+    Attributes:
+        mean: Mean per channel, of values in [0, 1]. Defaults to ImageNet's, as in
+            `preprocess_input`.
+        std: Standard deviation per channel, of values in [0, 1]. Defaults to
+            ImageNet's.
+        interpolation: `"nearest"`, `"bilinear"`, `"bicubic"`, `"area"`, `"lanczos3"` or
+            `"lanczos5"`. Defaults to `"bilinear"`.
+        antialias: Whether to smooth images while they are made smaller. Defaults to
+            `True`, as in `keras_coordatt.data`.
+
+    Raises:
+        ValueError: If `mean` and `std` don't have one finite number per channel, `std`
+            isn't positive, or another attribute isn't one of the above.
+
+    Example:
+
+    >>> # The preprocessing of keras.applications.MobileNetV2
+    >>> Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)).interpolation
+    'bilinear'
+    """
+
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+    antialias: bool = True
+
+    def __post_init__(self):
+        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        check_choice("antialias", self.antialias, (True, False))
+        try:
+            mean, std = (tuple(float(x) for x in y) for y in (self.mean, self.std))
+            good = len(mean) == len(std) > 0 and all(x > 0 for x in std)
+            good = good and bool(np.isfinite([*mean, *std]).all())
+        except (TypeError, ValueError):
+            good = False
+        if not good:
+            raise ValueError(
+                "`mean` and `std` must have one number per channel, and those of `std` "
+                f"must be positive. Received: mean={self.mean!r}, std={self.std!r}"
+            )
+        # Frozen, and lists come out of saved files.
+        object.__setattr__(self, "mean", mean)
+        object.__setattr__(self, "std", std)
+
+    def normalize(self, images, data_format: str | None = None):
+        """Subtracts the mean and divides by the standard deviation.
+
+        Args:
+            images: Array, or floating-point tensor, of images with values in
+                [0, 255], `(..., H, W, C)` or `(..., C, H, W)`.
+            data_format: `"channels_last"` or `"channels_first"`. Defaults to
+                `keras.config.image_data_format()`.
+
+        Returns:
+            The network's input, in floating point, of the same size.
+
+        Example:
+
+        >>> float(IMAGENET.normalize(np.full((1, 8, 8, 3), 255.0)).max().round(2))
+        2.64
+        """
+        scale, offset = self.scale_and_offset(data_format)
+        return images * scale + offset
+
+    def scale_and_offset(self, data_format: str | None = None):
+        """Returns `(scale, offset)`, with `normalize(x) == x * scale + offset`.
+
+        Args:
+            data_format: Same as in `normalize`.
+
+        Returns:
+            Two float32 arrays that broadcast over images: `(C,)`, or `(C, 1, 1)`.
+        """
+        first = (data_format or keras.config.image_data_format()) == "channels_first"
+        mean, std = np.asarray(self.mean), np.asarray(self.std)
+        return tuple(
+            x.reshape((-1, 1, 1) if first else (-1,)).astype("float32")
+            for x in (1 / (255 * std), -mean / std)
+        )
+
+
+# Mean and standard deviation of ImageNet's RGB values.
+IMAGENET = Preprocessing()
+
+# Leaves pixels in [0, 255] as they are.
+RAW_PIXELS = Preprocessing(mean=(0.0, 0.0, 0.0), std=(1 / 255, 1 / 255, 1 / 255))
+
+
+@keras.saving.register_keras_serializable("keras_coordatt")
+class PreprocessingRecord(layers.Layer):
+    """Identity layer that records how the images that enter it were prepared.
+
+    Args:
+        preprocessing: A `Preprocessing`, or its attributes as a dict.
+        **kwargs: `name`, `dtype`, `trainable`.
+
+    Input shape:
+        Any.
+
+    Output shape:
+        Same as the input's.
+
+    Example:
+
+    >>> image = keras.Input((32, 32, 3))
+    >>> x = PreprocessingRecord(RAW_PIXELS)(image)
+    >>> model = keras.Model(image, keras.layers.Conv2D(8, 3)(x))
+    >>> preprocessing_of(model) == RAW_PIXELS
+    True
+    """
+
+    def __init__(self, preprocessing: Preprocessing | dict, **kwargs):
+        # Bytes up to 255 would lose bits in half precision.
+        super().__init__(autocast=False, **kwargs)
+        if isinstance(preprocessing, dict):
+            preprocessing = Preprocessing(**preprocessing)
+        if not isinstance(preprocessing, Preprocessing):
+            raise TypeError(
+                "`preprocessing` must be a Preprocessing or a dict. "
+                f"Received: {preprocessing!r}"
+            )
+        self.preprocessing = preprocessing
+        self.built = True
+
+    def call(self, inputs):
+        return inputs
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self):
+        record = dataclasses.asdict(self.preprocessing)
+        record |= {"mean": list(record["mean"]), "std": list(record["std"])}
+        return {**super().get_config(), "preprocessing": record}
+
+
+# Layers that leave the values of images alone at inference, so that what is recorded
+# behind them holds before them too.
+TRANSPARENT = (
+    layers.Identity,
+    layers.Dropout,
+    layers.Resizing,
+    layers.CenterCrop,
+    *(getattr(layers, name) for name in dir(layers) if name.startswith("Rand")),
+)
+
+
+def preprocessing_of(model: keras.Model) -> Preprocessing | None:
+    """Returns the preprocessing that a model's images need, as recorded on it.
+
+    Nothing is guessed: the record is the builders', found behind the model's input,
+    also in nested models and behind resizing or random augmentation.
+
+    Args:
+        model: A `keras.Model`.
+
+    Returns:
+        The `Preprocessing`, or `None` if there is no record, if another layer stands
+        before it, or if several disagree.
+
+    Raises:
+        TypeError: If `model` isn't a Keras model.
+
+    Example:
+
+    >>> model = MobileNetV2CA((64, 64, 3), weights=None, include_preprocessing=True)
+    >>> preprocessing_of(model) == RAW_PIXELS
+    True
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a keras.Model. Received: {model!r}")
+    found = _records(model)
+    return found.pop() if len(found) == 1 else None
+
+
+def _records(model):
+    """The preprocessings recorded where images enter; None for each other reader."""
+    if not isinstance(model, (keras.Function, keras.Sequential)) or not model.built:
+        return {None}
+    found, images = set(), None
+
+    def trace(stand_in, *args, **kwargs):
+        nonlocal images
+        if images is None:
+            images = {id(x) for x in inputs}
+        outputs = stand_in(*args, **kwargs)
+        leaves = keras.tree.flatten((args, kwargs))
+        if any(id(x) in images for x in leaves):
+            op = stand_in.op
+            if isinstance(op, PreprocessingRecord):
+                found.add(op.preprocessing)
+            elif isinstance(op, keras.Model):
+                found.update(_records(op))
+            elif isinstance(op, TRANSPARENT):
+                images.update(id(x) for x in keras.tree.flatten(outputs))
+            else:
+                found.add(None)
+        return outputs
+
+    if isinstance(model, keras.Sequential):
+        model = keras.Model(model.inputs, model.outputs)
+    else:
+        # A subclass of its own may not be cloned.
+        model = keras.Model(model.inputs, keras.tree.flatten(model.outputs))
+    inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in model.inputs]
+    keras.models.clone_model(
+        model, inputs, clone_function=_StandIn, call_function=trace
+    )
+    return found
+
+
+class _StandIn(keras.Operation):
+    """Has an operation's output shapes, and leaves the operation's own nodes alone."""
+
+    def __init__(self, op):
+        super().__init__(name=op.name)
+        self.op = op
+
+    def compute_output_spec(self, *args, **kwargs):
+        return self.op.compute_output_spec(*args, **kwargs)
+
+
+def preprocess_input(x, data_format: str | None = None):
+    """Normalizes RGB images by ImageNet's mean and standard deviation.
+
+    Args:
+        x: Array or tensor of images with values in [0, 255], `(..., H, W, 3)` or
+            `(..., 3, H, W)`.
+        data_format: `"channels_last"` or `"channels_first"`. Defaults to
+            `keras.config.image_data_format()`.
+
+    Returns:
+        New images in floating point, of about zero mean and unit variance.
+
+    Raises:
+        ValueError: If `data_format` is unknown.
+
+    Example:
+
+    >>> float(preprocess_input(np.full((1, 224, 224, 3), 255.0)).max().round(2))
+    2.64
+    """
+    if isinstance(x, np.ndarray):
+        x = x.copy()  # Keras would write into the caller's
+    return imagenet_utils.preprocess_input(x, data_format=data_format, mode="torch")
+
+
+def decode_predictions(preds, top: int = 5):
+    """Decodes the predictions of a network trained on ImageNet.
+
+    The class names are downloaded once, by Keras.
+
+    Args:
+        preds: Array of predictions, `(N, 1000)`.
+        top: Number of classes per image. Defaults to 5.
+
+    Returns:
+        One list per image of tuples `(class_name, class_description, score)`, the
+        highest score first.
+
+    Raises:
+        ValueError: If `preds` is not of shape `(N, 1000)`.
+    """
+    return imagenet_utils.decode_predictions(preds, top=top)
