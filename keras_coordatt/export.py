@@ -23,7 +23,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_coordatt.applications.common import channel_axis
+from keras_coordatt.applications.blocks import channel_axis
 from keras_coordatt.files import atomic_file, atomic_folder
 from keras_coordatt.litert_metadata import add_metadata
 from keras_coordatt.preprocessing import RAW_PIXELS, Preprocessing, preprocessing_of

@@ -13,9 +13,8 @@ from collections.abc import Callable
 import keras
 from keras import layers
 
-from keras_coordatt.applications.common import _call_factory
 from keras_coordatt.layers import CoordinateAttention, SqueezeExcite
-from keras_coordatt.validation import check_choice
+from keras_coordatt.validation import call_factory, check_choice
 
 DEPTHWISE = (layers.DepthwiseConv2D, layers.SeparableConv2D)
 NORMALIZATIONS = (
@@ -277,7 +276,7 @@ def _new_attention(graph, matched, name, like, factory):
     if any(name == op.name and op is not matched for op in graph.own_layers()):
         raise ValueError(f"`model` already has a layer {name!r}")
     if factory is not None:
-        return _call_factory("layer", factory, name)
+        return call_factory("layer", factory, name)
     return CoordinateAttention(
         identity_init=True,
         data_format=graph.data_format(like),

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import keras
 
-from keras_coordatt.applications.common import channel_axis
+from keras_coordatt.applications.blocks import channel_axis
 from keras_coordatt.preprocessing import preprocess_input
 from keras_coordatt.validation import check_choice, check_number, check_positive_int
 

@@ -1,7 +1,11 @@
-"""The argument checks that more than one module needs."""
+"""Argument checks that more than one module needs."""
 
+import inspect
 import math
 import numbers
+from collections.abc import Callable
+
+import keras
 
 
 def check_positive_int(name: str, value: int) -> int:
@@ -33,3 +37,27 @@ def check_choice(name: str, value, choices):
             f"`{name}` must be one of {tuple(choices)}. Received: {value!r}"
         )
     return value
+
+
+def call_factory(argument: str, factory: Callable, name: str) -> keras.layers.Layer:
+    """Returns the layer that a user's function makes, named if it takes a name.
+
+    Args:
+        argument: Name of the argument that the function was passed as.
+        factory: Function that returns a layer, such as the layer's class.
+        name: Name of the layer, passed if `factory` takes `name=`.
+
+    Returns:
+        The layer.
+
+    Raises:
+        TypeError: If `factory` returns something else.
+    """
+    parameters = inspect.signature(factory).parameters
+    named = "name" in parameters or any(
+        p.kind is p.VAR_KEYWORD for p in parameters.values()
+    )
+    layer = factory(name=name) if named else factory()
+    if not isinstance(layer, keras.layers.Layer):
+        raise TypeError(f"`{argument}` must return a Keras layer. Received: {layer!r}")
+    return layer

@@ -71,7 +71,7 @@ def test_converts_from_safetensors(checkpoint, tmp_path):
 def shapes_of(alpha, attention="coordinate", reduction=32, channels=4, classes=7):
     """Arrays of the shapes in a state dict from which its network is known."""
     from keras_coordatt.applications import mobilenet_v2_ca
-    from keras_coordatt.applications.common import make_divisible
+    from keras_coordatt.applications.blocks import make_divisible
 
     widths = [make_divisible(c * alpha) for _, c, _, _ in mobilenet_v2_ca.STAGES]
     last = make_divisible(1280 * max(1.0, alpha))

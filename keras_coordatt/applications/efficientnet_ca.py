@@ -9,11 +9,20 @@ import functools
 import math
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 from keras import layers
 
-from keras_coordatt.applications import common
+from keras_coordatt.applications.arguments import load_weights, network_input
+from keras_coordatt.applications.blocks import (
+    attention_factory,
+    channel_axis,
+    classifier,
+    dilate,
+    make_divisible,
+    pool,
+)
 from keras_coordatt.layers import SqueezeExcite
 from keras_coordatt.preprocessing import decode_predictions, preprocess_input
 from keras_coordatt.validation import check_choice, check_positive_int
@@ -128,47 +137,33 @@ def EfficientNetCA(
     """
     check_choice("variant", variant, VARIANTS)
     check_positive_int("reduction", reduction)
-    check_choice("include_preprocessing", include_preprocessing, (True, False))
     width, depth, resolution, dropout = VARIANTS[variant]
-    blocks = [
-        (expansion, common.make_divisible(channels * width), kernel_size, stride)
-        for expansion, channels, kernel_size, repeats, first_stride in STAGES
-        for stride in [first_stride] + [1] * (math.ceil(depth * repeats) - 1)
-    ]
-    dilated = common.dilate([2] + [stride for *_, stride in blocks], output_stride)
-    common.check_arguments(
+    blocks = _blocks(width, depth, output_stride)
+    make_attention = attention_factory(attention, reduction, 32)
+    inputs, x = network_input(
         "EfficientNetCA",
+        input_shape=input_shape,
+        input_tensor=input_tensor,
         include_top=include_top,
         weights=weights,
         pooling=pooling,
         classes=classes,
         classifier_activation=classifier_activation,
+        include_preprocessing=include_preprocessing,
+        default_size=resolution,
         received={},
     )
-    make_attention = common.attention_factory(attention, reduction, 32)
-    inputs, image = common.image_input(
-        input_shape,
-        input_tensor,
-        include_top,
-        "EfficientNetCA",
-        weights,
-        default_size=resolution,
-    )
-    x = common.image_entrance(image, include_preprocessing)
 
-    stem = common.make_divisible(32 * width)
-    x = conv_bn(x, stem, 3, "stem_conv", "stem_bn", *next(dilated))
+    x = conv_bn(x, make_divisible(32 * width), 3, "stem_conv", "stem_bn", stride=2)
     x = layers.Activation("swish", name="stem_activation")(x)
 
-    for i, (expansion, channels, kernel_size, stride) in enumerate(blocks):
+    for i, block in enumerate(blocks):
         prefix = f"block_{i}_"
-        shortcut, in_channels = x, x.shape[common.channel_axis()]
+        shortcut = x
         if attention == "se":
-            make_attention = functools.partial(own_squeeze_excite, expansion)
-        x = inverted_residual(
-            x, expansion, channels, kernel_size, *next(dilated), make_attention, prefix
-        )
-        if stride == 1 and in_channels == channels:
+            make_attention = functools.partial(own_squeeze_excite, block.expansion)
+        x = inverted_residual(x, block, make_attention, prefix)
+        if block.residual:
             x = layers.Dropout(
                 DROP_RATE * i / len(blocks),
                 noise_shape=(None, 1, 1, 1),
@@ -176,42 +171,59 @@ def EfficientNetCA(
             )(x)
             x = layers.Add(name=f"{prefix}add")([x, shortcut])
 
-    x = conv_bn(x, common.make_divisible(1280 * width), 1, "top_conv", "top_bn")
+    x = conv_bn(x, make_divisible(1280 * width), 1, "top_conv", "top_bn")
     x = layers.Activation("swish", name="top_activation")(x)
 
     if include_top:
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-        x = layers.Dropout(dropout, name="top_dropout")(x)
-        x = layers.Dense(
-            classes,
-            activation=classifier_activation,
-            kernel_initializer=keras.initializers.VarianceScaling(
-                1 / 3, "fan_out", "uniform"
-            ),
-            name="predictions",
-        )(x)
+        initializer = keras.initializers.VarianceScaling(1 / 3, "fan_out", "uniform")
+        x = classifier(x, classes, classifier_activation, dropout, initializer)
     else:
-        x = common.pool(x, pooling)
+        x = pool(x, pooling)
 
     model = keras.Model(inputs, x, name=name)
-    common.load_weights(model, weights, "EfficientNetCA", EfficientNetCA)
+    load_weights(model, weights, "EfficientNetCA", EfficientNetCA)
     return model
 
 
-def inverted_residual(
-    x, expansion, channels, kernel_size, stride, dilation, make_attention, prefix
-):
+class Block(NamedTuple):
+    expansion: int
+    channels: int
+    kernel_size: int
+    stride: int
+    dilation: int
+    residual: bool
+
+
+def _blocks(width, depth, output_stride):
+    """The blocks of all stages, at their width and with their dilation."""
+    rows, in_channels = [], make_divisible(32 * width)
+    for expansion, channels, kernel_size, repeats, first_stride in STAGES:
+        channels = make_divisible(channels * width)
+        for stride in [first_stride] + [1] * (math.ceil(depth * repeats) - 1):
+            residual = stride == 1 and in_channels == channels
+            rows.append((expansion, channels, kernel_size, stride, residual))
+            in_channels = channels
+    _, *dilated = dilate([2] + [stride for *_, stride, _ in rows], output_stride)
+    return [
+        Block(expansion, channels, kernel_size, stride, dilation, residual)
+        for (expansion, channels, kernel_size, _, residual), (stride, dilation) in zip(
+            rows, dilated
+        )
+    ]
+
+
+def inverted_residual(x, block, make_attention, prefix):
     """Expansion, depthwise convolution, attention, linear projection."""
-    if expansion > 1:
-        expanded = x.shape[common.channel_axis()] * expansion
+    if block.expansion > 1:
+        expanded = x.shape[channel_axis()] * block.expansion
         x = conv_bn(x, expanded, 1, f"{prefix}expand", f"{prefix}expand_BN")
         x = layers.Activation("swish", name=f"{prefix}expand_activation")(x)
 
     x = layers.DepthwiseConv2D(
-        kernel_size,
-        strides=stride,
+        block.kernel_size,
+        strides=block.stride,
         padding="same",
-        dilation_rate=dilation,
+        dilation_rate=block.dilation,
         use_bias=False,
         depthwise_initializer=kernel_initializer(),
         name=f"{prefix}depthwise",
@@ -221,7 +233,7 @@ def inverted_residual(
     if make_attention:
         x = make_attention(f"{prefix}attention")(x)
 
-    return conv_bn(x, channels, 1, f"{prefix}project", f"{prefix}project_BN")
+    return conv_bn(x, block.channels, 1, f"{prefix}project", f"{prefix}project_BN")
 
 
 def own_squeeze_excite(expansion, name):
@@ -234,14 +246,13 @@ def own_squeeze_excite(expansion, name):
     )
 
 
-def conv_bn(x, filters, kernel_size, name, bn_name, stride=1, dilation=1):
+def conv_bn(x, filters, kernel_size, name, bn_name, stride=1):
     """Convolution and batch normalization."""
     x = layers.Conv2D(
         filters,
         kernel_size,
         strides=stride,
         padding="same",
-        dilation_rate=dilation,
         use_bias=False,
         kernel_initializer=kernel_initializer(),
         name=name,
@@ -251,7 +262,7 @@ def conv_bn(x, filters, kernel_size, name, bn_name, stride=1, dilation=1):
 
 def batch_norm(x, name):
     """Batch normalization with EfficientNet's constants, which are Keras's."""
-    axis = common.channel_axis()
+    axis = channel_axis()
     return layers.BatchNormalization(axis, momentum=0.99, epsilon=1e-3, name=name)(x)
 
 

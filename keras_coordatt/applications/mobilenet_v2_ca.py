@@ -6,13 +6,25 @@ block `i` at `block_{i}_attention`.
 
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 from keras import layers
 
-from keras_coordatt.applications import common
+from keras_coordatt.applications.arguments import load_weights, network_input
+from keras_coordatt.applications.blocks import (
+    attention_factory,
+    channel_axis,
+    classifier,
+    conv_bn,
+    depthwise_bn,
+    dilate,
+    make_divisible,
+    pool,
+    relu6,
+)
 from keras_coordatt.preprocessing import decode_predictions, preprocess_input
-from keras_coordatt.validation import check_choice, check_number, check_positive_int
+from keras_coordatt.validation import check_number, check_positive_int
 
 __all__ = ["MobileNetV2CA", "decode_predictions", "preprocess_input"]
 
@@ -111,79 +123,83 @@ def MobileNetV2CA(
     """
     check_number("alpha", alpha, 0)
     check_positive_int("reduction", reduction)
-    blocks = [
-        (expansion, channels, stride if i == 0 else 1)
-        for expansion, channels, repeats, stride in STAGES
-        for i in range(repeats)
-    ]
-    dilated = common.dilate([2] + [stride for *_, stride in blocks], output_stride)
-    common.check_arguments(
+    blocks = _blocks(alpha, output_stride)
+    make_attention = attention_factory(attention, reduction, 32)
+    inputs, x = network_input(
         "MobileNetV2CA",
+        input_shape=input_shape,
+        input_tensor=input_tensor,
         include_top=include_top,
         weights=weights,
         pooling=pooling,
         classes=classes,
         classifier_activation=classifier_activation,
+        include_preprocessing=include_preprocessing,
+        default_size=224,
         received={"alpha": alpha, "attention": attention, "reduction": reduction},
     )
-    check_choice("include_preprocessing", include_preprocessing, (True, False))
-    make_attention = common.attention_factory(attention, reduction, 32)
-    inputs, image = common.image_input(
-        input_shape,
-        input_tensor,
-        include_top,
-        "MobileNetV2CA",
-        weights,
-        default_size=224,
-    )
 
-    x = common.image_entrance(image, include_preprocessing)
-    x = common.conv_bn(
-        x, common.make_divisible(32 * alpha), 3, "Conv1", "bn_Conv1", *next(dilated)
-    )
-    x = layers.ReLU(6.0, name="Conv1_relu")(x)
+    x = conv_bn(x, make_divisible(32 * alpha), 3, "Conv1", "bn_Conv1", stride=2)
+    x = relu6(x, "Conv1_relu")
 
-    for i, (expansion, channels, stride) in enumerate(blocks):
+    for i, block in enumerate(blocks):
         prefix = f"block_{i}_" if i else "expanded_conv_"
-        shortcut, in_channels = x, x.shape[common.channel_axis()]
-        channels = common.make_divisible(channels * alpha)
-        x = inverted_residual(
-            x, expansion, channels, *next(dilated), make_attention, prefix
-        )
-        if stride == 1 and in_channels == channels:
+        shortcut = x
+        x = inverted_residual(x, block, make_attention, prefix)
+        if block.residual:
             x = layers.Add(name=f"{prefix}add")([shortcut, x])
 
-    last = common.make_divisible(1280 * max(1.0, alpha))
-    x = common.conv_bn(x, last, 1, "Conv_1", "Conv_1_bn")
-    x = layers.ReLU(6.0, name="out_relu")(x)
+    last = make_divisible(1280 * max(1.0, alpha))
+    x = conv_bn(x, last, 1, "Conv_1", "Conv_1_bn")
+    x = relu6(x, "out_relu")
 
     if include_top:
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-        x = layers.Dropout(0.1, name="top_dropout")(x)
-        x = layers.Dense(
-            classes,
-            activation=classifier_activation,
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
-            name="predictions",
-        )(x)
+        initializer = keras.initializers.RandomNormal(stddev=0.01)
+        x = classifier(x, classes, classifier_activation, 0.1, initializer)
     else:
-        x = common.pool(x, pooling)
+        x = pool(x, pooling)
 
     model = keras.Model(inputs, x, name=name)
-    common.load_weights(model, weights, "MobileNetV2CA", MobileNetV2CA)
+    load_weights(model, weights, "MobileNetV2CA", MobileNetV2CA)
     return model
 
 
-def inverted_residual(x, expansion, channels, stride, dilation, make_attention, prefix):
-    """Expansion, depthwise convolution, attention, linear projection."""
-    if expansion > 1:
-        expanded = x.shape[common.channel_axis()] * expansion
-        x = common.conv_bn(x, expanded, 1, f"{prefix}expand", f"{prefix}expand_BN")
-        x = layers.ReLU(6.0, name=f"{prefix}expand_relu")(x)
+class Block(NamedTuple):
+    expansion: int
+    channels: int
+    stride: int
+    dilation: int
+    residual: bool
 
-    x = common.depthwise_bn(x, 3, f"{prefix}depthwise", stride, dilation)
-    x = layers.ReLU(6.0, name=f"{prefix}depthwise_relu")(x)
-    if expansion > 1 and make_attention:
+
+def _blocks(alpha, output_stride):
+    """The blocks of all stages, at their width and with their dilation."""
+    rows, in_channels = [], make_divisible(32 * alpha)
+    for expansion, channels, repeats, first_stride in STAGES:
+        channels = make_divisible(channels * alpha)
+        for stride in [first_stride] + [1] * (repeats - 1):
+            residual = stride == 1 and in_channels == channels
+            rows.append((expansion, channels, stride, residual))
+            in_channels = channels
+    _, *dilated = dilate([2] + [stride for *_, stride, _ in rows], output_stride)
+    return [
+        Block(expansion, channels, stride, dilation, residual)
+        for (expansion, channels, _, residual), (stride, dilation) in zip(rows, dilated)
+    ]
+
+
+def inverted_residual(x, block, make_attention, prefix):
+    """Expansion, depthwise convolution, attention, linear projection."""
+    if block.expansion > 1:
+        expanded = x.shape[channel_axis()] * block.expansion
+        x = conv_bn(x, expanded, 1, f"{prefix}expand", f"{prefix}expand_BN")
+        x = relu6(x, f"{prefix}expand_relu")
+
+    x = depthwise_bn(
+        x, 3, f"{prefix}depthwise", stride=block.stride, dilation=block.dilation
+    )
+    x = relu6(x, f"{prefix}depthwise_relu")
+    if block.expansion > 1 and make_attention:
         x = make_attention(f"{prefix}attention")(x)
 
-    return common.conv_bn(x, channels, 1, f"{prefix}project", f"{prefix}project_BN")
+    return conv_bn(x, block.channels, 1, f"{prefix}project", f"{prefix}project_BN")

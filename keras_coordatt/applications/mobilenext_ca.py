@@ -9,13 +9,25 @@ Block `i`, counted through all stages, has layers `block_{i}_depthwise`,
 import math
 import os
 from collections.abc import Callable
+from typing import NamedTuple
 
 import keras
 from keras import layers
 
-from keras_coordatt.applications import common
+from keras_coordatt.applications.arguments import load_weights, network_input
+from keras_coordatt.applications.blocks import (
+    attention_factory,
+    channel_axis,
+    classifier,
+    conv_bn,
+    depthwise_bn,
+    dilate,
+    make_divisible,
+    pool,
+    relu6,
+)
 from keras_coordatt.preprocessing import decode_predictions, preprocess_input
-from keras_coordatt.validation import check_choice, check_number, check_positive_int
+from keras_coordatt.validation import check_number, check_positive_int
 
 __all__ = ["MobileNeXtCA", "decode_predictions", "preprocess_input"]
 
@@ -111,99 +123,106 @@ def MobileNeXtCA(
     """
     check_number("alpha", alpha, 0)
     check_positive_int("reduction", reduction)
-    check_choice("include_preprocessing", include_preprocessing, (True, False))
-    blocks = [
-        (narrowing, channels, stride if i == 0 else 1, repeats == stride == 1)
-        for narrowing, channels, repeats, stride in STAGES
-        for i in range(repeats)
-    ]
-    strides = [2] + [stride for _, _, stride, _ in blocks]
-    dilated = common.dilate(strides, output_stride)
-    common.check_arguments(
+    blocks = _blocks(alpha, output_stride)
+    make_attention = attention_factory(attention, reduction, 24)
+    inputs, x = network_input(
         "MobileNeXtCA",
+        input_shape=input_shape,
+        input_tensor=input_tensor,
         include_top=include_top,
         weights=weights,
         pooling=pooling,
         classes=classes,
         classifier_activation=classifier_activation,
+        include_preprocessing=include_preprocessing,
+        default_size=224,
         received={},
     )
-    make_attention = common.attention_factory(attention, reduction, 24)
-    inputs, image = common.image_input(
-        input_shape,
-        input_tensor,
-        include_top,
-        "MobileNeXtCA",
-        weights,
-        default_size=224,
-    )
 
-    x = common.image_entrance(image, include_preprocessing)
-    x = common.conv_bn(
-        x, common.make_divisible(32 * alpha), 3, "Conv1", "bn_Conv1", *next(dilated)
-    )
-    x = layers.ReLU(6.0, name="Conv1_relu")(x)
+    x = conv_bn(x, make_divisible(32 * alpha), 3, "Conv1", "bn_Conv1", stride=2)
+    x = relu6(x, "Conv1_relu")
 
-    for i, (narrowing, channels, stride, lone) in enumerate(blocks):
+    for i, block in enumerate(blocks):
         prefix = f"block_{i}_"
-        shortcut, in_channels = x, x.shape[common.channel_axis()]
-        channels = common.make_divisible(
-            channels * (alpha if i < len(blocks) - 1 else max(1.0, alpha))
-        )
-        # Where the width changes, depthwise convolutions are left out: the first, and
-        # the second too unless it has the stride. A stage of one block keeps both.
-        both = in_channels == channels or lone or i == 0
-        x = sandglass(
-            x,
-            narrowing,
-            channels,
-            *next(dilated),
-            begins=both,
-            ends=both or stride == 2,
-            make_attention=make_attention if i else None,
-            prefix=prefix,
-        )
-        if stride == 1 and in_channels == channels and not lone:
+        shortcut = x
+        x = sandglass(x, block, make_attention if i else None, prefix)
+        if block.residual:
             x = layers.Add(name=f"{prefix}add")([shortcut, x])
 
     if include_top:
-        x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
-        x = layers.Dropout(0.2, name="top_dropout")(x)
-        x = layers.Dense(
-            classes,
-            activation=classifier_activation,
-            kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
-            name="predictions",
-        )(x)
+        initializer = keras.initializers.RandomNormal(stddev=0.01)
+        x = classifier(x, classes, classifier_activation, 0.2, initializer)
     else:
-        x = common.pool(x, pooling)
+        x = pool(x, pooling)
 
     model = keras.Model(inputs, x, name=name)
-    common.load_weights(model, weights, "MobileNeXtCA", MobileNeXtCA)
+    load_weights(model, weights, "MobileNeXtCA", MobileNeXtCA)
     return model
 
 
-def sandglass(
-    x, narrowing, channels, stride, dilation, begins, ends, make_attention, prefix
-):
-    """Depthwise convolution, attention, linear reduction, expansion, depthwise.
+class Block(NamedTuple):
+    reduction: int
+    channels: int
+    stride: int
+    dilation: int
+    first_depthwise: bool
+    last_depthwise: bool
+    residual: bool
 
-    `begins` and `ends` say whether it has the first and the last of them.
-    """
-    narrow = x.shape[common.channel_axis()] // narrowing
-    if narrow < channels / 6:
-        narrow = common.make_divisible(math.ceil(channels / 6), 16)
 
-    if begins:
-        x = common.depthwise_bn(x, 3, f"{prefix}depthwise", 1, dilation)
-        x = layers.ReLU(6.0, name=f"{prefix}depthwise_relu")(x)
+def _blocks(alpha, output_stride):
+    """The blocks of all stages, at their width and with their dilation."""
+    strides = [
+        stride
+        for _, _, repeats, first_stride in STAGES
+        for stride in [first_stride] + [1] * (repeats - 1)
+    ]
+    _, *dilated = dilate([2, *strides], output_stride)
+    blocks, in_channels = [], make_divisible(32 * alpha)
+    for reduction, channels, repeats, _ in STAGES:
+        is_last = len(blocks) + repeats == len(strides)
+        channels = make_divisible(channels * (max(1.0, alpha) if is_last else alpha))
+        for _ in range(repeats):
+            stride = strides[len(blocks)]
+            # Where the width changes, the first depthwise convolution is left out, and
+            # the last one too unless it has the stride. The network's first block and
+            # a single-block stage at stride 1 keep both.
+            single_block = repeats == stride == 1
+            keeps_both = in_channels == channels or single_block or not blocks
+            blocks.append(
+                Block(
+                    reduction,
+                    channels,
+                    *dilated[len(blocks)],
+                    first_depthwise=keeps_both,
+                    last_depthwise=keeps_both or stride == 2,
+                    residual=stride == 1
+                    and in_channels == channels
+                    and not single_block,
+                )
+            )
+            in_channels = channels
+    return blocks
+
+
+def sandglass(x, block, make_attention, prefix):
+    """Depthwise convolution, attention, linear reduction, expansion, depthwise."""
+    reduced = x.shape[channel_axis()] // block.reduction
+    if reduced < block.channels / 6:
+        reduced = make_divisible(math.ceil(block.channels / 6), 16)
+
+    if block.first_depthwise:
+        x = depthwise_bn(x, 3, f"{prefix}depthwise", dilation=block.dilation)
+        x = relu6(x, f"{prefix}depthwise_relu")
         if make_attention:
             x = make_attention(f"{prefix}attention")(x)
 
-    x = common.conv_bn(x, narrow, 1, f"{prefix}reduce", f"{prefix}reduce_BN")
-    x = common.conv_bn(x, channels, 1, f"{prefix}expand", f"{prefix}expand_BN")
-    x = layers.ReLU(6.0, name=f"{prefix}expand_relu")(x)
+    x = conv_bn(x, reduced, 1, f"{prefix}reduce", f"{prefix}reduce_BN")
+    x = conv_bn(x, block.channels, 1, f"{prefix}expand", f"{prefix}expand_BN")
+    x = relu6(x, f"{prefix}expand_relu")
 
-    if ends:
-        x = common.depthwise_bn(x, 3, f"{prefix}depthwise_2", stride, dilation)
+    if block.last_depthwise:
+        x = depthwise_bn(
+            x, 3, f"{prefix}depthwise_2", stride=block.stride, dilation=block.dilation
+        )
     return x

@@ -9,7 +9,8 @@ import keras
 from keras import layers, ops
 
 from keras_coordatt import weights as weights_lib
-from keras_coordatt.applications import common
+from keras_coordatt.applications.arguments import check_weights_path
+from keras_coordatt.applications.blocks import channel_axis, conv_bn, depthwise_bn
 from keras_coordatt.applications.pyramid import pyramid_outputs
 from keras_coordatt.detection.decoding import DecodeDetections
 from keras_coordatt.detection.default_boxes import default_boxes, ssd_box_shapes
@@ -96,7 +97,7 @@ class SSDLite(keras.Model):
             ssd_box_shapes() if box_shapes is None else box_shapes
         )
         if weights is not None:
-            common.check_weights_path(weights)
+            check_weights_path(weights)
         middle, last, strided = _feature_maps(backbone)
 
         with _as_in(strided):
@@ -257,19 +258,19 @@ class SSDLite(keras.Model):
 def extra_map(x, channels, prefix):
     """A map of half the size: narrowing, depthwise convolution, expansion."""
     name = f"{prefix}reduce"
-    x = common.conv_bn(x, channels // 2, 1, name, f"{name}_BN")
+    x = conv_bn(x, channels // 2, 1, name, f"{name}_BN")
     x = layers.ReLU(6.0, name=f"{name}_relu")(x)
     name = f"{prefix}depthwise"
-    x = common.depthwise_bn(x, 3, name, stride=2)
+    x = depthwise_bn(x, 3, name, stride=2)
     x = layers.ReLU(6.0, name=f"{name}_relu")(x)
     name = f"{prefix}expand"
-    x = common.conv_bn(x, channels, 1, name, f"{name}_BN")
+    x = conv_bn(x, channels, 1, name, f"{name}_BN")
     return layers.ReLU(6.0, name=f"{name}_relu")(x)
 
 
 def predictor(x, boxes, numbers, name):
     """Some numbers for each box at each position: `(N, H * W * boxes, numbers)`."""
-    x = common.depthwise_bn(x, 3, f"{name}_depthwise")
+    x = depthwise_bn(x, 3, f"{name}_depthwise")
     x = layers.ReLU(6.0, name=f"{name}_depthwise_relu")(x)
     x = layers.Conv2D(
         boxes * numbers,
@@ -277,7 +278,7 @@ def predictor(x, boxes, numbers, name):
         kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
         name=name,
     )(x)
-    if common.channel_axis() == 1:
+    if channel_axis() == 1:
         x = layers.Permute((2, 3, 1), name=f"{name}_permute")(x)
     return layers.Reshape((-1, numbers), name=f"{name}_reshape")(x)
 
@@ -340,7 +341,7 @@ def _as_in(layer):
 def _size(x):
     """Height and width of a map, by the data format."""
     sizes = list(x.shape[1:])
-    sizes.pop(common.channel_axis() - 1)
+    sizes.pop(channel_axis() - 1)
     return tuple(sizes)
 
 

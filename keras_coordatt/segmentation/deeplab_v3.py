@@ -11,7 +11,9 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
-from keras_coordatt.applications import common, pyramid_outputs
+from keras_coordatt.applications import pyramid_outputs
+from keras_coordatt.applications.arguments import check_weights_path
+from keras_coordatt.applications.blocks import channel_axis, conv_bn
 from keras_coordatt.segmentation.resize_like import ResizeLike
 from keras_coordatt.validation import check_number, check_positive_int
 from keras_coordatt.weights import load_weights
@@ -100,7 +102,7 @@ def DeepLabV3(
     check_positive_int("filters", filters)
     check_number("dropout", dropout, 0, 1, closed=True)
     if weights is not None:
-        common.check_weights_path(weights)
+        check_weights_path(weights)
     image, features, output_stride = _image_and_features(backbone)
     rates = _check_rates(atrous_rates, output_stride)
 
@@ -111,7 +113,7 @@ def DeepLabV3(
     x = conv_bn_relu(x, filters, 1, "aspp_pool")
     branches.append(ResizeLike(name="aspp_pool_resize")([x, features]))
 
-    x = layers.Concatenate(common.channel_axis(), name="aspp_concat")(branches)
+    x = layers.Concatenate(channel_axis(), name="aspp_concat")(branches)
     x = conv_bn_relu(x, filters, 1, "aspp_project")
     x = layers.Dropout(dropout, name="aspp_dropout")(x)
 
@@ -131,7 +133,7 @@ def DeepLabV3(
 
 def conv_bn_relu(x, filters, kernel_size, name, dilation=1):
     """Convolution, batch normalization, ReLU."""
-    x = common.conv_bn(x, filters, kernel_size, name, f"{name}_BN", dilation=dilation)
+    x = conv_bn(x, filters, kernel_size, name, f"{name}_BN", dilation=dilation)
     return layers.ReLU(name=f"{name}_relu")(x)
 
 

@@ -22,7 +22,7 @@ from keras_coordatt import (
     SqueezeExcite,
 )
 from keras_coordatt.applications import (
-    common,
+    blocks,
     efficientnet_ca,
     mobilenet_v2_ca,
     mobilenext_ca,
@@ -343,7 +343,7 @@ def test_preprocessing_is_preprocess_input(data_format, channels_first):
     keras.config.set_image_data_format(data_format)
     shape = (5, 7, 3) if data_format == "channels_last" else (3, 5, 7)
     inputs = keras.Input(shape)
-    model = keras.Model(inputs, common.image_entrance(inputs, True))
+    model = keras.Model(inputs, blocks.image_entrance(inputs, True))
     model = keras.Model.from_config(model.get_config())
     x = np.random.default_rng(0).uniform(0, 255, (2, *shape)).astype("float32")
     np.testing.assert_allclose(outputs(model, x), preprocess_input(x), atol=1e-5)

@@ -4,7 +4,7 @@ import pytest
 from networks import assert_near, copy_weights, count, images, lively, outputs
 
 from keras_coordatt import MobileNetV2CA
-from keras_coordatt.applications import common
+from keras_coordatt.applications import mobilenet_v2_ca
 from keras_coordatt.weights import load_torch
 
 CHECKPOINTS = [
@@ -166,6 +166,8 @@ def test_attention_changes_what_a_checkpoint_must_have(golden):
     ],
 )
 def test_what_the_published_weights_do_not_fit(arguments, message, monkeypatch):
-    monkeypatch.setattr(common, "load_weights", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(
+        mobilenet_v2_ca, "load_weights", lambda *_, **__: pytest.fail("loaded")
+    )
     with pytest.raises(ValueError, match=f'weights="imagenet".*{message}'):
         MobileNetV2CA(weights="imagenet", **arguments)
