@@ -23,7 +23,9 @@ from keras_coordatt.applications import (
 )
 from keras_coordatt.cli import main
 from keras_coordatt.detection import SSDLite
-from keras_coordatt.export import PRECISIONS, Preprocessing, read_metadata
+from keras_coordatt.export import Preprocessing, read_metadata
+from keras_coordatt.export._litert import PRECISIONS
+from keras_coordatt.preprocessing import IMAGENET, RAW_PIXELS, PreprocessingRecord
 from keras_coordatt.segmentation import DeepLabV3
 
 needs_saved_model = pytest.mark.skipif(BACKEND == "torch", reason="no SavedModel")
@@ -44,7 +46,8 @@ def onnxruntime():
 def network(attentions=(CoordinateAttention,), size=SIZE, dtype=None):
     """A block of MobileNetV2 with a head."""
     image = keras.Input((*size, 3))
-    x = layers.Conv2D(48, 3, strides=2, use_bias=False, dtype=dtype)(image)
+    x = PreprocessingRecord(IMAGENET)(image)
+    x = layers.Conv2D(48, 3, strides=2, use_bias=False, dtype=dtype)(x)
     x = layers.BatchNormalization(dtype=dtype)(x)
     x = layers.DepthwiseConv2D(3, padding="same", dtype=dtype, name="depthwise")(x)
     x = layers.ReLU(6.0, dtype=dtype)(x)
@@ -386,7 +389,9 @@ class Table:
 def test_litert_metadata_is_as_its_schema_says(model, tmp_path, rescaling):
     if rescaling:
         image = keras.Input((*SIZE, 3))
-        model = keras.Model(image, model(layers.Rescaling(1 / 64, -2)(image)))
+        x = PreprocessingRecord(RAW_PIXELS)(image)
+        body = keras.Model(model.layers[1].output, model.outputs)
+        model = keras.Model(image, body(layers.Rescaling(1 / 64, -2)(x)))
     export.litert(model, tmp_path / "it.tflite", labels=LABELS)
     # Model: 4 buffers, 6 metadata; Metadata: 0 name, 1 buffer; Buffer: 0 data.
     file = Table.root((tmp_path / "it.tflite").read_bytes())
@@ -629,7 +634,7 @@ def test_a_difference_is_an_error_and_leaves_nothing(path, write, x, model):
 @each_format
 def test_a_network_that_takes_bytes_says_so(path, write):
     image = keras.Input((*SIZE, 3))
-    x = layers.Rescaling(1 / 127.5, -1)(image)
+    x = layers.Rescaling(1 / 127.5, -1)(PreprocessingRecord(RAW_PIXELS)(image))
     flat = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3)(x))
     model = keras.Model(image, layers.Dense(3)(flat))
     write(model, path)

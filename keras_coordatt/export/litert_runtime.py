@@ -1,0 +1,102 @@
+"""Runs LiteRT files, and finds where an int8 one differs."""
+
+import contextlib
+import warnings
+
+import numpy as np
+
+from keras_coordatt.export.verify import LayerError, rms
+
+# Each of their activations is kept.
+LAYER_IMAGES = 16
+
+
+def fixed_batches(images, batch_size):
+    """Batches of exactly this size; the last one begins again at the first image."""
+    for start in range(0, len(images), batch_size):
+        yield np.take(images, range(start, start + batch_size), axis=0, mode="wrap")
+
+
+def run_litert(path, images, batch_size, names):
+    """What a file gives for the images, and its float tensors inside."""
+    import tensorflow as tf
+
+    with _quiet():
+        interpreter = tf.lite.Interpreter(str(path))
+    runner = interpreter.get_signature_runner("serving_default")
+    (given,) = runner.get_input_details().values()
+    taken = runner.get_output_details()
+    batches = []
+    for x in fixed_batches(images, batch_size):
+        outputs = runner(image=_quantized(x, given))
+        batches.append([_dequantized(outputs[name], taken[name]) for name in names])
+    ends = {given["index"], *(x["index"] for x in taken.values())}
+    float_tensors = tuple(
+        tensor["name"]
+        for tensor in interpreter.get_tensor_details()
+        if tensor["index"] not in ends and np.issubdtype(tensor["dtype"], np.floating)
+    )
+    return [np.concatenate(x)[: len(images)] for x in zip(*batches)], float_tensors
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without TensorFlow's advice on its interpreter, which is not for our users."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"\s*Warning: tf.lite.Interpreter is")
+        warnings.filterwarnings("ignore", r".*`experimental_preserve_all_tensors`")
+        yield
+
+
+def _quantized(x, tensor):
+    if np.issubdtype(tensor["dtype"], np.floating):
+        return x.astype(tensor["dtype"])
+    scale, zero_point = tensor["quantization"]
+    limits = np.iinfo(tensor["dtype"])
+    x = np.clip(np.round(x / scale) + zero_point, limits.min, limits.max)
+    return x.astype(tensor["dtype"])
+
+
+def _dequantized(x, tensor):
+    if np.issubdtype(tensor["dtype"], np.floating):
+        return x.astype("float32")
+    scale, zero_point = tensor["quantization"]
+    return ((x.astype("float32") - zero_point) * scale).astype("float32")
+
+
+def layer_errors(rounded, exact, images, batch_size):
+    """The errors by layer, in their order, of one file's tensors to another's."""
+    images = images[:LAYER_IMAGES]
+    rounded, exact = (_tensors(x, images, batch_size) for x in (rounded, exact))
+    errors = []
+    for name, ours in rounded.items():
+        theirs = exact.get(name)
+        if theirs is None or theirs.shape != ours.shape:
+            continue
+        if (theirs != theirs[:1]).any():  # weights are alike for all images
+            error, varies = rms(ours - theirs), rms(theirs - theirs.mean(0))
+            errors.append(LayerError(name.split(";")[0], error, error / varies))
+    return tuple(errors)
+
+
+def _tensors(content, images, batch_size):
+    """What each tensor of a file is for the images, in floating point."""
+    import tensorflow as tf
+
+    with _quiet():
+        interpreter = tf.lite.Interpreter(
+            model_content=content, experimental_preserve_all_tensors=True
+        )
+    runner = interpreter.get_signature_runner("serving_default")
+    (given,) = runner.get_input_details().values()
+    found = {}
+    for x in fixed_batches(images, batch_size):
+        runner(image=_quantized(x, given))
+        for tensor in interpreter.get_tensor_details():
+            # Other weights have no batch axis, and some tensors are never written.
+            if [*tensor["shape"][:1]] != [batch_size]:
+                continue
+            with contextlib.suppress(ValueError):
+                value = _dequantized(interpreter.get_tensor(tensor["index"]), tensor)
+                found.setdefault(tensor["name"], []).append(value)
+    return {name: np.concatenate(values) for name, values in found.items()}
