@@ -275,9 +275,8 @@ def export(arguments: argparse.Namespace) -> None:
 def _export_data(arguments, model):
     """Images to measure ranges and to compare on, and the names of the classes."""
     import keras
-    import tensorflow_datasets as tfds
 
-    from keras_coordatt.data import load_classification
+    from keras_coordatt.data import ClassFolder, load_classification
     from keras_coordatt.data.classification import open_images
     from keras_coordatt.export import preprocessing_of
 
@@ -298,7 +297,7 @@ def _export_data(arguments, model):
     found = {"images": images("test", 1000)}
     if arguments.precision == "int8":
         found["representative"] = images("train", 300)
-    if isinstance(builder, tfds.ImageFolder):
+    if isinstance(builder, ClassFolder):
         found["labels"] = builder.info.features["label"].names
     return found
 

@@ -4,13 +4,16 @@ The data set's builder is in `keras_coordatt.data.digits`; it is not imported he
 that registers it with TFDS.
 """
 
+from keras_coordatt.data.class_folder import ClassFolder
 from keras_coordatt.data.classification import load_classification
 from keras_coordatt.data.detection import load_detection
-from keras_coordatt.data.folders import MaskFolder, VOCFolder
+from keras_coordatt.data.mask_folder import MaskFolder
 from keras_coordatt.data.segmentation import IGNORED, load_segmentation
+from keras_coordatt.data.voc_folder import VOCFolder
 
 __all__ = [
     "IGNORED",
+    "ClassFolder",
     "MaskFolder",
     "VOCFolder",
     "load_classification",

@@ -1,4 +1,4 @@
-"""Images with a label each, in batches for `model.fit`."""
+"""Images with one label each, in batches for `model.fit`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 import tensorflow as tf
 
-from keras_coordatt.data.common import Batches, prepare_builder
+from keras_coordatt.data.augmentation import augment_images, check_mixing
+from keras_coordatt.data.batches import Batches, check_labels, prepare_builder
 from keras_coordatt.validation import check_choice
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def load_classification(
-    name: str | tfds.core.DatasetBuilder,
+    name: str | os.PathLike | tfds.core.DatasetBuilder,
     split: str | tfds.core.ReadInstruction,
     image_size: int | tuple[int, int],
     batch_size: int = 32,
@@ -25,38 +26,47 @@ def load_classification(
     preprocess: Callable | None = None,
     shuffle: bool = False,
     one_hot: bool = False,
+    drop_remainder: bool = False,
     seed: int | None = None,
     data_dir: str | os.PathLike | None = None,
+    on_error: str = "raise",
 ) -> tf.data.Dataset:
-    """Loads labelled images from any TFDS data set, in batches.
+    """Loads labelled images from a folder or from TFDS, in batches.
 
     Images are resized by antialiased bilinear interpolation, without keeping the aspect
     ratio, and keep the data set's dtype until they are batched. If all of them fit in
     256 MiB, they are decoded only once.
 
     Args:
-        name: A TFDS name such as `"digits/classification"`, `"cifar10"` or
-            `"imagenet2012"`, which is downloaded and prepared where need be, or a
-            builder whose data are ready, such as `tfds.ImageFolder(path)`. The data set
-            must have the features `image` and `label`, a `ClassLabel`.
-        split: A TFDS split, such as `"train"` or `"train[:90%]"`; an `ImageFolder` has
-            whole ones only.
+        name: A folder, as for `ClassFolder`; a TFDS name such as
+            `"digits/classification"`, `"cifar10"` or `"imagenet2012"`, which is
+            downloaded and prepared if need be; or a builder whose data are ready, such
+            as `ClassFolder(path)`. The data set must have the features `image` and
+            `label`, a `ClassLabel`.
+        split: A TFDS split, such as `"train"` or `"train[:90%]"`.
         image_size: The images' height and width, as a pair or as one integer.
-        batch_size: Images a batch. The last batch may be smaller.
+        batch_size: Images per batch.
         augment: A Keras preprocessing layer, called with `training=True`, or any
             function of a batch of images, float32 from 0 to 255. Several layers go
-            into a `keras.layers.Pipeline`. On every backend, functions get TensorFlow
-            tensors.
+            into a `keras.layers.Pipeline`. `MixUp` and `CutMix` mix the labels too, and
+            need `one_hot=True`. On every backend, functions get TensorFlow tensors.
         preprocess: A function of a batch of images, applied last, such as a network's
             `preprocess_input`.
         shuffle: Whether to put the images in a new order each time the data set is
             read. Those of a data set too large to be cached are shuffled within a
             buffer of 256 MiB, after its files, if they need not stay in order.
         one_hot: Whether labels are float32 one-hot vectors, rather than integers.
+        drop_remainder: Whether to leave out the last batch if it is smaller. Set it
+            to train a network with batch normalization over few positions: the
+            statistics of a last batch of one image would ruin it. With `shuffle`, other
+            images are left out each time.
         seed: An integer that makes the order repeatable, and `augment` if that is
             repeatable itself.
-        data_dir: Where the data set is stored; `None` for TFDS's own choice. Not used
-            if `name` is a builder.
+        data_dir: Where the data set is stored; `None` for TFDS's own choice. Only used
+            with a TFDS name.
+        on_error: What to do with files of a folder that cannot be used: `"raise"`,
+            `"skip"` or `"repair"`, same as in `ClassFolder`, `VOCFolder` and
+            `MaskFolder`. A builder has its own.
 
     Returns:
         A `tf.data.Dataset` of `(images, labels)`, with images float32 of shape
@@ -65,8 +75,10 @@ def load_classification(
         shape `(batch,)`, or float32 of shape `(batch, classes)`.
 
     Raises:
-        ValueError: If an argument is invalid, or the data set has no `image` and
-            `label`.
+        ValueError: If an argument is invalid, files of a folder cannot be used, or the
+            data set has no `image` and `label`.
+        tf.errors.InvalidArgumentError: When it is read, if a label of a builder is not
+            one of its classes.
 
     Example:
 
@@ -79,24 +91,45 @@ def load_classification(
     images, labels = next(iter(train))  # (32, 32, 32, 3) and (32,)
     ```
     """
-    batches = Batches(split, image_size, batch_size, augment, preprocess, shuffle, seed)
+    batches = Batches(
+        split,
+        image_size,
+        batch_size,
+        augment,
+        preprocess,
+        shuffle,
+        drop_remainder,
+        seed,
+    )
     check_choice("one_hot", one_hot, (True, False))
-    builder = _prepare(name, data_dir)
+    check_mixing(augment, one_hot)
+    builder = open_images(name, data_dir=data_dir, on_error=on_error)
     num_classes = builder.info.features["label"].num_classes
+
+    def read(example):
+        return check_labels(example["label"], num_classes)
 
     def finish(images, labels):
         if one_hot:
             labels = tf.one_hot(labels, num_classes)
-        return batches.apply(images), labels
+        images, labels = augment_images(augment, images, labels)
+        return images, tf.cast(labels, "float32") if one_hot else labels
 
-    return batches.load(builder, lambda example: example["label"], finish)
+    return batches.load(builder, read, finish)
 
 
-def open_images(data: str | os.PathLike) -> tfds.core.DatasetBuilder:
-    """Gives the builder of a folder of images, or of a TFDS name.
+def open_images(
+    data: str | os.PathLike | tfds.core.DatasetBuilder,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    on_error: str = "raise",
+) -> tfds.core.DatasetBuilder:
+    """Returns the builder of a folder of images, or of a TFDS name.
 
     Args:
-        data: A folder `<split>/<class>/*.jpg`, or a TFDS name.
+        data: A folder `<split>/<class>/*.jpg`, a TFDS name, or a builder.
+        data_dir: Same as in `load_classification`.
+        on_error: Same as in `load_classification`.
 
     Returns:
         The builder, with its data ready.
@@ -106,18 +139,33 @@ def open_images(data: str | os.PathLike) -> tfds.core.DatasetBuilder:
     """
     import tensorflow_datasets as tfds
 
-    data = os.fspath(data)
-    return _prepare(tfds.ImageFolder(data) if os.path.isdir(data) else data)
+    from keras_coordatt.data.class_folder import ClassFolder
 
-
-def _prepare(
-    name: str | tfds.core.DatasetBuilder, data_dir: str | os.PathLike | None = None
-) -> tfds.core.DatasetBuilder:
-    import tensorflow_datasets as tfds
-
+    if isinstance(data, tfds.ImageFolder):
+        data = _as_class_folder(data)
     return prepare_builder(
-        name,
+        data,
         data_dir,
+        on_error,
+        ClassFolder,
         "a 'label' that is a ClassLabel",
         lambda features: isinstance(features.get("label"), tfds.features.ClassLabel),
     )
+
+
+def _as_class_folder(builder: tfds.ImageFolder) -> tfds.core.DatasetBuilder:
+    """Returns a builder that reads the same folder as a viewer shows its pictures."""
+    from keras_coordatt.data.class_folder import ClassFolder
+
+    features = builder.info.features
+    if features["image"].shape[-1] != 3 or features["image"].dtype != "uint8":
+        return builder
+    folder = ClassFolder(builder.data_dir)
+    names = folder.info.features["label"].names
+    if names != features["label"].names:
+        raise ValueError(
+            "`name` must not count folders that are hidden or empty as classes. "
+            f"Pass ClassFolder(path), which has {names}. "
+            f"Received: a tfds.ImageFolder with {features['label'].names}"
+        )
+    return folder

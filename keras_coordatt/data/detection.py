@@ -6,27 +6,21 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import keras
 import tensorflow as tf
 
-from keras_coordatt.data.common import Batches, layers_of, prepare_builder
+from keras_coordatt.data.augmentation import augment_with_targets, check_boxes_follow
+from keras_coordatt.data.batches import Batches, check_labels, prepare_builder
 from keras_coordatt.validation import check_choice, check_positive_int
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-# The boxes that they give are not where the objects are: in Keras 3.15, the tests say.
-_MISPLACE_BOXES = (
-    keras.layers.RandAugment,  # has the shear and the rotation
-    keras.layers.RandomCrop,
-    keras.layers.RandomPerspective,
-    keras.layers.RandomRotation,
-    keras.layers.RandomShear,
-)
+# Longer sides are not those of boxes relative to the image, however it was zoomed.
+_LONGEST_SIDE = 10
 
 
 def load_detection(
-    name: str | tfds.core.DatasetBuilder,
+    name: str | os.PathLike | tfds.core.DatasetBuilder,
     split: str | tfds.core.ReadInstruction,
     image_size: int | tuple[int, int],
     batch_size: int = 32,
@@ -36,8 +30,10 @@ def load_detection(
     augment: Callable | None = None,
     preprocess: Callable | None = None,
     shuffle: bool = False,
+    drop_remainder: bool = False,
     seed: int | None = None,
     data_dir: str | os.PathLike | None = None,
+    on_error: str = "raise",
 ) -> tf.data.Dataset:
     """Loads images with boxes around their objects, in batches.
 
@@ -50,29 +46,22 @@ def load_detection(
     nor as missed, so whoever computes it needs `keep_difficult` and the marks.
 
     Args:
-        name: A TFDS name such as `"digits/scenes"`, `"voc/2007"` or `"coco/2017"`,
-            which is downloaded and prepared where need be, or a builder whose data are
-            ready, such as `VOCFolder(path)`. The data set must have the features
-            `image` and `objects`, with a `bbox` and a `label`, a `ClassLabel`.
-        split: A TFDS split, such as `"train"` or `"train[:90%]"`.
-        image_size: The images' height and width, as a pair or as one integer.
-        batch_size: Images a batch. The last batch may be smaller.
-        max_boxes: Boxes an image. Of an image with more, the first are kept.
+        name: A folder, as for `VOCFolder`; a TFDS name such as `"digits/scenes"`,
+            `"voc/2007"` or `"coco/2017"`; or a builder, such as `VOCFolder(path)`. The
+            data set must have the features `image` and `objects`, with a `bbox` and a
+            `label`, a `ClassLabel`.
+        split, image_size, batch_size: Same as in `load_classification`.
+        max_boxes: Boxes per image. Of an image with more, the first are kept.
         keep_difficult: Whether to keep the objects that are `is_difficult`.
-        augment: A Keras preprocessing layer made with
-            `bounding_box_format="rel_xyxy"`, called with `training=True`, or any
+        augment: A Keras preprocessing layer, called with `training=True`, or any
             function, of a dict with a batch of `images`, float32 from 0 to 255, and
-            with `bounding_boxes`, a dict of `boxes` and `labels`. It gives such a dict.
-            Several layers go into a `keras.layers.Pipeline`. On every backend,
-            functions get TensorFlow tensors. Boxes that leave the image are dropped.
-        preprocess: A function of a batch of images, applied last, such as a network's
-            `preprocess_input`.
-        shuffle: Whether to put the images in a new order each time the data set is
-            read.
-        seed: An integer that makes the order repeatable, and `augment` if that is
-            repeatable itself.
-        data_dir: Where the data set is stored; `None` for TFDS's own choice. Not used
-            if `name` is a builder.
+            with `bounding_boxes`, a dict of `boxes` and `labels`. It returns such a
+            dict. Layers that move objects need `bounding_box_format="rel_xyxy"`; those
+            that only change colours get the images alone. Several layers go into a
+            `keras.layers.Pipeline`. On every backend, functions get TensorFlow tensors.
+            Boxes that leave the image are dropped.
+        preprocess, shuffle, drop_remainder, seed, data_dir, on_error: Same as in
+            `load_classification`.
 
     Returns:
         A `tf.data.Dataset` of `(images, objects)`, with images float32 of shape
@@ -83,10 +72,15 @@ def load_detection(
         object, the box is 0 and the label -1.
 
     Raises:
-        ValueError: If an argument is invalid, the data set has no such features, or a
-            layer of `augment` takes boxes of another format or, as `RandomCrop`,
-            `RandomRotation`, `RandomShear`, `RandomPerspective` and `RandAugment` of
-            Keras 3.15, gives boxes that are not where the objects are.
+        ValueError: If an argument is invalid, files of a folder cannot be used, the
+            data set has no such features, or a layer of `augment` takes boxes of
+            another format or returns boxes that are not where the objects are, as in
+            Keras 3.15 do `AugMix`, `CutMix`, `MixUp`, `RandAugment`, `RandomCrop`,
+            `RandomElasticTransform`, `RandomPerspective`, `RandomRotation` and
+            `RandomShear`.
+        tf.errors.InvalidArgumentError: When it is read, if a builder or `augment` gives
+            labels that are not classes, or boxes that are not relative to the image's
+            size, such as boxes in pixels.
 
     Example:
 
@@ -100,27 +94,28 @@ def load_detection(
     objects["boxes"]  # (32, 100, 4)
     ```
     """
-    batches = Batches(split, image_size, batch_size, augment, preprocess, shuffle, seed)
+    batches = Batches(
+        split,
+        image_size,
+        batch_size,
+        augment,
+        preprocess,
+        shuffle,
+        drop_remainder,
+        seed,
+    )
     max_boxes = check_positive_int("max_boxes", max_boxes)
     check_choice("keep_difficult", keep_difficult, (True, False))
-    for layer in layers_of(augment):
-        if isinstance(layer, _MISPLACE_BOXES):
-            raise ValueError(
-                "`augment` must keep boxes around their objects, which "
-                f"{type(layer).__name__} does not. Received: {augment!r}"
-            )
-        # A layer that is not Keras's may do without.
-        if getattr(layer, "bounding_box_format", "rel_xyxy") != "rel_xyxy":
-            raise ValueError(
-                "`augment` must be made with bounding_box_format='rel_xyxy'. "
-                f"Received: {type(layer).__name__} with {layer.bounding_box_format!r}"
-            )
+    check_boxes_follow(augment)
     builder = prepare_builder(
         name,
         data_dir,
+        on_error,
+        _voc_folder,
         "'objects' with a 'bbox' and a 'label' that is a ClassLabel",
         _has_boxes,
     )
+    num_classes = builder.info.features["objects"]["label"].num_classes
     left_out = {"is_crowd"} if keep_difficult else {"is_crowd", "is_difficult"}
 
     def read(example):
@@ -128,8 +123,10 @@ def load_detection(
         kept = tf.ones_like(objects["label"], "bool")
         for mark in left_out & objects.keys():
             kept &= ~objects[mark]
-        labels = tf.boolean_mask(objects["label"], kept)[:max_boxes]
-        boxes = tf.boolean_mask(objects["bbox"], kept)[:max_boxes]
+        labels = check_labels(objects["label"], num_classes)
+        labels = tf.boolean_mask(labels, kept)[:max_boxes]
+        boxes = _check_boxes(objects["bbox"], -0.01, 1.01)
+        boxes = tf.boolean_mask(boxes, kept)[:max_boxes]
         # From (y1, x1, y2, x2).
         boxes = tf.gather(boxes, (1, 0, 3, 2), axis=1)
         rest = (0, max_boxes - tf.size(labels))
@@ -141,18 +138,50 @@ def load_detection(
         }
 
     def finish(images, objects):
-        data = batches.apply({"images": images, "bounding_boxes": objects})
-        # Keras's layers give labels as floats, and move the padding's boxes too.
+        data = {"images": images, "bounding_boxes": objects}
+        data = augment_with_targets(augment, data)
+        # Keras's layers return labels as floats, and move the padding's boxes too.
         objects = data["bounding_boxes"]
-        labels = tf.cast(objects["labels"], "int32")
-        boxes = tf.clip_by_value(tf.cast(objects["boxes"], "float32"), 0, 1)
-        seen = tf.reduce_all(boxes[..., :2] < boxes[..., 2:], axis=-1) & (labels >= 0)
+        labels = check_labels(tf.cast(objects["labels"], "int32"), num_classes, low=-1)
+        boxes = tf.cast(objects["boxes"], "float32")
+        if augment is not None:
+            boxes = _check_sides(boxes, labels)
+        boxes = tf.clip_by_value(boxes, 0, 1)
+        visible = tf.reduce_all(boxes[..., :2] < boxes[..., 2:], axis=-1)
+        visible &= labels >= 0
         return data["images"], {
-            "boxes": tf.where(seen[..., None], boxes, 0),
-            "labels": tf.where(seen, labels, -1),
+            "boxes": tf.where(visible[..., None], boxes, 0),
+            "labels": tf.where(visible, labels, -1),
         }
 
     return batches.load(builder, read, finish)
+
+
+def _check_boxes(boxes, low, high):
+    # Not so if one is NaN.
+    fits = tf.reduce_all((boxes >= low) & (boxes <= high))
+    message = "Boxes must be relative to the image's size, from 0 to 1. Received:"
+    with tf.control_dependencies([tf.debugging.Assert(fits, [message, boxes])]):
+        return tf.identity(boxes)
+
+
+def _check_sides(boxes, labels):
+    sides = boxes[..., 2:] - boxes[..., :2]
+    sides = tf.where((labels >= 0)[..., None], sides, 0)
+    fits = tf.reduce_all(sides <= _LONGEST_SIDE)
+    message = (
+        "`augment` must return boxes relative to the image's size, from 0 to 1. "
+        "The longest side of a box is"
+    )
+    check = tf.debugging.Assert(fits, [message, tf.reduce_max(sides)])
+    with tf.control_dependencies([check]):
+        return tf.identity(boxes)
+
+
+def _voc_folder(path: str | os.PathLike, on_error: str) -> tfds.core.DatasetBuilder:
+    from keras_coordatt.data.voc_folder import VOCFolder
+
+    return VOCFolder(path, on_error=on_error)
 
 
 def _has_boxes(features: dict) -> bool:

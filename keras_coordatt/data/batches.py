@@ -1,4 +1,4 @@
-"""From a TFDS data set to batches on every Keras backend: what the loaders share."""
+"""What the three loaders share: from a data set to batches, on every Keras backend."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import dataclasses
 import math
 import numbers
 import os
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
 
+from keras_coordatt.data.reading import check_on_error
 from keras_coordatt.validation import check_choice, check_positive_int
 
 if TYPE_CHECKING:
@@ -25,7 +26,9 @@ _MEMORY = 256 * 2**20
 class Batches:
     """How a split becomes batches: the arguments that the three loaders share.
 
-    They are those of `load_classification`, and are checked here.
+    Attributes:
+        split, image_size, batch_size, augment, preprocess, shuffle, drop_remainder,
+            seed: Same as in `load_classification`.
 
     Raises:
         ValueError: If one is invalid.
@@ -37,6 +40,7 @@ class Batches:
     augment: Callable | None
     preprocess: Callable | None
     shuffle: bool
+    drop_remainder: bool
     seed: int | None
 
     def __post_init__(self):
@@ -55,6 +59,7 @@ class Batches:
                     f"`{argument}` must be callable. Received: {function!r}"
                 )
         check_choice("shuffle", self.shuffle, (True, False))
+        check_choice("drop_remainder", self.drop_remainder, (True, False))
         if not isinstance(self.seed, numbers.Integral | None):
             raise ValueError(
                 f"`seed` must be None or an integer. Received: {self.seed!r}"
@@ -67,11 +72,11 @@ class Batches:
 
         Args:
             builder: The builder, with its data ready.
-            read: A function of an example that gives the target, which is kept beside
+            read: A function of an example that returns the target, which is kept beside
                 the resized image: tensors of a known shape.
             finish: A function of a batch of images, float32 in Keras's data format, and
-                of their targets. It gives both as the model takes them, augmented by
-                `apply`, before the images are preprocessed.
+                of their targets. It augments both and returns them as the model takes
+                them, before the images are preprocessed.
 
         Returns:
             A `tf.data.Dataset` of batches of images and targets.
@@ -90,6 +95,12 @@ class Batches:
             # The images are cached below, once resized.
             read_config=tfds.ReadConfig(shuffle_seed=self.seed, try_autocache=False),
         )
+        if self.drop_remainder and 0 <= dataset.cardinality() < self.batch_size:
+            raise ValueError(
+                "`drop_remainder` leaves no batch, as `split` has fewer images than "
+                f"`batch_size`. Received: {int(dataset.cardinality())} images, "
+                f"batch_size={self.batch_size}"
+            )
         dataset = dataset.map(
             lambda example: (resize(example["image"], self.image_size), read(example)),
             num_parallel_calls=tf.data.AUTOTUNE,
@@ -120,54 +131,27 @@ class Batches:
 
         # In parallel, batches would draw an augmentation's random numbers in any order.
         in_turn = self.augment is not None and self.seed is not None
-        dataset = dataset.batch(self.batch_size).map(
+        dataset = dataset.batch(self.batch_size, self.drop_remainder).map(
             finish_batch, num_parallel_calls=None if in_turn else tf.data.AUTOTUNE
         )
         return dataset.prefetch(tf.data.AUTOTUNE)
 
-    def apply(self, data: Any) -> Any:
-        """Augments a batch, if it is to be augmented.
-
-        Args:
-            data: The images, or the dict that Keras's layers take.
-
-        Returns:
-            The same, augmented.
-        """
-        if self.augment is None:
-            return data
-        if isinstance(self.augment, keras.Layer):
-            return self.augment(data, training=True)
-        return self.augment(data)
-
-
-def layers_of(augment: Callable | None) -> Iterator[keras.Layer]:
-    """Gives the Keras layers of an augmentation, also those within a `Pipeline`.
-
-    Args:
-        augment: As in `load_classification`.
-
-    Yields:
-        Each layer.
-    """
-    for layer in getattr(augment, "layers", [augment]):
-        if layer is not augment and hasattr(layer, "layers"):
-            yield from layers_of(layer)
-        elif isinstance(layer, keras.Layer):
-            yield layer
-
 
 def prepare_builder(
-    name: str | tfds.core.DatasetBuilder,
+    name: str | os.PathLike | tfds.core.DatasetBuilder,
     data_dir: str | os.PathLike | None,
+    on_error: str,
+    folder: Callable,
     needs: str,
     fits: Callable[[dict], bool],
 ) -> tfds.core.DatasetBuilder:
-    """Gives the TFDS builder of a data set for a task, with its data ready.
+    """Returns the TFDS builder of a data set for a task, with its data ready.
 
     Args:
-        name: As in `load_classification`.
-        data_dir: As in `load_classification`.
+        name: Same as in `load_classification`.
+        data_dir: Same as in `load_classification`.
+        on_error: Same as in `load_classification`.
+        folder: Builds the builder of a folder, from its path and `on_error`.
         needs: The features that the task needs, in words.
         fits: Tells whether a dict of TFDS features has them.
 
@@ -175,18 +159,39 @@ def prepare_builder(
         The builder.
 
     Raises:
-        ValueError: If the data set does not have them.
+        ValueError: If an argument is invalid, or the data set does not have the
+            features.
     """
     import tensorflow_datasets as tfds
 
     from keras_coordatt.data import digits  # noqa: F401, registers "digits"
 
-    if isinstance(name, str):
-        builder = tfds.builder(name, data_dir=data_dir)
+    check_on_error(on_error)
+    by_name = False
+    if isinstance(name, os.PathLike) or (isinstance(name, str) and os.path.isdir(name)):
+        builder = folder(name, on_error=on_error)
+    elif on_error != "raise":
+        raise ValueError(
+            "`on_error` is for a folder, and is given to the builder if there is one. "
+            f"Received: {on_error!r}, with name={name!r}"
+        )
+    elif isinstance(name, str):
+        by_name = True
+        try:
+            builder = tfds.builder(name, data_dir=data_dir)
+        except ValueError as error:
+            # TFDS adds the names of all its data sets.
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                "`name` must be a folder, a TFDS name or a builder. "
+                f"Received: {name!r}, which is not a folder, and TFDS says: {reason}"
+            ) from error
     elif isinstance(name, tfds.core.DatasetBuilder):
         builder = name
     else:
-        raise ValueError(f"`name` must be a TFDS name or a builder. Received: {name!r}")
+        raise ValueError(
+            f"`name` must be a folder, a TFDS name or a builder. Received: {name!r}"
+        )
     # Before a download, which may be long.
     features = dict(builder.info.features.items())
     if "image" not in features or not fits(features):
@@ -194,7 +199,7 @@ def prepare_builder(
             f"`name` must be a data set with an 'image' and {needs}. "
             f"Received: {builder.info.full_name} with {features}"
         )
-    if builder is not name:
+    if by_name:
         try:
             builder.download_and_prepare()
         except OSError:
@@ -204,6 +209,26 @@ def prepare_builder(
             if not builder.is_prepared():
                 raise
     return builder
+
+
+def check_labels(labels: tf.Tensor, num_classes: int, low: int = 0) -> tf.Tensor:
+    """Checks labels within a `tf.data` pipeline, on every backend.
+
+    Args:
+        labels: Integers.
+        num_classes: The number of classes.
+        low: The lowest value that is allowed.
+
+    Returns:
+        The labels.
+
+    Raises:
+        tf.errors.InvalidArgumentError: If a label is out of range, once it is read.
+    """
+    fits = tf.reduce_all((labels >= low) & (labels < num_classes))
+    message = f"Labels must be integers from 0 to {num_classes - 1}. Received:"
+    with tf.control_dependencies([tf.debugging.Assert(fits, [message, labels])]):
+        return tf.identity(labels)
 
 
 def resize(

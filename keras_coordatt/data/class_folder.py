@@ -1,0 +1,117 @@
+"""Folders with a subfolder of images for each class, as a TFDS builder."""
+
+from __future__ import annotations
+
+import collections
+import os
+import random
+import warnings
+from pathlib import Path
+
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from keras_coordatt.data.folder import Folder, decode_image
+from keras_coordatt.data.reading import image_size, list_folder
+
+
+class ClassFolder(Folder, skip_registration=True):
+    """Images in one folder per class, in one folder per split.
+
+    ```
+    path/
+      train/cat/         # any names: IMG_0001.JPG, scan.png, ...
+      train/dog/
+      test/cat/
+      ...
+    ```
+
+    Like a TFDS data set, it has the features `image` and `label`, and splits that can
+    be sliced. It differs from `tfds.ImageFolder`: pictures are read as a viewer shows
+    them (EXIF orientation, CMYK, 16 bits, ...), in more formats; hidden folders, such
+    as `.ipynb_checkpoints`, do not count; and images that cannot be read are found when
+    a split is opened, before training starts.
+
+    One warning tells of classes without an image, or without one in `train`, and of
+    files and subfolders that are not read. A class without any image does not count.
+
+    Args:
+        path: The folder.
+        on_error: What to do with images that cannot be read: `"raise"` one error that
+            names all of them, or `"skip"` (or `"repair"`, which is the same here) to
+            leave them out, with one warning that names them. Defaults to `"raise"`.
+
+    Raises:
+        ValueError: If there is no image, or an argument is invalid.
+
+    Example:
+
+    ```python
+    builder = ClassFolder("photos", on_error="skip")
+    builder.info.features["label"].names  # ["cat", "dog"]
+    train = load_classification(builder, "train[:90%]", 224, shuffle=True)
+    ```
+    """
+
+    def __init__(self, path: str | os.PathLike, *, on_error: str = "raise"):
+        path = Path(path).expanduser()
+        found = {}
+        remarks = []
+        unread = collections.Counter()
+        for split in list_folder(path)[2]:
+            loose, _, folders = list_folder(split)
+            if loose:
+                remarks.append(f"{len(loose)} images in {split} are in no class")
+            for folder in folders:
+                images, others, subfolders = list_folder(folder)
+                found.setdefault(split.name, {})[folder.name] = images
+                unread.update(file.suffix or "no ending" for file in others)
+                remarks += [f"{subfolder} is not read" for subfolder in subfolders]
+        names = {name for classes in found.values() for name in classes}
+        classes = sorted(
+            name for name in names if any(found[split].get(name) for split in found)
+        )
+        if not classes:
+            raise ValueError(
+                f"There are no images in {path}. They must be in folders like "
+                f"{path / 'train' / 'cat'}, one per split and class"
+            )
+        remarks += [
+            f"The class {name!r} has no images and does not count"
+            for name in sorted(names.difference(classes))
+        ]
+        remarks += [
+            f"The class {name!r} has no images in {path / 'train'}"
+            for name in classes
+            if "train" in found and not found["train"].get(name)
+        ]
+        if unread:
+            counts = ", ".join(f"{n} x {end}" for end, n in sorted(unread.items()))
+            remarks.append(f"Files that are not images are not read: {counts}")
+        if remarks:
+            warnings.warn("\n  ".join([f"{path}:", *remarks]), stacklevel=2)
+
+        splits = {}
+        for split, folders in found.items():
+            examples = [
+                (os.fspath(image), label)
+                for label, name in enumerate(classes)
+                for image in folders.get(name, ())
+            ]
+            # So that slices have all classes. In the order of tfds.ImageFolder.
+            random.Random(split).shuffle(examples)
+            if examples:
+                files, labels = zip(*examples, strict=True)
+                splits[split] = {"image": files, "label": labels}
+        label = tfds.features.ClassLabel(names=classes)
+        super().__init__(path, {"label": label}, splits, on_error)
+
+    def _check(self, example):
+        image_size(example["image"])
+
+    def _read(self, example):
+        return {
+            "image": decode_image(example["image"]),
+            "image/filename": example["image"],
+            "label": tf.cast(example["label"], "int64"),
+        }

@@ -1,0 +1,201 @@
+"""What the folders of images share as TFDS builders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from keras_coordatt.data.reading import (
+    check_on_error,
+    find_faults,
+    list_folder,
+    read_image,
+    report_faults,
+)
+
+
+class Folder(tfds.core.DatasetBuilder, skip_registration=True):
+    """Base class of the builders that read files where they are.
+
+    A subclass lists the files, checks one example (`_check`) and reads one (`_read`).
+
+    Args:
+        path: The folder.
+        features: TFDS features beside `image` and `image/filename`.
+        splits: For each split, its columns: sequences with one entry per example.
+            `image` has the files.
+        on_error: What to do with images that cannot be used: `"raise"`; `"skip"` or
+            `"repair"`, to leave them out.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+
+    def __init__(
+        self, path: Path, features: dict, splits: dict[str, dict], on_error: str
+    ):
+        self._path = path
+        self._features = features
+        self._splits = splits
+        self._on_error = check_on_error(on_error)
+        self._usable = {}
+        super().__init__(data_dir=path)
+        self.info.set_splits(
+            tfds.core.SplitDict(
+                tfds.core.SplitInfo(
+                    name=name, shard_lengths=[len(columns["image"])], num_bytes=0
+                )
+                for name, columns in splits.items()
+            )
+        )
+
+    @property
+    def data_path(self):
+        return tfds.core.Path(self._path)
+
+    def _info(self):
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description=f"The images in {self._path}",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(),
+                    "image/filename": tfds.features.Text(),
+                    **self._features,
+                }
+            ),
+        )
+
+    def _download_and_prepare(self, **kwargs):
+        raise NotImplementedError("The files are read where they are.")
+
+    def _as_dataset(self, split, shuffle_files=False, decoders=None, read_config=None):
+        if decoders:
+            raise NotImplementedError(f"No `decoders`, please. Received: {decoders}")
+        if isinstance(split, str):
+            split = tfds.core.ReadInstruction.from_spec(split)
+        dataset = None
+        for part in split.to_absolute(self.info.splits):
+            columns = self._splits[part.splitname]
+            usable = self._find_usable(part.splitname)
+            chosen = np.flatnonzero(usable[part.from_ : part.to]) + (part.from_ or 0)
+            examples = tf.data.Dataset.from_tensor_slices(
+                {name: tf.gather(column, chosen) for name, column in columns.items()}
+            )
+            dataset = dataset.concatenate(examples) if dataset else examples
+        if shuffle_files and dataset.cardinality() > 0:
+            # All at once, as they are only names yet.
+            seed = read_config.shuffle_seed if read_config else None
+            dataset = dataset.shuffle(dataset.cardinality(), seed=seed)
+        return dataset.map(self._read, num_parallel_calls=tf.data.AUTOTUNE)
+
+    def _find_usable(self, split: str) -> np.ndarray:
+        """Tells which images of a split can be used, checking all of them once."""
+        if split not in self._usable:
+            columns = self._splits[split]
+            # Ragged columns are slow to take apart, and were checked before.
+            flat = {
+                name: column
+                for name, column in columns.items()
+                if not isinstance(column, tf.RaggedTensor)
+            }
+            examples = [
+                dict(zip(flat, values, strict=True))
+                for values in zip(*flat.values(), strict=True)
+            ]
+            found, faults = find_faults(self._check, examples)
+            report_faults(
+                [fault for fault in faults if fault],
+                self._on_error,
+                f"images of '{split}' cannot be used (on_error='skip' leaves them out)"
+                if self._on_error == "raise"
+                else f"images of '{split}' cannot be used",
+                "left out",
+            )
+            usable = np.array([not fault for fault in faults])
+            if not usable.any():
+                raise ValueError(
+                    f"No image of '{split}' in {self._path} can be used. "
+                    f"The first fault: {faults[0]}"
+                )
+            self._check_split(
+                split, [x for x, ok in zip(found, usable, strict=True) if ok]
+            )
+            self._usable[split] = usable
+        return self._usable[split]
+
+    def _check(self, example: dict):
+        """Raises a ValueError, which names the file, if an example cannot be used."""
+        raise NotImplementedError
+
+    def _check_split(self, split: str, found: list) -> None:
+        """Raises a ValueError if what `_check` returned does not make a split."""
+
+    def _read(self, example: dict) -> dict:
+        """Reads one example, of tensors."""
+        raise NotImplementedError
+
+
+def decode_image(file: tf.Tensor) -> tf.Tensor:
+    """Reads a picture within a `tf.data` pipeline.
+
+    Args:
+        file: Its path.
+
+    Returns:
+        The RGB picture, uint8 of shape `(height, width, 3)`.
+    """
+    image = tf.numpy_function(
+        lambda path: read_image(path.decode()), [file], "uint8", stateful=False
+    )
+    return tf.ensure_shape(image, (None, None, 3))
+
+
+def check_classes(classes: Sequence[str]) -> list[str]:
+    """Returns names of classes as a list, if they are.
+
+    Args:
+        classes: The names.
+
+    Raises:
+        ValueError: If they are not different strings.
+    """
+    names = list(classes)
+    if (
+        isinstance(classes, str)
+        or not names
+        or not all(isinstance(name, str) and name for name in names)
+        or len(set(names)) < len(names)
+    ):
+        raise ValueError(
+            f"`classes` must be names that differ from each other. Received: {classes}"
+        )
+    return names
+
+
+def images_by_name(folder: Path) -> dict[str, Path]:
+    """Finds the images of a folder.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The images by their names without an ending, in alphabetical order.
+
+    Raises:
+        ValueError: If there are none, or two have one name.
+    """
+    images = {}
+    for file in list_folder(folder)[0]:
+        if file.stem in images:
+            raise ValueError(
+                f"{os.fspath(file)} and {images[file.stem]} have the same name"
+            )
+        images[file.stem] = file
+    if not images:
+        raise ValueError(f"There are no images in {folder}")
+    return images

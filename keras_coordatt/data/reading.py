@@ -1,0 +1,265 @@
+"""Reads pictures, masks and text files as people have them."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from keras_coordatt.validation import check_choice
+
+# Files with other endings are not looked at.
+IMAGE_SUFFIXES = frozenset(
+    (".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+)
+ON_ERROR = ("raise", "skip", "repair")
+# Left in a folder by the operating system.
+_CLUTTER = frozenset(("thumbs.db", "desktop.ini"))
+# EXIF's tag, and its values that swap height and width.
+_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)
+# Faults that a warning spells out.
+_LISTED = 20
+
+
+def read_image(file: str | os.PathLike) -> np.ndarray:
+    """Reads a picture as a viewer shows it.
+
+    EXIF orientation is applied, 16 bits per channel are scaled to 8, transparency is
+    laid on white, and of an animation the first frame is read. The format is that of
+    the content, whatever the file's ending.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The RGB picture, uint8 of shape `(height, width, 3)`.
+
+    Raises:
+        ValueError: If the file cannot be read. The message names it.
+
+    Example:
+
+    >>> read_image("IMG_0001.JPG").shape
+    (3024, 4032, 3)
+    """
+
+    def read(image):
+        image = ImageOps.exif_transpose(image)
+        if image.mode == "F" or image.mode.startswith("I"):
+            image = Image.fromarray(_to_bytes(np.asarray(image)))
+        elif image.has_transparency_data:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(white, image)
+        return np.asarray(image.convert("RGB"))
+
+    return _open(file, read)
+
+
+def image_size(file: str | os.PathLike) -> tuple[int, int]:
+    """Decodes a picture only to check it.
+
+    Args:
+        file: The file.
+
+    Returns:
+        Height and width, as `read_image` reads it.
+
+    Raises:
+        ValueError: If the file cannot be read. The message names it.
+
+    Example:
+
+    >>> image_size("IMG_0001.JPG")
+    (3024, 4032)
+    """
+
+    def check(image):
+        width, height = image.size
+        sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
+        # An eighth of the size is decoded faster, and the file is still read to its end.
+        image.draft(image.mode, (1, 1))
+        image.load()
+        return (width, height) if sideways else (height, width)
+
+    return _open(file, check)
+
+
+def read_mask(file: str | os.PathLike) -> np.ndarray:
+    """Reads a mask: the value of each pixel, or its index in the palette.
+
+    Args:
+        file: A PNG, grey or with a palette, of up to 8 bits.
+
+    Returns:
+        The values, uint8 of shape `(height, width)`.
+
+    Raises:
+        ValueError: If the file cannot be read or is no such PNG. The message names it.
+
+    Example:
+
+    >>> np.unique(read_mask("SegmentationClass/2007_000032.png"))
+    array([  0,   1,  15, 255], dtype=uint8)
+    """
+
+    def read(image):
+        values = np.asarray(ImageOps.exif_transpose(image), "uint8")
+        if image.mode == "L":
+            # Pillow spreads 2 and 4 bits over 0 to 255.
+            values = values // (255 // (2 ** _bits(file) - 1))
+        return values
+
+    check_mask(file)
+    return _open(file, read)
+
+
+def check_mask(file: str | os.PathLike) -> None:
+    """Checks that a mask is of the right kind, without decoding it.
+
+    Args:
+        file: The file.
+
+    Raises:
+        ValueError: If it is not a PNG, grey or with a palette, of up to 8 bits.
+    """
+    try:
+        with Image.open(file) as image:
+            fits = image.format == "PNG" and image.mode in ("1", "L", "P")
+    except OSError:
+        fits = False
+    if not fits:
+        raise ValueError(
+            f"{os.fspath(file)} must be a PNG, grey or with a palette, of up to 8 bits"
+        )
+
+
+def read_text(file: str | os.PathLike) -> str:
+    """Reads a text file in UTF-8, or in UTF-16 if it begins with a byte order mark.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The text, without a byte order mark.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is not in UTF-8.
+
+    Example:
+
+    >>> read_text("labels.txt").split()
+    ['background', 'thing']
+    """
+    data = Path(file).read_bytes()
+    utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        return data.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(file)} must be saved as UTF-8: {error}") from None
+
+
+def list_folder(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
+    """Lists what is in a folder and is not hidden, in alphabetical order.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The images, the other files, and the subfolders.
+    """
+    images, others, folders = [], [], []
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    for entry in entries:
+        if entry.name.startswith(".") or entry.name.lower() in _CLUTTER:
+            continue
+        if entry.is_dir():
+            folders.append(entry)
+        elif entry.suffix.lower() in IMAGE_SUFFIXES:
+            images.append(entry)
+        else:
+            others.append(entry)
+    return images, others, folders
+
+
+def find_faults(check: Callable, arguments: Iterable) -> tuple[list, list[str | None]]:
+    """Calls a check in several threads.
+
+    Args:
+        check: A function that raises a ValueError where something is wrong.
+        arguments: What to call it with.
+
+    Returns:
+        For each argument, what the check returned, or `None`; and its error's message,
+        or `None`.
+    """
+
+    def call(argument):
+        try:
+            return check(argument), None
+        except ValueError as error:
+            return None, str(error)
+
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = list(pool.map(call, arguments))
+    return [result for result, _ in results], [fault for _, fault in results]
+
+
+def report_faults(faults: list[str], on_error: str, what: str, outcome: str) -> None:
+    """Raises one error that lists all faults, or warns once of them.
+
+    Args:
+        faults: The messages. Where there are none, nothing happens.
+        on_error: `"raise"`; or another way to deal with them, which is then told.
+        what: What the faults are of, such as `"images that cannot be read"`.
+        outcome: What became of them, for the warning, such as `"left out"`.
+
+    Raises:
+        ValueError: If there are faults, and `on_error` is `"raise"`.
+    """
+    if not faults:
+        return
+    if on_error == "raise":
+        # All of them, so that they can be mended in one go.
+        raise ValueError("\n  ".join([f"{len(faults)} {what}:", *faults]))
+    listed = faults[:_LISTED]
+    if len(faults) > _LISTED:
+        listed.append(f"and {len(faults) - _LISTED} more")
+    text = "\n  ".join([f"{len(faults)} {what}, {outcome}:", *listed])
+    warnings.warn(text, stacklevel=2)
+
+
+def check_on_error(on_error: str) -> str:
+    """Returns `on_error` if it is one of its values, or raises a ValueError."""
+    return check_choice("on_error", on_error, ON_ERROR)
+
+
+def _open(file, read):
+    try:
+        with Image.open(file) as image:
+            return read(image)
+    # Pillow's decoders raise all kinds of errors on damaged files.
+    except Exception as error:
+        reason = str(error)
+        if isinstance(error, UnidentifiedImageError):
+            reason = "not an image" if os.path.getsize(file) else "the file is empty"
+        raise ValueError(f"{os.fspath(file)} cannot be read: {reason}") from error
+
+
+def _to_bytes(values: np.ndarray) -> np.ndarray:
+    """Scales grey values of 16 bits, or floats from 0 to 1, to 8 bits."""
+    top = 1.0 if values.dtype.kind == "f" and values.max(initial=0) <= 1 else 65535.0
+    return np.round(np.clip(values / top, 0, 1) * 255).astype("uint8")
+
+
+def _bits(file) -> int:
+    """Bits per pixel of a PNG, which its header has at a fixed place."""
+    with open(file, "rb") as png:
+        return png.read(25)[24]

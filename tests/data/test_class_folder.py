@@ -1,0 +1,174 @@
+"""ClassFolder: what counts, what is said, and pictures as a viewer shows them."""
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from data_scenes import encode, is_red, scene, write
+
+from keras_coordatt.data import ClassFolder, load_classification
+from keras_coordatt.data.classification import open_images
+
+IMAGE, _, MASK = scene()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("train/cat/a", "train/dog/b", "test/cat/c", "test/dog/d"):
+        write(tmp_path / f"{name}.jpg", encode(IMAGE))
+    return tmp_path
+
+
+def names(builder):
+    return builder.info.features["label"].names
+
+
+def files(builder, split="train"):
+    examples = tfds.as_numpy(builder.as_dataset(split=split))
+    return sorted(e["image/filename"].decode().rsplit("/", 1)[1] for e in examples)
+
+
+def test_a_folder_is_loaded_by_its_path(folder):
+    write(folder / "train/dog/sideways.jpg", encode(IMAGE, orientation=6))
+    for path in (folder, str(folder)):
+        ((images, labels),) = tfds.as_numpy(
+            load_classification(path, "train", (32, 48))
+        )
+        assert sorted(labels) == [0, 1, 1]
+        # As a viewer shows them.
+        for image in images:
+            assert (is_red(image) == MASK).mean() > 0.98
+
+
+def test_splits_are_sliced(folder):
+    for i in range(4):
+        write(folder / f"train/cat/{i}.jpg", encode(IMAGE))
+    builder = ClassFolder(folder)
+    assert set(builder.info.splits) == {"train", "test"}
+    parts = [files(builder, f"train[{part}]") for part in (":50%", "50%:")]
+    assert [len(part) for part in parts] == [3, 3]
+    assert sorted([*parts[0], *parts[1]]) == files(builder)
+
+
+def test_an_image_folder_is_read_alike(folder):
+    write(folder / "train/dog/sideways.jpg", encode(IMAGE, orientation=6))
+    builder = tfds.ImageFolder(str(folder))
+    ((images, _),) = tfds.as_numpy(load_classification(builder, "train", (32, 48)))
+    for image in images:
+        assert (is_red(image) == MASK).mean() > 0.98
+    write(folder / "train/.ipynb_checkpoints/a.jpg", encode(IMAGE))
+    with pytest.raises(ValueError, match="(?s)hidden.*ClassFolder.*ipynb_checkpoints"):
+        load_classification(tfds.ImageFolder(str(folder)), "train", 32)
+
+
+# Broken pictures
+
+
+@pytest.fixture
+def broken(folder):
+    write(folder / "train/cat/cut.jpg", encode(IMAGE)[:-40])
+    write(folder / "train/cat/empty.jpg", b"")
+    write(folder / "train/dog/text.jpg", "this is no picture")
+    write(folder / "train/dog/Thumbs.db", b"\0")
+    write(folder / "train/dog/.DS_Store", b"\0")
+    return folder
+
+
+def test_one_error_names_all_pictures_that_cannot_be_read(broken, recwarn):
+    with pytest.raises(ValueError, match="3 images.*'train'.*on_error") as error:
+        load_classification(broken, "train", 32)
+    for name in ("cut.jpg", "empty.jpg", "text.jpg"):
+        assert name in str(error.value)
+    # What is no picture by its name is not looked at, and the other split is sound.
+    assert not recwarn.list
+    assert len(load_classification(broken, "test", 32)) == 1
+
+
+@pytest.mark.parametrize("on_error", ["skip", "repair"])
+def test_pictures_that_cannot_be_read_are_left_out_when_asked(broken, on_error):
+    with pytest.warns(UserWarning, match=r"(?s)3 images.*left out.*\.jpg") as warned:
+        dataset = load_classification(broken, "train", 32, on_error=on_error)
+    assert len(warned) == 1
+    ((images, labels),) = tfds.as_numpy(dataset)
+    assert len(images) == 2
+    assert sorted(labels) == [0, 1]
+
+
+def test_no_picture_can_be_read(tmp_path):
+    write(tmp_path / "train/cat/a.jpg", b"")
+    with pytest.raises(ValueError, match=r"No image of 'train'.*a\.jpg.*empty"):
+        load_classification(tmp_path, "train", 32, on_error="skip")
+
+
+# What counts
+
+
+def test_hidden_folders_do_not_count(folder, recwarn):
+    write(folder / "train/.ipynb_checkpoints/a.jpg", encode(IMAGE))
+    write(folder / ".ipynb_checkpoints/cat/a.jpg", encode(IMAGE))
+    builder = ClassFolder(folder)
+    assert names(builder) == ["cat", "dog"]
+    assert set(builder.info.splits) == {"train", "test"}
+    assert not recwarn.list
+
+
+def test_what_is_not_read_is_said_in_one_warning(folder):
+    (folder / "train/empty").mkdir()
+    write(folder / "test/only/a.png", encode(IMAGE, "PNG"))
+    write(folder / "train/cat/more/a.jpg", encode(IMAGE))
+    write(folder / "train/cat/photo.heic", b"")
+    write(folder / "train/loose.jpg", encode(IMAGE))
+    with pytest.warns(UserWarning) as warned:
+        builder = ClassFolder(folder)
+    (warning,) = warned
+    text = str(warning.message)
+    assert "'empty' has no images and does not count" in text
+    assert "'only' has no images in" in text
+    assert "more is not read" in text
+    assert "1 x .heic" in text
+    assert "1 images in" in text
+    assert names(builder) == ["cat", "dog", "only"]
+    assert files(builder) == ["a.jpg", "b.jpg"]
+
+
+def test_all_formats_are_read(folder, recwarn):
+    for kind, ending in (("WEBP", "webp"), ("BMP", "BMP"), ("GIF", "gif")):
+        write(folder / f"train/cat/{kind}.{ending}", encode(IMAGE, kind))
+    images, _ = next(iter(load_classification(folder, "train", (32, 48))))
+    assert len(images) == 5
+    for image in images.numpy():
+        assert np.abs(image - np.asarray(IMAGE)).mean() < 4
+    assert not recwarn.list
+
+
+@pytest.mark.parametrize("layout", [(), ("cat/a.jpg",), ("train/a.jpg",)])
+def test_a_folder_without_images_in_classes(tmp_path, layout):
+    for name in layout:
+        write(tmp_path / name, encode(IMAGE))
+    with pytest.raises(ValueError, match=f"no images in {tmp_path}.*train/cat"):
+        load_classification(tmp_path, "train", 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("missing/photos", "missing/photos.*not a folder"),
+        ("/missing/photos", "missing/photos.*not a folder"),
+        ("missing", "'missing', which is not a folder.*not found"),
+    ],
+)
+def test_neither_a_folder_nor_a_name(name, message):
+    with pytest.raises(ValueError, match=f"(?s){message}") as error:
+        load_classification(name, "train", 32)
+    # TFDS would list all its data sets.
+    assert len(str(error.value)) < 300
+
+
+def test_on_error(folder):
+    with pytest.raises(ValueError, match="`on_error` must be.*'ignore'"):
+        ClassFolder(folder, on_error="ignore")
+    with pytest.raises(ValueError, match="`on_error` must be.*'ignore'"):
+        load_classification(folder, "train", 32, on_error="ignore")
+    with pytest.raises(ValueError, match="`on_error` is for a folder"):
+        load_classification(ClassFolder(folder), "train", 32, on_error="skip")
+    builder = ClassFolder(folder, on_error="skip")
+    assert open_images(builder) is builder

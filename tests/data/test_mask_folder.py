@@ -1,0 +1,135 @@
+"""MaskFolder with masks as people have them."""
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from data_scenes import STORE, encode, is_red, scene, write
+from PIL import Image
+
+from keras_coordatt.data import IGNORED, MaskFolder, load_segmentation
+
+CLASSES = ["background", "thing"]
+
+
+def add(folder, name, image, mask, **options):
+    write(folder / f"train/images/{name}.jpg", encode(image, **options))
+    write(folder / f"train/masks/{name}.png", encode(Image.fromarray(mask), "PNG"))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write(tmp_path / "labels.txt", "\ufeff" + "\r\n".join(CLASSES))
+    for i in range(3):
+        image, _, mask = scene(i)
+        add(tmp_path, f"photo {i}", image, mask)
+    return tmp_path
+
+
+@pytest.fixture
+def binary(folder):
+    for i in range(3):
+        image, _, mask = scene(i)
+        add(folder, f"photo {i}", image, mask * 255)
+    return folder
+
+
+def read(name, size=(32, 48), **arguments):
+    dataset = load_segmentation(name, "train", size, 1, **arguments)
+    return [(image[0], mask[0]) for image, mask in tfds.as_numpy(dataset)]
+
+
+def assert_on_object(image, mask):
+    assert set(np.unique(mask)) == {0, 1}
+    assert (is_red(image) == (mask == 1)).mean() > 0.98
+
+
+def test_a_folder_is_loaded_by_its_path(folder):
+    examples = read(folder)
+    assert len(examples) == 3
+    for image, mask in examples:
+        assert_on_object(image, mask)
+    feature = MaskFolder(folder).info.features["segmentation_mask"]
+    assert feature.names == CLASSES
+
+
+@pytest.mark.parametrize("size", [(48, 32), (32, 32)], ids=["wide", "square"])
+def test_masks_lie_on_objects_of_turned_pictures(folder, size):
+    for i, orientation in enumerate(STORE):
+        image, _, mask = scene(i, size)
+        add(folder, f"turned {i}", image, mask, orientation=orientation)
+    examples = read(folder, size[::-1])
+    assert len(examples) == 10
+    for image, mask in examples:
+        assert_on_object(image, mask)
+
+
+def test_black_and_white_masks_are_refused_with_the_way_out(binary):
+    with pytest.raises(ValueError, match="255 is the value.*ignored") as error:
+        read(binary)
+    assert "'thing' occurs nowhere" in str(error.value)
+    assert "values=(0, 255)" in str(error.value)
+
+
+def test_255_may_be_a_class(binary):
+    for image, mask in read(MaskFolder(binary, values=(0, 255))):
+        assert_on_object(image, mask)
+
+
+def test_values_of_classes(folder):
+    image, _, mask = scene()
+    mask = np.where(mask, 200, 100).astype("uint8")
+    mask[0] = IGNORED
+    for i in range(3):
+        add(folder, f"photo {i}", image, mask)
+    for values, ignored in (((100, 200), None), ((200, 100), None), ((100, 200), 0)):
+        builder = MaskFolder(folder, values=values, ignored=ignored)
+        (_, loaded), *_ = read(builder)
+        assert (loaded[0] == IGNORED).all()
+        expected = np.where(mask == values[1], 1, 0)
+        if ignored == 0:
+            expected = np.where(expected == 0, IGNORED, 0)
+        np.testing.assert_array_equal(loaded[1:], expected[1:])
+
+
+def test_ignored_pixels_beside_two_classes(folder):
+    image, _, mask = scene()
+    mask[:, 40:] = IGNORED
+    add(folder, "photo 0", image, mask)
+    (_, loaded), *_ = read(folder)
+    np.testing.assert_array_equal(loaded, mask)
+
+
+def test_one_error_lists_all_bad_files(folder):
+    image, _, mask = scene()
+    add(folder, "photo 0", image, mask * 7)
+    add(folder, "photo 1", image, mask[:, :40])
+    with pytest.raises(ValueError, match="2 images of 'train'") as error:
+        read(folder)
+    assert "photo 0.png has values that are no class: [7]" in str(error.value)
+    assert "photo 1.png is 40 x 32 pixels, and its image is 48 x 32" in str(error.value)
+    with pytest.warns(UserWarning, match="2 images of 'train'.*left out"):
+        (example,) = read(folder, on_error="skip")
+    assert_on_object(*example)
+
+
+def test_files_without_a_partner_and_of_another_kind(folder):
+    (folder / "train/images/photo 0.jpg").unlink()
+    write(folder / "train/masks/photo 1.png", encode(scene()[0], "PNG"))
+    with pytest.raises(ValueError, match="2 files cannot be used") as error:
+        MaskFolder(folder)
+    assert "photo 0.png must have a file" in str(error.value)
+    assert "photo 1.png must be a PNG, grey" in str(error.value)
+    with pytest.warns(UserWarning, match="2 files cannot be used, left out"):
+        (example,) = read(folder, on_error="skip")
+    assert_on_object(*example)
+
+
+def test_hidden_folders_are_no_splits(folder):
+    (folder / ".ipynb_checkpoints/masks").mkdir(parents=True)
+    assert set(MaskFolder(folder).info.splits) == {"train"}
+
+
+@pytest.mark.parametrize("values", [(0,), (0, 0), (0, 256), (0, 1.5), "ab", 3])
+def test_bad_values(folder, values):
+    with pytest.raises(ValueError, match="`values` must be 2 different integers"):
+        MaskFolder(folder, values=values)

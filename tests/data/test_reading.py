@@ -1,0 +1,133 @@
+"""Pictures are read as a viewer shows them, and text as it was written."""
+
+import numpy as np
+import pytest
+from data_scenes import STORE, encode, scene, write
+from PIL import Image
+
+from keras_coordatt.data.reading import (
+    image_size,
+    list_folder,
+    read_image,
+    read_text,
+    report_faults,
+)
+
+IMAGE, _, _ = scene()
+PIXELS = np.asarray(IMAGE, int)
+GREY = np.asarray(IMAGE.convert("L"), int)[..., None]
+# Palettes and WebP are exact, JPEG nearly so.
+FILES = {
+    "cmyk.jpg": encode(IMAGE.convert("CMYK")),
+    "palette.png": encode(IMAGE.convert("P", palette=Image.Palette.ADAPTIVE), "PNG"),
+    "rgba.png": encode(IMAGE.convert("RGBA"), "PNG"),
+    "animated.gif": encode(
+        IMAGE,
+        "GIF",
+        save_all=True,
+        append_images=[IMAGE.transpose(Image.Transpose.FLIP_LEFT_RIGHT)],
+    ),
+    "UPPER.JPG": encode(IMAGE),
+    "straße 写真.jpg": encode(IMAGE),
+    "png_named.jpg": encode(IMAGE, "PNG"),
+    "web.webp": encode(IMAGE, "WEBP", lossless=True),
+    "bitmap.bmp": encode(IMAGE, "BMP"),
+    "scan.tif": encode(IMAGE, "TIFF"),
+    "progressive.jpeg": encode(IMAGE, progressive=True),
+}
+GREY_FILES = {
+    "grey.jpg": encode(IMAGE.convert("L")),
+    "grey16.png": encode(Image.fromarray((GREY[..., 0] * 257).astype("uint16")), "PNG"),
+    "grey16.tif": encode(
+        Image.fromarray((GREY[..., 0] * 257).astype("uint16")), "TIFF"
+    ),
+    "alpha.png": encode(IMAGE.convert("LA"), "PNG"),
+}
+
+
+@pytest.mark.parametrize("name", [*FILES, *GREY_FILES])
+def test_odd_pictures(tmp_path, name):
+    write(tmp_path / name, (FILES | GREY_FILES)[name])
+    image = read_image(tmp_path / name)
+    assert image.dtype == np.uint8
+    expected = np.broadcast_to(GREY if name in GREY_FILES else PIXELS, PIXELS.shape)
+    assert image.shape == expected.shape
+    # Colours run a little at the object's edge.
+    assert np.abs(image - expected).mean() < 4
+    assert np.abs(image - expected).max((0, 1, 2)) < 90
+    assert image_size(tmp_path / name) == image.shape[:2]
+
+
+@pytest.mark.parametrize("size", [IMAGE.size, (32, 32)], ids=["wide", "square"])
+@pytest.mark.parametrize("orientation", STORE)
+def test_exif_orientation(tmp_path, orientation, size):
+    shown, _, _ = scene(1, size)
+    write(tmp_path / "a.jpg", encode(shown, orientation=orientation))
+    image = read_image(tmp_path / "a.jpg")
+    assert image.shape == (*size[::-1], 3)
+    assert np.abs(image - np.asarray(shown, int)).mean() < 4
+    assert image_size(tmp_path / "a.jpg") == size[::-1]
+
+
+def test_transparency_is_white(tmp_path):
+    image = IMAGE.convert("RGBA")
+    image.putalpha(
+        Image.fromarray(
+            np.where(np.arange(48) < 9, 0, 255).astype("uint8")[None].repeat(32, 0)
+        )
+    )
+    write(tmp_path / "a.png", encode(image, "PNG"))
+    read = read_image(tmp_path / "a.png")
+    assert (read[:, :9] == 255).all()
+    np.testing.assert_array_equal(read[:, 9:], PIXELS[:, 9:])
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (encode(IMAGE)[:-40], "truncated"),
+        (encode(IMAGE, "PNG")[:-40], "."),
+        (b"", "empty"),
+        (b"this is no picture", "not an image"),
+        (None, "No such file"),
+    ],
+    ids=["cut", "cut PNG", "empty", "text", "missing"],
+)
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_pictures_that_cannot_be_read(tmp_path, content, reason, read):
+    if content is not None:
+        write(tmp_path / "a.jpg", content)
+    with pytest.raises(ValueError, match=rf"a\.jpg cannot be read: .*{reason}"):
+        read(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text(tmp_path, encoding):
+    (tmp_path / "labels.txt").write_bytes("straße\r\n写真".encode(encoding))
+    assert read_text(tmp_path / "labels.txt").splitlines() == ["straße", "写真"]
+
+
+def test_text_in_another_encoding(tmp_path):
+    (tmp_path / "labels.txt").write_bytes("straße".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"labels\.txt must be saved as UTF-8"):
+        read_text(tmp_path / "labels.txt")
+
+
+def test_what_counts_in_a_folder(tmp_path):
+    for name in ("b.PNG", "a.jpg", ".c.jpg", "Thumbs.db", ".DS_Store", "notes.txt"):
+        (tmp_path / name).touch()
+    for name in ("more", ".ipynb_checkpoints"):
+        (tmp_path / name).mkdir()
+    images, others, folders = list_folder(tmp_path)
+    assert [file.name for file in images] == ["a.jpg", "b.PNG"]
+    assert [file.name for file in others] == ["notes.txt"]
+    assert [file.name for file in folders] == ["more"]
+
+
+def test_an_error_lists_all_faults_and_a_warning_some():
+    faults = [f"fault {i}" for i in range(30)]
+    with pytest.raises(ValueError, match="(?s)30 faults:.*fault 0\n.*fault 29$"):
+        report_faults(faults, "raise", "faults", "")
+    with pytest.warns(UserWarning, match="(?s)30 faults, gone:.*fault 19\n.*10 more$"):
+        report_faults(faults, "skip", "faults", "gone")
+    report_faults([], "raise", "faults", "")

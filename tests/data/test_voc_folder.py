@@ -1,0 +1,179 @@
+"""VOCFolder with lists, boxes and pictures as people have them."""
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from data_scenes import STORE, annotation, encode, is_red, scene, write
+
+from keras_coordatt.data import VOCFolder, load_detection
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Three pictures, whose names end in a number after a space."""
+    for i in range(3):
+        image, box, _ = scene(i)
+        write(tmp_path / f"JPEGImages/IMG {i}.jpg", encode(image))
+        write(tmp_path / f"Annotations/IMG {i}.xml", annotation(image.size, box))
+    write(tmp_path / "ImageSets/Main/train.txt", "IMG 0\nIMG 1\nIMG 2\n")
+    return tmp_path
+
+
+def read(path, size=(32, 48), **arguments):
+    """Images and boxes in pixels, one array of boxes per image."""
+    dataset = load_detection(path, "train", size, 1, max_boxes=4, **arguments)
+    for images, objects in tfds.as_numpy(dataset):
+        boxes = objects["boxes"][0][objects["labels"][0] >= 0]
+        yield images[0], boxes * np.tile(size[::-1], 2)
+
+
+def assert_on_object(image, box):
+    ys, xs = np.nonzero(is_red(image))
+    expected = xs.min(), ys.min(), xs.max() + 1, ys.max() + 1
+    # Annotated from 0, and read as if from 1.
+    np.testing.assert_allclose(box, expected, atol=1.1)
+
+
+@pytest.mark.parametrize("square", [False, True])
+def test_boxes_lie_on_objects_of_turned_pictures(folder, square):
+    for i, orientation in enumerate(STORE):
+        image, box, _ = scene(i, (32, 32) if square else (48, 32))
+        content = encode(image, orientation=orientation)
+        write(folder / f"JPEGImages/{orientation}.jpg", content)
+        write(folder / f"Annotations/{orientation}.xml", annotation(image.size, box))
+    lines = "\n".join(map(str, STORE))
+    write(folder / "ImageSets/Main/train.txt", lines)
+    compared = 0
+    for image, boxes in read(folder, (32, 32) if square else (32, 48)):
+        assert_on_object(image, *boxes)
+        compared += 1
+    assert compared == 7
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"IMG 0\nIMG 1\nIMG 2",
+        b"\xef\xbb\xbfIMG 0\r\nIMG 1\r\nIMG 2",
+        "IMG 0\r\nIMG 1\r\nIMG 2".encode("utf-16"),
+        b"IMG 0.jpg\nIMG 1.JPG\nIMG 2.png\n",
+    ],
+    ids=["numbers", "BOM", "UTF-16", "endings"],
+)
+def test_lists(folder, content):
+    write(folder / "ImageSets/Main/train.txt", content)
+    # Of one class, and so no split.
+    write(folder / "ImageSets/Main/thing_train.txt", "IMG 0 1\nIMG 1 -1\nIMG 2  0\n")
+    assert set(VOCFolder(folder).info.splits) == {"train"}
+    examples = list(read(folder))
+    assert len(examples) == 3
+    for image, boxes in examples:
+        assert_on_object(image, *boxes)
+
+
+def test_annotations_in_utf16(folder):
+    text = (folder / "Annotations/IMG 0.xml").read_text().replace("thing", "straße")
+    (folder / "Annotations/IMG 0.xml").write_bytes(text.encode("utf-16"))
+    names = VOCFolder(folder).info.features["objects"]["label"].names
+    assert names == ["straße", "thing"]
+
+
+# Boxes that are wrong
+
+
+@pytest.fixture
+def bad_boxes(folder):
+    size = (48, 32)
+    swapped, good = (30, 10, 10, 20), (5, 5, 20, 20)
+    write(folder / "Annotations/IMG 0.xml", annotation(size, swapped, good))
+    nowhere, over = (0, 0, 0, 0), (40, 20, 90, 60)
+    write(folder / "Annotations/IMG 1.xml", annotation(size, nowhere, over))
+    return folder
+
+
+def test_one_error_lists_all_bad_boxes(bad_boxes):
+    with pytest.raises(ValueError, match="3 boxes are wrong.*'repair'") as error:
+        VOCFolder(bad_boxes)
+    lines = str(error.value).splitlines()[1:]
+    for line, (name, corners) in zip(
+        lines,
+        [
+            ("IMG 0.xml", "(30, 10, 10, 20)"),
+            ("IMG 1.xml", "(0, 0, 0, 0)"),
+            ("IMG 1.xml", "(40, 20, 90, 60)"),
+        ],
+        strict=True,
+    ):
+        assert name in line
+        assert corners in line
+
+
+def test_bad_boxes_are_repaired_and_counted_when_asked(bad_boxes):
+    match = r"(?s)3 boxes.*1 sorted, 1 cut to the image, 1 left out.*IMG 0\.xml"
+    with pytest.warns(UserWarning, match=match) as warned:
+        (_, first), (_, second), (image, third) = read(bad_boxes, on_error="repair")
+    assert len(warned) == 1
+    np.testing.assert_allclose(first, [(9, 9, 30, 20), (4, 4, 20, 20)], atol=1e-4)
+    np.testing.assert_allclose(second, [(39, 19, 48, 32)], atol=1e-4)
+    assert_on_object(image, *third)
+
+
+def test_images_with_bad_boxes_are_left_out_when_asked(bad_boxes):
+    with pytest.warns(UserWarning, match="3 boxes are wrong, 2 images left out"):
+        ((image, boxes),) = read(bad_boxes, on_error="skip")
+    assert_on_object(image, *boxes)
+
+
+def test_a_pixel_outside_is_cut_off(folder, recwarn):
+    box = (0, 0, 49, 33)
+    write(folder / "Annotations/IMG 0.xml", annotation((48, 32), box))
+    _, boxes = next(iter(read(folder)))
+    np.testing.assert_allclose(boxes, [(0, 0, 48, 32)], atol=1e-4)
+    assert not recwarn.list
+
+
+# Files that are wrong
+
+
+@pytest.fixture
+def bad_files(folder):
+    write(folder / "Annotations/IMG 0.xml", "<annotation>")
+    (folder / "JPEGImages/IMG 1.jpg").unlink()
+    return folder
+
+
+def test_one_error_lists_all_bad_annotations(bad_files):
+    with pytest.raises(ValueError, match="2 annotations cannot be used") as error:
+        VOCFolder(bad_files)
+    assert "IMG 0.xml cannot be used" in str(error.value)
+    assert "IMG 1.xml has no image" in str(error.value)
+
+
+@pytest.mark.parametrize("on_error", ["skip", "repair"])
+def test_bad_annotations_are_left_out_when_asked(bad_files, on_error):
+    with pytest.warns(UserWarning, match="2 annotations cannot be used, their images"):
+        ((image, boxes),) = read(bad_files, on_error=on_error)
+    assert_on_object(image, *boxes)
+
+
+def test_one_error_lists_all_bad_images(folder):
+    write(folder / "JPEGImages/IMG 0.jpg", encode(scene(0)[0])[:-40])
+    write(folder / "Annotations/IMG 1.xml", annotation((32, 48), (5, 5, 9, 9)))
+    with pytest.raises(ValueError, match="2 images of 'train'") as error:
+        list(read(folder))
+    assert "IMG 0.jpg cannot be read: image file is truncated" in str(error.value)
+    assert "IMG 1.jpg is 48 x 32 pixels" in str(error.value)
+    assert "its annotation says 32 x 48" in str(error.value)
+    with pytest.warns(UserWarning, match="2 images of 'train' .*, left out"):
+        ((image, boxes),) = read(folder, on_error="skip")
+    assert_on_object(image, *boxes)
+
+
+def test_no_image_is_left(folder):
+    for i in range(3):
+        write(folder / f"Annotations/IMG {i}.xml", "")
+    with (
+        pytest.warns(UserWarning, match="3 annotations"),
+        pytest.raises(ValueError, match=f"no image that can be used in {folder}"),
+    ):
+        VOCFolder(folder, on_error="skip")
