@@ -112,7 +112,7 @@ def _network(arguments):
     if source.name.endswith(OFFICIAL):
         given = describe(read_official(source), repr(str(source))) | given
     model = MobileNetV2CA(weights=None, **given)
-    load_weights(model, source, adapt=False)
+    load_weights(model, source)
     return model
 
 

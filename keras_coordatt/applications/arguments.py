@@ -23,6 +23,7 @@ def network_input(
     classes,
     classifier_activation,
     include_preprocessing,
+    skip_mismatch,
     default_size: int,
     received: dict,
 ):
@@ -41,10 +42,17 @@ def network_input(
         ValueError: If an argument is out of its range or contradicts another.
     """
     check_choice("include_preprocessing", include_preprocessing, (True, False))
+    check_choice("skip_mismatch", skip_mismatch, (True, False))
     _check_head(include_top, pooling, classes, classifier_activation)
     if weights is not None:
         _check_weights(
-            network, include_top, weights, classes, classifier_activation, received
+            network,
+            include_top,
+            weights,
+            classes,
+            classifier_activation,
+            skip_mismatch,
+            received,
         )
     inputs, image = _image_input(
         input_shape, input_tensor, include_top, network, weights, default_size
@@ -66,7 +74,13 @@ def _check_head(include_top, pooling, classes, classifier_activation):
 
 
 def _check_weights(
-    network, include_top, weights, classes, classifier_activation, received
+    network,
+    include_top,
+    weights,
+    classes,
+    classifier_activation,
+    skip_mismatch,
+    received,
 ):
     published = weights_lib.published(network)
     if weights == "imagenet" and weights not in published:
@@ -79,12 +93,14 @@ def _check_weights(
         check_weights_path(weights, tuple(published))
         return
     argument = f'`weights="{weights}"`'
-    if include_top and classes != record.classes:
+    same_head = include_top and classes == record.classes
+    if include_top and not same_head and not skip_mismatch:
         raise ValueError(
-            f"{argument} with `include_top=True` needs `classes={record.classes}`. "
+            f"{argument} with `include_top=True` needs `classes={record.classes}`, or "
+            "`skip_mismatch=True` to keep the network's own classifier. "
             f"Received: classes={classes!r}"
         )
-    if include_top and classifier_activation not in (None, "softmax"):
+    if same_head and classifier_activation not in (None, "softmax"):
         raise ValueError(
             f"{argument} with `include_top=True` needs "
             '`classifier_activation="softmax"` or `None`. '
@@ -169,7 +185,7 @@ def _check_image_shape(name, shape):
             )
 
 
-def load_weights(model, weights, network, builder):
+def load_weights(model, weights, network, builder, input_tensor, skip_mismatch):
     """Loads the weights that the `weights` argument names.
 
     Args:
@@ -182,4 +198,10 @@ def load_weights(model, weights, network, builder):
         arguments = {**record.arguments, "classes": record.classes, "weights": None}
         name = weights_lib.published(network)[weights]
         weights = weights_lib.cached_weights(name, lambda: builder(**arguments))
-    weights_lib.load_weights(model, weights)
+    if input_tensor is not None and not any(input_tensor is x for x in model.inputs):
+        # The file is of the whole model, or of the network without the layers before.
+        try:
+            return weights_lib.load_weights(model, weights, skip_mismatch)
+        except ValueError:
+            model = keras.Model(input_tensor, model.output, name=model.name)
+    weights_lib.load_weights(model, weights, skip_mismatch)

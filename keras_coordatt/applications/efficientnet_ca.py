@@ -72,6 +72,7 @@ def EfficientNetCA(
     reduction: int = 32,
     output_stride: int = 32,
     include_preprocessing: bool = False,
+    skip_mismatch: bool = False,
 ) -> keras.Model:
     """Instantiates EfficientNet with coordinate attention.
 
@@ -116,6 +117,10 @@ def EfficientNetCA(
         include_preprocessing: Whether the network begins with what
             `preprocess_input` does, and so takes RGB values in [0, 255]. The
             weights are the same. Defaults to `False`.
+        skip_mismatch: Whether `weights` may be for another number of classes, or
+            for RGB images where the network takes other channels: it then keeps its
+            own classifier, and adapts the first kernel, with a warning. Defaults to
+            `False`: a `ValueError`.
 
     Returns:
         A `keras.Model`.
@@ -150,6 +155,7 @@ def EfficientNetCA(
         classes=classes,
         classifier_activation=classifier_activation,
         include_preprocessing=include_preprocessing,
+        skip_mismatch=skip_mismatch,
         default_size=resolution,
         received={},
     )
@@ -181,7 +187,9 @@ def EfficientNetCA(
         x = pool(x, pooling)
 
     model = keras.Model(inputs, x, name=name)
-    load_weights(model, weights, "EfficientNetCA", EfficientNetCA)
+    load_weights(
+        model, weights, "EfficientNetCA", EfficientNetCA, input_tensor, skip_mismatch
+    )
     return model
 
 

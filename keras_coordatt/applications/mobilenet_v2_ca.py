@@ -55,6 +55,7 @@ def MobileNetV2CA(
     reduction: int = 32,
     output_stride: int = 32,
     include_preprocessing: bool = False,
+    skip_mismatch: bool = False,
 ) -> keras.Model:
     """Instantiates MobileNetV2 with coordinate attention.
 
@@ -102,6 +103,10 @@ def MobileNetV2CA(
         include_preprocessing: Whether the network begins with what
             `preprocess_input` does, and so takes RGB values in [0, 255]. The
             weights are the same. Defaults to `False`.
+        skip_mismatch: Whether `weights` may be for another number of classes, or
+            for RGB images where the network takes other channels: it then keeps its
+            own classifier, and adapts the first kernel, with a warning. Defaults to
+            `False`: a `ValueError`.
 
     Returns:
         A `keras.Model`.
@@ -135,6 +140,7 @@ def MobileNetV2CA(
         classes=classes,
         classifier_activation=classifier_activation,
         include_preprocessing=include_preprocessing,
+        skip_mismatch=skip_mismatch,
         default_size=224,
         received={"alpha": alpha, "attention": attention, "reduction": reduction},
     )
@@ -160,7 +166,9 @@ def MobileNetV2CA(
         x = pool(x, pooling)
 
     model = keras.Model(inputs, x, name=name)
-    load_weights(model, weights, "MobileNetV2CA", MobileNetV2CA)
+    load_weights(
+        model, weights, "MobileNetV2CA", MobileNetV2CA, input_tensor, skip_mismatch
+    )
     return model
 
 

@@ -59,6 +59,7 @@ def MobileNeXtCA(
     reduction: int = 24,
     output_stride: int = 32,
     include_preprocessing: bool = False,
+    skip_mismatch: bool = False,
 ) -> keras.Model:
     """Instantiates MobileNeXt with coordinate attention.
 
@@ -102,6 +103,10 @@ def MobileNeXtCA(
         include_preprocessing: Whether the network begins with what
             `preprocess_input` does, and so takes RGB values in [0, 255]. The
             weights are the same. Defaults to `False`.
+        skip_mismatch: Whether `weights` may be for another number of classes, or
+            for RGB images where the network takes other channels: it then keeps its
+            own classifier, and adapts the first kernel, with a warning. Defaults to
+            `False`: a `ValueError`.
 
     Returns:
         A `keras.Model`.
@@ -135,6 +140,7 @@ def MobileNeXtCA(
         classes=classes,
         classifier_activation=classifier_activation,
         include_preprocessing=include_preprocessing,
+        skip_mismatch=skip_mismatch,
         default_size=224,
         received={},
     )
@@ -156,7 +162,9 @@ def MobileNeXtCA(
         x = pool(x, pooling)
 
     model = keras.Model(inputs, x, name=name)
-    load_weights(model, weights, "MobileNeXtCA", MobileNeXtCA)
+    load_weights(
+        model, weights, "MobileNeXtCA", MobileNeXtCA, input_tensor, skip_mismatch
+    )
     return model
 
 

@@ -57,6 +57,9 @@ class SSDLite(keras.Model):
         weights: `None`, or the path of a file with the weights of such a detector:
             `.keras` or `.weights.h5`.
         name: Name of the model.
+        skip_mismatch: Whether `weights` may be of a detector of other classes: what
+            predicts the classes then stays random, with a warning. Defaults to
+            `False`: a `ValueError`.
 
     Attributes:
         backbone: The network up to its last map, to freeze it for example.
@@ -91,6 +94,7 @@ class SSDLite(keras.Model):
         box_shapes: Sequence[Sequence[tuple[float, float]]] | None = None,
         weights: str | os.PathLike | None = None,
         name: str = "ssdlite",
+        skip_mismatch: bool = False,
     ):
         check_positive_int("classes", classes)
         box_shapes = _check_shapes(
@@ -133,7 +137,7 @@ class SSDLite(keras.Model):
         for i, shapes in enumerate(box_shapes, 1):
             self.get_layer(f"map_{i}_classes").bias.assign(bias * len(shapes))
         if weights is not None:
-            weights_lib.load_weights(self, weights, adapt=False)
+            weights_lib.load_weights(self, weights, skip_mismatch)
 
     # Training
 

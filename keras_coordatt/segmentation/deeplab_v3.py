@@ -31,6 +31,7 @@ def DeepLabV3(
     dropout: float = 0.1,
     weights: str | os.PathLike | None = None,
     name: str = "deeplab_v3",
+    skip_mismatch: bool = False,
 ) -> keras.Model:
     """Instantiates DeepLabV3 on a backbone with coordinate attention.
 
@@ -60,6 +61,9 @@ def DeepLabV3(
             a file of a model that this function made: `.keras`, `.weights.h5` or `.h5`.
             Defaults to `None`.
         name: Name of the model.
+        skip_mismatch: Whether `weights` may be of a model for another number of
+            classes: the classifier then stays random, with a warning. Defaults to
+            `False`: a `ValueError`.
 
     Returns:
         A `keras.Model` from images to logits, `(N, H, W, classes)`, or
@@ -127,7 +131,7 @@ def DeepLabV3(
 
     model = keras.Model(image, x, name=name)
     if weights is not None:
-        load_weights(model, weights)
+        load_weights(model, weights, skip_mismatch)
     return model
 
 

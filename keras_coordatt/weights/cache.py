@@ -63,7 +63,7 @@ def cached_weights(name: str, build: Callable[[], keras.Model]) -> str:
                 source = _download(name, scratch)
                 check_file(source, record, f"What {record.url} gave")
             model = _in_float32(build)
-            load_torch(model, source, adapt=False)
+            load_torch(model, source)
             fresh = pathlib.Path(scratch) / "converted.weights.h5"
             model.save_weights(fresh)
             os.replace(fresh, converted)

@@ -7,6 +7,7 @@ given file, and Keras loads the result.
 """
 
 import contextlib
+import functools
 import io
 import math
 import os
@@ -22,25 +23,30 @@ import numpy as np
 from keras_coordatt.weights import bfloat16
 from keras_coordatt.weights.matching import ExpectedWeight, match_arrays
 
-HEAD = "predictions"
+# Layers whose outputs are classes: a classifier's, and those of an SSDLite.
+HEAD = re.compile(r"(layers/)?(predictions|map_\d+_classes)/")
 # Numbers that were trained take their space in a file. What grows beyond this when
 # it is read does not come from Keras, which does not compress.
 _MAX_GROWTH = 100
 _SMALL = 1 << 24
 
 
-def load_keras_file(model: keras.Model, path: str | os.PathLike, adapt=True) -> None:
-    """Loads a file of Keras into a network, or changes nothing.
+def load_keras_file(
+    model: keras.Model, path: str | os.PathLike, skip_mismatch: bool = False
+) -> None:
+    """Loads a Keras file into a network, or changes nothing.
+
+    The file may also be that of a model in which the network is nested.
 
     Args:
-        model: A functional model.
-        path: The path of a `.keras`, `.weights.h5` or legacy `.h5` file. Only
-            weights are read: no configuration, and no optimizer's state.
-        adapt: As in `load_weights`.
+        model: A built model.
+        path: The path of a `.keras`, `.weights.h5` or legacy `.h5` file. Only the
+            weights are read: no configuration, no state of an optimizer or a metric.
+        skip_mismatch: Same as in `load_weights`.
 
     Raises:
-        ValueError: if the file can't be read or does not fit.
-        OSError: if the file can't be opened.
+        ValueError: If the file can't be read or does not fit.
+        OSError: If the file can't be opened.
     """
     source = f"{os.fspath(path)!r}"
     with contextlib.ExitStack() as stack:
@@ -50,87 +56,167 @@ def load_keras_file(model: keras.Model, path: str | os.PathLike, adapt=True) -> 
             file = stack.enter_context(h5py.File(data, "r"))
             datasets, names = _contents(file, source)
         if str(path).endswith((".keras", ".weights.h5")):
-            _load_native(model, datasets, names, source, adapt)
+            _load_native(model, datasets, names, source, skip_mismatch)
         else:
-            _load_legacy(model, datasets, source, adapt)
+            _load_legacy(model, datasets, source, skip_mismatch)
 
 
-def _load_native(model, datasets, names, source, adapt):
+def _load_native(model, datasets, names, source, skip_mismatch):
     arrays = {
-        name: datasets[path]
-        for name, path in _by_layer(datasets, names).items()
-        # The states of random generators are a network's own.
-        if "/seed_generator/" not in name
+        name: datasets[path] for name, path in _by_layer(datasets, names, model).items()
     }
-    stem = _stem(model)
     with tempfile.TemporaryDirectory() as folder:
         form = pathlib.Path(folder) / "form.weights.h5"
         model.save_weights(form)
         with h5py.File(form, "r+") as file:
-            expected, names = _contents(file, str(form))
-            paths = _by_layer(expected, names)
-            slots = [
-                _slot(name, variable, f"layers/{stem}/vars/0", "layers/")
-                for name, path in paths.items()
-                if (variable := expected[path]).dtype.kind == "f"
-            ]
-            arrays = match_arrays(
-                slots,
+            variables, names = _contents(file, str(form))
+            paths = _by_layer(variables, names, model)
+            matched = _matched(
+                model,
+                {name: variables[path] for name, path in paths.items()},
+                f"layers/{_stem(model)}/vars/0",
                 arrays,
-                head=[name for name in arrays if name.startswith(f"layers/{HEAD}/")],
-                source=source,
-                target=model.name,
-                adapt=adapt,
+                source,
+                skip_mismatch,
             )
-            for name, array in arrays.items():
+            for name, array in matched.items():
+                dtype = variables[paths[name]].dtype
                 del file[paths[name]]
-                file[paths[name]] = array
+                file[paths[name]] = array.astype(dtype, copy=False)
         model.load_weights(form)
 
 
-def _load_legacy(model, datasets, source, adapt):
-    whole = "model_weights/"  # of a file that holds a model's configuration too
+def _load_legacy(model, datasets, source, skip_mismatch):
+    root = "model_weights/"  # of a file that also holds the model's configuration
     arrays = {
-        path.removeprefix(whole).removesuffix(":0"): dataset  # ":0" is Keras 2's
+        # Keras 2 appends ":0".
+        _legacy_name(path.removeprefix(root).removesuffix(":0")): dataset
         for path, dataset in datasets.items()
         if not path.startswith("optimizer_weights/")
     }
     variables = {
-        f"{layer.name}/{variable.path}": variable
+        _legacy_name(f"{layer.name}/{variable.path}"): variable
         for layer in model.layers
         for variable in layer.weights
     }
-    stem = _stem(model)
-    slots = [
-        _slot(name, variable, f"{stem}/{stem}/kernel", "")
-        for name, variable in variables.items()
-    ]
-    arrays = match_arrays(
-        slots,
+    known = {id(variable) for variable in variables.values()}
+    for variable in model.weights:
+        if id(variable) not in known:  # not of a layer of the graph
+            variables[f"top_level_model_weights/{variable.path}"] = variable
+
+    # Keras numbers the layers of a class across the process: "dense_5" here may be
+    # "dense" in the file.
+    layers = list(_walk(model))
+    automatic = {_snake_case(type(layer).__name__) for layer in layers}
+    rename = functools.partial(_renumbered, automatic=automatic)
+    variables = rename(variables)
+    stem = f"{_stem(model)}/kernel"
+    matched = _matched(model, variables, stem, arrays, source, skip_mismatch, rename)
+    for name, array in matched.items():
+        variables[name].assign(array)
+    for layer in layers:
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # derives what `call` uses from the variables
+
+
+def _matched(
+    model, variables, stem, arrays, source, skip_mismatch, rename=lambda named: named
+):
+    """`match_arrays` for variables, and arrays, by names that tell the layers."""
+    arrays = _fitting_part(arrays, variables, source, model.name, rename)
+    return match_arrays(
+        [_expected(name, variable, stem) for name, variable in variables.items()],
         arrays,
-        head=[name for name in arrays if name.startswith(f"{HEAD}/")],
+        head=[name for name in arrays if HEAD.match(name)],
         source=source,
         target=model.name,
-        adapt=adapt,
+        skip_mismatch=skip_mismatch,
     )
-    for name, array in arrays.items():
-        variables[name].assign(array)
+
+
+def _fitting_part(arrays, variables, source, target, rename):
+    """The arrays under the network's names, also if the file has it nested."""
+    needed = {name for name in variables if not HEAD.match(name)}
+    whole = rename(arrays)
+    if not needed or whole.keys() >= needed:
+        return whole
+    prefixes = {name[: m.end()] for name in arrays for m in re.finditer("/", name)}
+    parts = {
+        prefix: rename(
+            {
+                n.removeprefix(prefix): a
+                for n, a in arrays.items()
+                if n.startswith(prefix)
+            }
+        )
+        for prefix in sorted(prefixes)
+    }
+    fitting = [prefix for prefix, part in parts.items() if part.keys() >= needed]
+    if len(fitting) > 1:
+        raise ValueError(
+            f"{source} fits {target} in more than one place: {', '.join(fitting)}. No "
+            "weight was changed. Load it into the whole model."
+        )
+    return parts[fitting[0]] if fitting else whole
 
 
 def _stem(model):
-    """The name of the convolution that the image meets."""
+    """The name of the first convolution."""
     convolutions = [la.name for la in model.layers if type(la) is keras.layers.Conv2D]
     return convolutions[0] if convolutions else None
 
 
-def _slot(name, variable, stem, root):
-    slot = ExpectedWeight(name, tuple(variable.shape), dtype=str(variable.dtype))
+def _expected(name, variable, stem):
+    weight = ExpectedWeight(name, tuple(variable.shape), dtype=str(variable.dtype))
     if name == stem:
         # (height, width, channels, filters)
-        return slot._replace(part="stem", axis=2)
-    if name.startswith(f"{root}{HEAD}/"):
-        return slot._replace(part="head", axis=len(slot.shape) - 1)
-    return slot
+        return weight._replace(part="stem", axis=2)
+    if HEAD.match(name):
+        return weight._replace(part="head", axis=len(weight.shape) - 1)
+    return weight
+
+
+def _walk(layer):
+    """A layer and all layers in it, as far as they are listed."""
+    yield layer
+    for inner in getattr(layer, "layers", ()):
+        yield from _walk(inner)
+
+
+# Names in legacy files
+
+
+def _legacy_name(path):
+    """The layer's name and the weight's, without the scopes it was built in."""
+    layer, *scopes = path.split("/")
+    if layer in scopes:
+        scopes = scopes[scopes.index(layer) + 1 :]
+    return "/".join([layer, *scopes])
+
+
+def _renumbered(named, automatic):
+    """Numbers automatic names from 0, in order, in every part of the names."""
+    parts = {part for name in named for part in name.split("/")}
+    numbers = {}
+    for part in parts:
+        kind, number = re.fullmatch(r"(.*?)(?:_(\d+))?", part).groups()
+        if kind in automatic:
+            numbers.setdefault(kind, []).append((int(number or 0), part))
+    new = {
+        part: f"{kind}_{i}" if i else kind
+        for kind, found in numbers.items()
+        for i, (_, part) in enumerate(sorted(found))
+    }
+    return {
+        "/".join(new.get(part, part) for part in name.split("/")): value
+        for name, value in named.items()
+    }
+
+
+def _snake_case(name):
+    """Keras's name for the first layer of a class."""
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 # What is in a file
@@ -213,19 +299,42 @@ def _check_dataset(path, dataset):
         )
 
 
-def _by_layer(datasets, names):
+def _by_layer(datasets, names, model):
     """The paths of the weights, by paths that tell the names of layers.
 
-    Keras numbers the layers of a class, and notes a layer's name beside its weights.
-    It tells the gate along the height from that along the width, which have one
-    class. A name that Keras made by numbering says less than the number in the path,
-    and is not used.
+    Keras numbers the layers of a class, and stores a layer's name beside its weights.
+    The name distinguishes the gates of coordinate attention, which have one class. A
+    name that Keras made by numbering says less than the number in the path, and is
+    not used.
     """
-    weights = [path for path in datasets if path.startswith(("layers/", "vars/"))]
+    state = _training_state(datasets, model)
+    weights = [path for path in datasets if path not in state]
     by_name = {_layer_path(path, names): path for path in weights}
     if len(by_name) < len(weights):  # some have the same
         return {path: path for path in weights}
     return by_name
+
+
+def _training_state(datasets, model):
+    """The paths of what is no weight: of optimizers, metrics, random generators."""
+    metrics = set()
+    for attribute, value in vars(model).items():
+        values = value.values() if isinstance(value, dict) else value
+        values = list(values) if isinstance(value, (dict, list, tuple)) else [value]
+        if values and all(isinstance(v, keras.metrics.Metric) for v in values):
+            metrics.add(attribute)
+    models = {""} | {
+        path[: match.start(1)]
+        for path in datasets
+        for match in re.finditer("/(layers)/", path)
+    }
+    return {
+        path
+        for path in datasets
+        if path.split("/")[0] in metrics
+        or "seed_generator" in path.split("/")
+        or any(path.startswith(f"{prefix}optimizer/") for prefix in models)
+    }
 
 
 def _layer_path(path, names):

@@ -1,4 +1,4 @@
-"""Whether the arrays of a file fit a network, and what makes them fit."""
+"""Compares the arrays of a file with the weights of a network, and adapts them."""
 
 import inspect
 import itertools
@@ -11,17 +11,21 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Problems of one kind that an error message lists before it only counts.
+LISTED = 5
+
 
 class ExpectedWeight(NamedTuple):
-    """What a network expects of a file, for one of its weights.
+    """What a network expects of a file for one of its weights.
 
     Attributes:
-        name: Its name in the file.
+        name: The weight's name in the file.
         shape: Its shape in the file, whose layout may not be Keras's.
-        part: `"stem"`, the kernel that the image meets; `"head"`, a weight of the
-            classifier; `""`, another.
-        axis: In `shape`, the image's channels (stem) or the classes (head).
-        dtype: The type of number that the network keeps it in.
+        part: `"stem"` for the kernel of the first convolution, `"head"` for a weight
+            of the classifier, `""` for any other.
+        axis: The axis of `shape` with the image's channels (stem) or the classes
+            (head).
+        dtype: The dtype in which the network keeps the weight.
     """
 
     name: str
@@ -32,80 +36,102 @@ class ExpectedWeight(NamedTuple):
 
 
 def match_arrays(
-    slots: Iterable[ExpectedWeight],
+    expected: Iterable[ExpectedWeight],
     arrays: Mapping,
     *,
     head: Iterable[str],
     source: str,
     target: str,
-    adapt: bool = True,
+    skip_mismatch: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Checks that arrays fit a network, and adapts what may be adapted.
+    """Checks that arrays fit a network, and returns those to assign.
 
-    Nothing is read of an array before its shape is known to fit, so that a file
-    can't ask for more memory than the network has.
+    No array is read before all shapes are known to fit, so a malicious file cannot
+    claim more memory than the network has. The classifier of a file is ignored if
+    the network has none.
 
     Args:
-        slots: What the network expects.
-        arrays: Name to array, or to anything with a `shape`, a `dtype`, and a
+        expected: What the network expects.
+        arrays: Name to array, or to anything with a `shape`, a `dtype` and a
             conversion to an array.
-        head: The names in `arrays` that are a classifier's.
+        head: The names in `arrays` that belong to a classifier.
         source: What the arrays are, for messages.
         target: What the network is, for messages.
-        adapt: Whether a classifier that does not fit is skipped, and a stem for
-            three channels made to fit; each is told by a warning.
+        skip_mismatch: Whether to skip a classifier with another number of outputs,
+            and to adapt an RGB stem to another number of channels, with a warning.
 
     Returns:
-        Name to array, for every slot but those of a skipped classifier.
+        Name to array, for every expected weight except those of a skipped classifier.
 
     Raises:
-        ValueError: if anything is missing, unexpected, misshapen, of another kind
-            of number, or not finite in the network's type of
-            number. Everything that does not fit is named.
+        ValueError: If an array is missing, unexpected, of another shape or kind of
+            number, or not finite in the network's dtype.
     """
-    expected, arrays, messages = {s.name: s for s in slots}, dict(arrays), []
-    channels = None
-    if adapt:
-        messages += _skip_head(expected, arrays, [n for n in head if n in arrays])
-        channels = _stem_to_adapt(expected, arrays)
+    expected, arrays = {weight.name: weight for weight in expected}, dict(arrays)
+    classifier = [weight for weight in expected.values() if weight.part == "head"]
+    if not classifier:
+        for name in head:
+            arrays.pop(name, None)
 
-    problems = [
-        f"missing: {name}, shape {slot.shape}"
-        for name, slot in expected.items()
-        if name not in arrays
-    ]
-    for name, array in arrays.items():
-        shape = tuple(array.shape)
-        if name not in expected:
-            problems.append(f"unexpected: {name}, shape {shape}")
-        elif shape != expected[name].shape and name != channels:
-            problems.append(
-                f"misshapen: {name}, shape {shape}, expected {expected[name].shape}"
-            )
-        elif array.dtype.kind != "f":
-            problems.append(f"not floating-point: {name}, dtype {array.dtype}")
-    if problems:
-        other = bool(arrays) and not expected.keys() & arrays.keys()
-        raise ValueError(
-            f"{source} does not fit {target}"
-            + (": it is of another architecture" if other else "")
-            + "; no weight was changed:\n  "
-            + "\n  ".join(problems)
+    outputs = _differing_outputs(classifier, arrays)
+    stem = _rgb_stem(expected.values(), arrays)
+    differences, skipped = [], []
+    if outputs:
+        differences.append(
+            f"its classifier has {outputs[0]} outputs, the network's {outputs[1]}"
+        )
+        skipped += [weight.name for weight in classifier]
+    if stem:
+        differences.append(
+            "its first convolution is for 3 channels, the network's for "
+            f"{stem.shape[stem.axis]}"
         )
 
+    allowed = [*skipped, *([stem.name] if stem else [])]
+    others = _problems(expected, arrays, allowed)
+    if any(others.values()) or (differences and not skip_mismatch):
+        cause = _cause(others, expected, arrays)
+        if not any(others.values()):
+            cause = f"{'; '.join(differences)} (pass `skip_mismatch=True` to "
+            cause += f"{_remedy(outputs, stem)})"
+        raise ValueError(
+            f"{source} does not fit {target}: {cause}; no weight was changed:\n  "
+            + _listed(_problems(expected, arrays))
+        )
+
+    for name in skipped:
+        del expected[name], arrays[name]
     # In the machine's byte order, whatever the file's is.
     arrays = {n: np.asarray(a, a.dtype.newbyteorder("=")) for n, a in arrays.items()}
     _check_numbers(expected, arrays, source)
-    if channels is not None:
-        arrays[channels], message = _adapted_stem(arrays[channels], expected[channels])
-        messages.append(message)
-    for message in messages:
-        warnings.warn(f"{target}, from {source}: {message}", stacklevel=_stacklevel())
+    if stem:
+        arrays[stem.name] = _adapted_stem(arrays[stem.name], stem)
+    if differences:
+        warnings.warn(
+            f"{target}, from {source}: {'; '.join(differences)}. "
+            f"`skip_mismatch=True`: {_remedy(outputs, stem)}.",
+            stacklevel=_stacklevel(),
+        )
     return arrays
 
 
+def _remedy(outputs, stem):
+    """What `skip_mismatch=True` does about the differences."""
+    remedies = []
+    if outputs:
+        remedies.append("keep the network's own classifier")
+    if stem and stem.shape[stem.axis] == 1:
+        remedies.append("sum the first kernel over its 3 channels")
+    elif stem:
+        channels = stem.shape[stem.axis]
+        remedies.append(
+            f"repeat the first kernel over the channels and multiply it by 3/{channels}"
+        )
+    return " and ".join(remedies)
+
+
 def _stacklevel():
-    """The stack level of `fit`'s warnings that is outside the package."""
+    """The stack level at which `match_arrays` warns the caller of this package."""
     package = str(pathlib.Path(__file__).parents[1]) + os.sep
     frames = traceback.walk_stack(inspect.currentframe().f_back)
     ours = itertools.takewhile(
@@ -114,85 +140,145 @@ def _stacklevel():
     return 1 + sum(1 for _ in ours)
 
 
-def _skip_head(expected, arrays, names):
-    """Takes out a classifier that has no use here, and says so."""
-    slots = [slot for slot in expected.values() if slot.part == "head"]
-    if not slots:
-        unused = names
-        message = "the network has no classifier, so this is not used: "
-    elif _differ_in_classes(slots, arrays):
-        unused = [slot.name for slot in slots]
-        theirs = arrays[slots[0].name].shape[slots[0].axis]
-        ours = slots[0].shape[slots[0].axis]
-        message = (
-            f"its classifier is for {theirs} classes, not for {ours}, so the network "
-            "keeps its own. Not used: "
-        )
-    else:
-        return []
-    for name in unused:
-        expected.pop(name, None)
-        del arrays[name]
-    return [message + ", ".join(unused)] if unused else []
+# Differences that `skip_mismatch` allows
 
 
-def _differ_in_classes(slots, arrays):
-    """Whether all weights of a classifier are there, for other classes."""
-    counts = set()
-    for slot in slots:
-        if slot.name not in arrays:
-            return False
-        shape = list(arrays[slot.name].shape)
-        if len(shape) != len(slot.shape):
-            return False
-        counts.add((shape[slot.axis], slot.shape[slot.axis]))
-        shape[slot.axis] = slot.shape[slot.axis]
-        if tuple(shape) != slot.shape:
-            return False
-    return len(counts) == 1 and len(set(counts.pop())) == 2
+def _differing_outputs(classifier, arrays):
+    """The numbers of outputs, `(file's, network's)`, if nothing else differs.
+
+    A detector's classifier has several predictors, each with the same number of
+    outputs for each of its boxes: then the numbers of the first are returned.
+    """
+    pairs = []
+    for weight in classifier:
+        shape = list(arrays[weight.name].shape) if weight.name in arrays else []
+        if len(shape) != len(weight.shape):
+            return None
+        pairs.append((shape[weight.axis], weight.shape[weight.axis]))
+        shape[weight.axis] = weight.shape[weight.axis]
+        if tuple(shape) != weight.shape:
+            return None
+    if not pairs or pairs[0][0] == pairs[0][1]:
+        return None
+    theirs, ours = pairs[0]
+    in_proportion = all(a * ours == b * theirs for a, b in pairs)
+    return (theirs, ours) if in_proportion else None
 
 
-def _stem_to_adapt(expected, arrays):
-    """The name of the stem, if it is for three channels where others are needed."""
-    for name, slot in expected.items():
-        if slot.part == "stem" and name in arrays:
-            shape = list(arrays[name].shape)
-            rgb = len(shape) == len(slot.shape) and shape[slot.axis] == 3
-            if rgb and slot.shape[slot.axis] != 3:
-                shape[slot.axis] = slot.shape[slot.axis]
-                return name if tuple(shape) == slot.shape else None
+def _rgb_stem(expected, arrays):
+    """The network's stem, if it is for other channels and the file's is for RGB."""
+    for weight in expected:
+        if weight.part == "stem" and weight.name in arrays:
+            shape = list(arrays[weight.name].shape)
+            if len(shape) == len(weight.shape) and shape[weight.axis] == 3:
+                shape[weight.axis] = weight.shape[weight.axis]
+                if tuple(shape) == weight.shape and weight.shape[weight.axis] != 3:
+                    return weight
     return None
 
 
-def _adapted_stem(kernel, slot):
-    """A kernel for another number of channels than RGB's three, as timm makes it."""
-    channels = slot.shape[slot.axis]
+def _adapted_stem(kernel, stem):
+    """An RGB kernel for another number of channels, computed as timm does."""
+    channels = stem.shape[stem.axis]
     if channels == 1:
-        # What a gray image gives that is repeated three times.
-        return kernel.sum(slot.axis, keepdims=True), (
-            "its first convolution is for 3 channels: for 1, its kernel was summed "
-            "over them."
-        )
-    repeated = np.take(kernel, np.arange(channels) % 3, slot.axis)
-    return repeated * kernel.dtype.type(3 / channels), (
-        f"its first convolution is for 3 channels: for {channels}, its kernel was "
-        f"repeated over them and multiplied by 3/{channels}."
-    )
+        # Same output as for the gray image repeated three times.
+        return kernel.sum(stem.axis, keepdims=True)
+    repeated = np.take(kernel, np.arange(channels) % 3, stem.axis)
+    return repeated * kernel.dtype.type(3 / channels)
+
+
+# Differences that are errors
+
+
+def _problems(expected, arrays, allowed=()):
+    """Lists what doesn't fit, by kind; shapes may differ where it is allowed."""
+    problems = {"missing": [], "unexpected": [], "misshapen": [], "dtype": []}
+    for name, array in arrays.items():
+        if name not in expected:
+            problems["unexpected"].append(
+                f"unexpected: {name}, shape {tuple(array.shape)}"
+            )
+    for name, weight in expected.items():
+        if name not in arrays:
+            problems["missing"].append(f"missing: {name}, shape {weight.shape}")
+            continue
+        shape, dtype = tuple(arrays[name].shape), arrays[name].dtype
+        if shape != weight.shape and name not in allowed:
+            problems["misshapen"].append(
+                f"misshapen: {name}, shape {shape}, expected {weight.shape}"
+            )
+        elif _kind(dtype) != _kind(weight.dtype):
+            problems["dtype"].append(
+                f"not {_kind(weight.dtype)}: {name}, dtype {dtype}"
+            )
+    return problems
+
+
+def _kind(dtype):
+    name = getattr(dtype, "name", dtype)  # NumPy has no bfloat16
+    if "float" in name:
+        return "floating-point"
+    kinds = {"i": "integer", "u": "integer", "b": "boolean"}
+    return kinds.get(np.dtype(name).kind, "number")
+
+
+def _cause(problems, expected, arrays):
+    """The likely cause of what doesn't fit, in a few words."""
+    missing, unexpected = problems["missing"], problems["unexpected"]
+    heads = [name for name, weight in expected.items() if weight.part == "head"]
+    if not arrays:
+        return "it holds no weights"
+    if not expected.keys() & arrays.keys():
+        return "it is of another architecture"
+    if (
+        heads
+        and not unexpected
+        and len(missing) == len(heads)
+        and not any(name in arrays for name in heads)
+    ):
+        return "it has no classifier, as with `include_top=False`"
+    if missing and unexpected:
+        return "the layers differ, as of another architecture or `attention`"
+    if missing:
+        return "it lacks layers of the network"
+    if unexpected:
+        return "it has layers that the network lacks"
+    if problems["misshapen"]:
+        return "the layers are the same, of other sizes"
+    return "the numbers are of another kind, as those of a quantized network"
+
+
+def _listed(problems):
+    lines = []
+    for kind in problems.values():
+        lines += kind[:LISTED]
+        if len(kind) > LISTED:
+            lines.append(f"{kind[0].split(':')[0]}: {len(kind) - LISTED} more")
+    return "\n  ".join(lines)
 
 
 def _check_numbers(expected, arrays, source):
     problems = []
     for name, array in arrays.items():
-        # A larger number becomes infinite there.
-        dtype = "float16" if expected[name].dtype == "float16" else "float32"
-        largest = np.float64(np.finfo(dtype).max)
-        if count := array.size - np.count_nonzero(np.abs(array) <= largest):
-            problems.append(
-                f"not finite: {name}, {count} of {array.size} values are NaN or "
-                f"infinite in {dtype}"
-            )
+        dtype = expected[name].dtype
+        if array.dtype.kind in "iu":
+            limits = np.iinfo(dtype)
+            outside = (array < limits.min) | (array > limits.max)
+            if count := np.count_nonzero(outside):
+                problems.append(
+                    f"out of range: {name}, {count} of {array.size} values for {dtype}"
+                )
+        elif array.dtype.kind == "f":
+            # A larger number would become infinite in the network.
+            dtype = "float16" if dtype == "float16" else "float32"
+            largest = np.float64(np.finfo(dtype).max)
+            if count := array.size - np.count_nonzero(np.abs(array) <= largest):
+                problems.append(
+                    f"not finite: {name}, {count} of {array.size} values are NaN or "
+                    f"infinite in {dtype}"
+                )
     if problems:
         raise ValueError(
-            f"{source} holds what is no number; no weight was changed:\n  "
-            + "\n  ".join(problems)
+            f"{source} holds numbers that no trained network has; no weight was "
+            f"changed:\n  {_listed({'numbers': problems})}"
         )

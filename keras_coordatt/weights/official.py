@@ -20,7 +20,7 @@ IN_NETWORK = {"height": "conv2", "width": "conv3"}
 IN_LAYER = {"height": "conv_h", "width": "conv_w"}
 
 
-def load_torch(target, source, adapt: bool = True) -> None:
+def load_torch(target, source, skip_mismatch: bool = False) -> None:
     """Loads weights of the official PyTorch code into a network or a layer.
 
     Nothing in a file is executed, and PyTorch need not be installed. If anything
@@ -31,12 +31,9 @@ def load_torch(target, source, adapt: bool = True) -> None:
         target: A model of `MobileNetV2CA`, or a built `CoordinateAttention`.
         source: The path of a `.pth`, `.pt` or `.safetensors` file, or a mapping
             from the official names to arrays. Both may be wrapped in a
-            `"state_dict"` entry, and the names may begin with `"module."`.
-        adapt: Whether the source may be for another number of classes, or for RGB
-            images where `target` takes others. A classifier that does not fit is
-            then skipped; the first kernel is summed over its channels for 1
-            channel, and for others repeated and scaled by 3 / channels. Each is
-            told by a warning. Defaults to `True`.
+            `"state_dict"` entry, and all names may begin with `"module."`,
+            `"_orig_mod."`, `"model."`, `"net."` or `"backbone."`.
+        skip_mismatch: Same as in `load_weights`. Defaults to `False`.
 
     Raises:
         TypeError: if `target` or `source` is of another kind.
@@ -75,7 +72,7 @@ def load_torch(target, source, adapt: bool = True) -> None:
         head=[name for name in arrays if name.startswith("classifier.")],
         source=where,
         target=target.name,
-        adapt=adapt,
+        skip_mismatch=skip_mismatch,
     )
     for entry in entries:
         if entry.slot.name in arrays:

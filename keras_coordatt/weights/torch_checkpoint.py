@@ -45,6 +45,9 @@ _CONSTRUCTORS = {
     "torch._utils._rebuild_parameter",
     "torch._utils._rebuild_tensor_v2",
 }
+# What wrappers put before the names of a network: DataParallel, `torch.compile`,
+# Lightning modules and detectors.
+PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 _MAX_DIMS = 32
 _HINT = "In PyTorch, save plain weights: torch.save(model.state_dict(), path)."
 
@@ -91,7 +94,8 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
     Both formats of `torch.save` are read: zip (PyTorch >= 1.6) and legacy. The state
     dict may be wrapped, as in `{"state_dict": ..., "epoch": ...}`, and its names may
-    all begin with DataParallel's `"module."`, which is taken off.
+    all begin with prefixes of wrappers, such as DataParallel's `"module."`, which
+    are taken off.
 
     Args:
         path: Where the file is.
@@ -453,8 +457,8 @@ def unwrap(checkpoint: Mapping) -> dict:
 
     Args:
         checkpoint: A state dict, or a mapping that has one as its `"state_dict"`,
-            `"model_state_dict"` or `"model"`. DataParallel's `"module."` may stand
-            before all names.
+            `"model_state_dict"` or `"model"`. All names, but for those of a
+            `classifier`, may begin with one or more of `PREFIXES`.
 
     Raises:
         ValueError: If two names differ by their types alone, as 1 and "1" do.
@@ -464,12 +468,20 @@ def unwrap(checkpoint: Mapping) -> dict:
             checkpoint = checkpoint[key]
             break
     names = [str(name) for name in checkpoint]
-    if all(name.startswith("module.") for name in names):
-        names = [name.removeprefix("module.") for name in names]
+    while prefix := _common_prefix(names):
+        names = [name.removeprefix(prefix) for name in names]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
         raise ValueError(f"a state dict has more than one {reprlib.repr(twice)}.")
     return dict(zip(names, checkpoint.values(), strict=True))
+
+
+def _common_prefix(names: list[str]) -> str:
+    body = [name for name in names if not name.startswith("classifier.")]
+    for prefix in PREFIXES:
+        if body and all(name.startswith(prefix) for name in body):
+            return prefix
+    return ""
 
 
 def _to_arrays(

@@ -87,9 +87,30 @@ def test_weights_of_a_file(model, tiny_backbone, assert_same, tmp_path, ending):
     # A file for other classes does not fit, and then nothing changes.
     backbone = tiny_backbone()
     before = backbone.get_weights()
-    with pytest.raises(ValueError, match="map_1_classes"):
+    with pytest.raises(ValueError, match=r"skip_mismatch=True(.|\n)*map_1_classes"):
         SSDLite(backbone, 3, box_shapes=model.box_shapes, weights=path)
     assert all(map(np.array_equal, before, backbone.get_weights()))
+
+
+def test_a_detector_of_other_classes_is_reused(model, tiny_backbone, tmp_path):
+    path = tmp_path / "finder.weights.h5"
+    model.save_weights(path)
+    with pytest.warns(UserWarning, match="classifier has 18 outputs, the network's 24"):
+        other = SSDLite(
+            tiny_backbone(),
+            3,
+            box_shapes=model.box_shapes,
+            weights=path,
+            skip_mismatch=True,
+        )
+    for layer in other.layers:
+        if layer.weights and layer.name not in ("map_1_classes", "map_2_classes"):
+            same = model.get_layer(layer.name).get_weights()
+            assert all(map(np.array_equal, layer.get_weights(), same)), layer.name
+    # The boxes are not skipped.
+    boxes = [shapes[:-1] for shapes in model.box_shapes]
+    with pytest.raises(ValueError, match="misshapen: .*map_1_boxes"):
+        SSDLite(tiny_backbone(), 3, box_shapes=boxes, weights=path, skip_mismatch=True)
 
 
 def test_weights_of_the_backbone_are_kept(tiny_backbone):

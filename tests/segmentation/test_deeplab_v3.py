@@ -272,8 +272,12 @@ def test_saving(model, logits, x, tmp_path):
     assert_near(outputs(ours, x), logits, 1e-6)
 
     # With other classes, the rest is of use.
-    with pytest.warns(UserWarning, match="5 classes, not for 3.*predictions"):
-        ours = DeepLabV3(shallow_network(SHAPE), 3, filters=16, weights=path)
+    with pytest.raises(ValueError, match="5 outputs.*3 .pass `skip_mismatch=True`"):
+        DeepLabV3(shallow_network(SHAPE), 3, filters=16, weights=path)
+    with pytest.warns(UserWarning, match="5 outputs, the network's 3"):
+        ours = DeepLabV3(
+            shallow_network(SHAPE), 3, filters=16, weights=path, skip_mismatch=True
+        )
     assert ours.output_shape[3] == 3
     kernels = (m.get_layer("aspp_project").get_weights()[0] for m in (ours, model))
     np.testing.assert_array_equal(*kernels)

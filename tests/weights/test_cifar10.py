@@ -5,6 +5,7 @@ import io
 import pathlib
 import tarfile
 import urllib.request
+import warnings
 
 import keras
 import numpy as np
@@ -53,10 +54,11 @@ def test_loads_by_name(model):
 
 
 def test_other_heads_and_stems(model):
-    with pytest.warns(UserWarning, match="no classifier"):
-        headless = MobileNetV2CA(
-            (64, 64, 1), ALPHA, include_top=False, weights="cifar10"
-        )
+    gray = {"input_shape": (64, 64, 1), "alpha": ALPHA, "weights": "cifar10"}
+    with pytest.raises(ValueError, match="skip_mismatch=True"):
+        MobileNetV2CA(include_top=False, **gray)
+    with pytest.warns(UserWarning, match="for 3 channels, the network's for 1"):
+        headless = MobileNetV2CA(include_top=False, skip_mismatch=True, **gray)
     stem = model.get_layer("Conv1").get_weights()[0]
     np.testing.assert_allclose(
         headless.get_layer("Conv1").get_weights()[0],
@@ -76,6 +78,26 @@ def test_other_heads_and_stems(model):
 def test_what_it_does_not_fit(arguments, message):
     with pytest.raises(ValueError, match=f'weights="cifar10".*{message}'):
         MobileNetV2CA(weights="cifar10", **arguments)
+
+
+def test_a_name_behaves_as_its_file_does(model):
+    path = cached_weights("mobilenetv2_ca_cifar10", None)
+    given = []
+    for weights in ("cifar10", path):
+        arguments = {"alpha": ALPHA, "weights": weights, "classes": 4}
+        with pytest.raises(ValueError, match="`skip_mismatch=True`"):
+            MobileNetV2CA((64, 64, 3), **arguments)
+        with pytest.warns(UserWarning, match="10 outputs, the network's 4") as caught:
+            four = MobileNetV2CA((64, 64, 3), skip_mismatch=True, **arguments)
+        assert len([w for w in caught if w.category is UserWarning]) == 1
+        with warnings.catch_warnings():
+            warnings.filterwarnings("error", category=UserWarning)
+            headless = MobileNetV2CA(
+                (64, 64, 3), ALPHA, include_top=False, weights=weights
+            )
+        given.append([headless.get_weights(), four.get_layer("Conv_1").get_weights()])
+    for ours, theirs in zip(*given):
+        assert len(ours) and all(map(np.array_equal, ours, theirs))
 
 
 @pytest.mark.skipif(not DATA.exists(), reason="the images are not at hand")

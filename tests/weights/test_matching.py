@@ -57,16 +57,39 @@ def test_what_fits_is_given_back_without_a_word():
 
 def test_another_number_of_classes():
     arrays = arrays_for(SLOTS)
-    message = "for 5 classes, not for 7.*Not used: head/kernel, head/bias"
-    with pytest.warns(UserWarning, match=message):
-        given = fitted(with_classes(7), arrays)
+    message = "its classifier has 5 outputs, the network's 7"
+    with pytest.raises(ValueError, match=f"{message} .pass `skip_mismatch=True`"):
+        fitted(with_classes(7), arrays)
+    with pytest.warns(UserWarning, match=f"{message}.*keep the network's own"):
+        given = fitted(with_classes(7), arrays, skip_mismatch=True)
     assert list(given) == ["stem", "scale"]
 
 
-def test_a_network_without_a_head():
-    with pytest.warns(UserWarning, match="no classifier.*: head/kernel, head/bias"):
-        given = fitted(SLOTS[:2], arrays_for(SLOTS))
+@pytest.mark.parametrize("skip_mismatch", [True, False])
+def test_a_network_without_a_head(skip_mismatch):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        given = fitted(SLOTS[:2], arrays_for(SLOTS), skip_mismatch=skip_mismatch)
     assert list(given) == ["stem", "scale"]
+
+
+def test_a_detectors_heads():
+    # Each predictor has the classes' outputs once for each of its boxes.
+    def heads(classes):
+        return [
+            SLOTS[1],
+            ExpectedWeight("head/4", (4, 4 * classes), "head", 1),
+            ExpectedWeight("head/6", (6 * classes,), "head", 0),
+        ]
+
+    arrays = arrays_for(heads(5))
+    with pytest.warns(UserWarning, match="has 20 outputs, the network's 12"):
+        given = fitted(heads(3), arrays, skip_mismatch=True)
+    assert list(given) == ["scale"]
+    other = heads(3)
+    other[2] = other[2]._replace(shape=(4 * 3,))
+    with pytest.raises(ValueError, match="misshapen: head/6"):
+        fitted(other, arrays, skip_mismatch=True)
 
 
 @pytest.mark.parametrize(
@@ -79,14 +102,15 @@ def test_a_network_without_a_head():
 )
 def test_a_head_that_differs_in_more_than_classes(change):
     with pytest.raises(ValueError, match="misshapen: head/"):
-        fitted(SLOTS, arrays_for(SLOTS) | change)
+        fitted(SLOTS, arrays_for(SLOTS) | change, skip_mismatch=True)
 
 
 def test_a_head_that_is_not_there():
-    with pytest.raises(ValueError, match=r"missing: head/kernel(.|\n)*head/bias"):
-        fitted(SLOTS, arrays_for(SLOTS[:2]))
+    message = r"it has no classifier(.|\n)*missing: head/kernel(.|\n)*head/bias"
+    with pytest.raises(ValueError, match=message):
+        fitted(SLOTS, arrays_for(SLOTS[:2]), skip_mismatch=True)
     with pytest.raises(ValueError, match="missing: head/bias"):
-        fitted(with_classes(7), arrays_for(SLOTS[:3]))
+        fitted(with_classes(7), arrays_for(SLOTS[:3]), skip_mismatch=True)
 
 
 # The stem
@@ -104,12 +128,15 @@ def timm_stem(kernel, channels):
 
 
 @pytest.mark.parametrize(
-    "channels, word", [(1, "summed"), (2, "2"), (4, "4"), (7, "7")]
+    "channels, word", [(1, "sum"), (2, "3/2"), (4, "3/4"), (7, "3/7")]
 )
 def test_stems_for_other_channels(channels, word):
     arrays = arrays_for(SLOTS)
-    with pytest.warns(UserWarning, match=f"for {channels}, its kernel was .*{word}"):
-        given = fitted(with_channels(channels), arrays)
+    message = f"for 3 channels, the network's for {channels}.*{word}"
+    with pytest.raises(ValueError, match=message):
+        fitted(with_channels(channels), arrays)
+    with pytest.warns(UserWarning, match=message):
+        given = fitted(with_channels(channels), arrays, skip_mismatch=True)
     expected = timm_stem(arrays["stem"], channels)
     np.testing.assert_allclose(given["stem"], expected, atol=1e-6)
     assert given["stem"].dtype == np.float32
@@ -118,24 +145,24 @@ def test_stems_for_other_channels(channels, word):
 @pytest.mark.parametrize("stored, needed", [(4, 3), (1, 3), (4, 1)])
 def test_only_rgb_stems_are_adapted(stored, needed):
     with pytest.raises(ValueError, match="misshapen: stem"):
-        fitted(with_channels(needed), arrays_for(with_channels(stored)))
+        fitted(
+            with_channels(needed), arrays_for(with_channels(stored)), skip_mismatch=True
+        )
 
 
 def test_a_stem_of_another_width_is_not_adapted():
     slots = [STEM._replace(shape=(3, 3, 1, 8)), *SLOTS[1:]]
     with pytest.raises(ValueError, match=r"misshapen: stem, shape \(3, 3, 3, 4\)"):
-        fitted(slots, arrays_for(SLOTS))
+        fitted(slots, arrays_for(SLOTS), skip_mismatch=True)
 
 
-def test_both_at_once_and_neither_if_not_wanted():
+def test_both_at_once_are_told_once():
     slots = [with_channels(1)[0], *with_classes(2)[1:]]
-    with pytest.warns(UserWarning) as caught:
-        fitted(slots, arrays_for(SLOTS))
-    assert len(caught) == 2
+    with pytest.warns(UserWarning, match="classifier.*3 channels") as caught:
+        fitted(slots, arrays_for(SLOTS), skip_mismatch=True)
+    assert len(caught) == 1
     with pytest.raises(ValueError, match="misshapen: stem.*(\n.*)misshapen: head"):
-        fitted(slots, arrays_for(SLOTS), adapt=False)
-    with pytest.raises(ValueError, match="unexpected: head/kernel"):
-        fitted(SLOTS[:2], arrays_for(SLOTS), adapt=False)
+        fitted(slots, arrays_for(SLOTS))
 
 
 def dense(classes, dtype="float32"):
@@ -146,8 +173,8 @@ def dense(classes, dtype="float32"):
 def test_a_warning_points_at_the_users_line(tmp_path):
     path = tmp_path / "model.weights.h5"
     dense(3).save_weights(path)
-    with pytest.warns(UserWarning, match="for 3 classes, not for 4") as caught:
-        load_weights(dense(4), path)
+    with pytest.warns(UserWarning, match="3 outputs, the network's 4") as caught:
+        load_weights(dense(4), path, skip_mismatch=True)
     assert caught[-1].filename == __file__
 
 
@@ -157,7 +184,7 @@ def test_nothing_is_told_of_what_is_then_refused():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         with pytest.raises(ValueError, match="missing: scale"):
-            fitted(with_classes(7), arrays)
+            fitted(with_classes(7), arrays, skip_mismatch=True)
 
 
 # What does not fit
@@ -206,6 +233,35 @@ def test_another_architecture():
         assert name in str(caught.value)
 
 
+def test_only_the_first_few_are_listed():
+    slots = [ExpectedWeight(f"layer_{i}", (3,)) for i in range(300)]
+    with pytest.raises(ValueError, match="another architecture") as caught:
+        fitted(slots, {"conv.weight": np.ones(3)})
+    message = str(caught.value)
+    assert "missing: layer_4," in message and "missing: 295 more" in message
+    assert len(message) < 500
+
+
+@pytest.mark.parametrize(
+    "dtype, array, message",
+    [
+        ("int32", np.ones(2, "int64"), None),
+        ("int8", np.array([-128, 127]), None),
+        ("int8", np.array([-128, 128]), "out of range: count, 1 of 2 .* for int8"),
+        ("int8", np.ones(2, "float32"), "not integer: count, dtype float32"),
+        ("bool", np.ones(2, "bool"), None),
+        ("bool", np.ones(2, "int8"), "not boolean: count, dtype int8"),
+    ],
+)
+def test_other_kinds_of_numbers(dtype, array, message):
+    slots = [ExpectedWeight("count", (2,), dtype=dtype)]
+    if message is None:
+        np.testing.assert_array_equal(fitted(slots, {"count": array})["count"], array)
+    else:
+        with pytest.raises(ValueError, match=message):
+            fitted(slots, {"count": array})
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_either_byte_order(dtype):
     arrays = {k: v.astype(dtype) for k, v in arrays_for(SLOTS).items()}
@@ -236,5 +292,5 @@ def test_nothing_is_read_before_all_shapes_fit(name):
     # Nor is the classifier that is skipped.
     arrays = arrays_for(SLOTS) | {"head/kernel": Untouchable((4, 2**40))}
     arrays["head/bias"] = Untouchable((2**40,))
-    with pytest.warns(UserWarning, match="Not used"):
-        fitted(SLOTS, arrays)
+    with pytest.warns(UserWarning, match="keep the network's own classifier"):
+        fitted(SLOTS, arrays, skip_mismatch=True)
