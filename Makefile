@@ -4,7 +4,7 @@ PYTHON ?= python3
 BACKENDS ?= tensorflow jax torch
 BIN := .venv/bin
 
-.PHONY: demo test lint format clean
+.PHONY: demo test test-as-users lint format clean
 
 demo: .venv/installed
 	$(BIN)/python -m keras_coordatt.demo
@@ -14,6 +14,14 @@ test: .venv/installed-for-tests lint
 	@set -e; for backend in $(BACKENDS); do \
 		echo "== $$backend"; \
 		KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal; \
+	done
+
+# Without the shortcuts of `make test`: graph mode, optimised XLA, Keras's initializers.
+test-as-users: .venv/installed-for-tests
+	@set -e; for backend in $(BACKENDS); do \
+		echo "== as users: $$backend"; \
+		AS_USERS=1 KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 \
+			tests/as_users.py tests/layers/test_coordinate_attention.py -k "as_users or golden or official"; \
 	done
 
 lint: .venv/installed-for-tests

@@ -12,8 +12,11 @@ import pytest
 with contextlib.suppress(ImportError):
     import triton  # noqa: F401
 
-# Tests run each of many small programs once or twice: to optimise it takes longer.
-if os.environ.get("KERAS_BACKEND") == "jax":
+# `make test-as-users` runs without the shortcuts that make the tests fast.
+AS_USERS = bool(os.environ.get("AS_USERS"))
+
+# Most programs run once or twice in the tests, so optimising them takes longer.
+if os.environ.get("KERAS_BACKEND") == "jax" and not AS_USERS:
     os.environ.setdefault(
         "XLA_FLAGS",
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
@@ -56,10 +59,10 @@ def image_folder(tmp_path):
 
 @pytest.fixture
 def eager():
-    """Runs TensorFlow's functions line by line: to trace a step takes longer."""
+    """Runs TensorFlow's functions eagerly, as tracing a step takes longer."""
     import tensorflow as tf
 
-    tf.config.run_functions_eagerly(True)
+    tf.config.run_functions_eagerly(not AS_USERS)
     yield
     tf.config.run_functions_eagerly(False)
 
