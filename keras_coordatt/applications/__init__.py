@@ -1,4 +1,4 @@
-"""The paper's networks, one module a family."""
+"""The paper's networks, one module per family."""
 
 from keras_coordatt.applications import efficientnet_ca, mobilenet_v2_ca, mobilenext_ca
 from keras_coordatt.applications.efficientnet_ca import EfficientNetCA

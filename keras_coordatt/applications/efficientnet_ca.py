@@ -1,8 +1,8 @@
-"""EfficientNet B0 to B7 with coordinate attention in the place of SE.
+"""EfficientNet B0 to B7 with coordinate attention in place of squeeze-and-excitation.
 
-With `attention="se"` the network is that of `keras.applications`, whose layer names
-the stem and the top have too. Block `i`, counted through all stages, has layers
-`block_{i}_expand`, `block_{i}_depthwise`, `block_{i}_attention`, `block_{i}_project`.
+With `attention="se"` this is the network of `keras.applications`, from which the stem
+and the top have their layer names. The layers of block `i`, counted through all stages,
+are `block_{i}_expand`, `_depthwise`, `_attention` and `_project`.
 """
 
 import functools
@@ -23,6 +23,7 @@ from keras_coordatt.applications.blocks import (
     make_divisible,
     pool,
 )
+from keras_coordatt.applications.docstring import shared_docstring
 from keras_coordatt.layers import SqueezeExcite
 from keras_coordatt.preprocessing import decode_predictions, preprocess_input
 from keras_coordatt.validation import check_choice, check_positive_int
@@ -52,11 +53,22 @@ STAGES = (
     (6, 320, 3, 1, 1),
 )
 
-# How often the last block's branch is dropped while training (stochastic depth);
-# the blocks before it in proportion to their place.
+# Stochastic depth: the rate at which the last block's branch is dropped in training.
+# Earlier blocks have a rate in proportion to their position.
 DROP_RATE = 0.2
 
 
+@shared_docstring(
+    variant="""`"b0"` to `"b7"`: the width, the depth, the default image size (224, 240,
+        260, 300, 380, 456, 528, 600) and the dropout before the classifier (0.2, 0.2,
+        0.3, 0.3, 0.4, 0.4, 0.5, 0.5). Defaults to `"b0"`.""",
+    default_size="the variant's image size",
+    published="",
+    default_weights="`None`",
+    baselines=""", where `"se"` is EfficientNet's own, with a quarter of the block's
+        input channels in its hidden layer, and `"cbam"` has a reduction of 24""",
+    default_reduction="32",
+)
 def EfficientNetCA(
     variant: str = "b0",
     input_shape: tuple | None = None,
@@ -76,57 +88,21 @@ def EfficientNetCA(
 ) -> keras.Model:
     """Instantiates EfficientNet with coordinate attention.
 
-    In every block the attention stands where EfficientNet has its
-    squeeze-and-excitation: after the depthwise convolution, where the channels
-    are expanded. Inputs are normalized by ImageNet's mean and standard deviation:
-    call `keras_coordatt.applications.efficientnet_ca.preprocess_input` on them, or
-    pass `include_preprocessing=True`.
+    The attention replaces EfficientNet's squeeze-and-excitation in every block: it
+    follows the depthwise convolution, where the channels are expanded. Inputs are
+    normalized by ImageNet's mean and standard deviation: call
+    `keras_coordatt.applications.efficientnet_ca.preprocess_input` on them, or pass
+    `include_preprocessing=True`.
 
     Args:
-        variant: `"b0"` to `"b7"`: the width, the depth, the default resolution
-            (224, 240, 260, 300, 380, 456, 528, 600) and the dropout before the
-            classifier (0.2, 0.2, 0.3, 0.3, 0.4, 0.4, 0.5, 0.5). Defaults to
-            `"b0"`.
-        input_shape: `(H, W, C)`, or `(C, H, W)` with `"channels_first"`. `H` and
-            `W` are at least 32, or `None`; any number of channels. Defaults to the
-            variant's resolution and 3 channels with the top, and to
-            `(None, None, 3)` without.
-        include_top: Whether to include the classifier. Defaults to `True`.
-        weights: `None` (random initialization), or the path of a file: `.keras`,
-            `.weights.h5` or `.h5`. No ImageNet weights are published. Defaults to
-            `None`.
-        input_tensor: Keras tensor to use as the image input; it may be the
-            output of other layers.
-        pooling: Without the top, `None` (the output is the feature map),
-            `"avg"` or `"max"` (it is pooled).
-        classes: Number of classes. Defaults to 1000.
-        classifier_activation: Activation of the classifier, `None` for logits.
-            Defaults to `"softmax"`.
-        name: Name of the model.
-        attention: `"coordinate"`; `"height"` or `"width"`, the paper's
-            ablations; `"se"`, EfficientNet's own, whose hidden layer has a quarter
-            of the block's input channels; `"cbam"`, with a reduction of 24; `None`
-            for none; or a callable that gives a layer, called with `name=` if it
-            takes one, such as `functools.partial(SqueezeExcite, reduction=16)`.
-        reduction: Reduction of coordinate attention's shared transform; no
-            other attention takes it. Defaults to 32.
-        output_stride: 32, 16 or 8: by how much the feature map is smaller than
-            the image. Below 32, the last stages keep their resolution and
-            their depthwise convolutions are dilated; the weights are the
-            same. Defaults to 32.
-        include_preprocessing: Whether the network begins with what
-            `preprocess_input` does, and so takes RGB values in [0, 255]. The
-            weights are the same. Defaults to `False`.
-        skip_mismatch: Whether `weights` may be for another number of classes, or
-            for RGB images where the network takes other channels: it then keeps its
-            own classifier, and adapts the first kernel, with a warning. Defaults to
-            `False`: a `ValueError`.
+        {arguments}
 
     Returns:
         A `keras.Model`.
 
     Raises:
-        ValueError: if an argument is out of its range, or does not fit another.
+        ValueError: If an argument is out of its range or contradicts another, or the
+            file of `weights` doesn't fit.
 
     Example:
 
@@ -245,7 +221,7 @@ def inverted_residual(x, block, make_attention, prefix):
 
 
 def own_squeeze_excite(expansion, name):
-    """EfficientNet's own: its width is a quarter of the block's input channels."""
+    """EfficientNet's own, with a quarter of the block's input channels."""
     return SqueezeExcite(
         reduction=4 * expansion,
         activation="swish",
@@ -269,11 +245,11 @@ def conv_bn(x, filters, kernel_size, name, bn_name, stride=1):
 
 
 def batch_norm(x, name):
-    """Batch normalization with EfficientNet's constants, which are Keras's."""
+    """Batch normalization with EfficientNet's constants, Keras's defaults."""
     axis = channel_axis()
     return layers.BatchNormalization(axis, momentum=0.99, epsilon=1e-3, name=name)(x)
 
 
 def kernel_initializer():
-    """The official code's: truncated normal, variance 2 / fan-out."""
+    """Returns the official initializer: truncated normal, variance 2 / fan-out."""
     return keras.initializers.VarianceScaling(2.0, "fan_out", "truncated_normal")

@@ -1,7 +1,7 @@
 """MobileNetV2 with coordinate attention, as in the paper's official code.
 
-Layer names are those of `keras.applications.MobileNetV2`, with the attention of
-block `i` at `block_{i}_attention`.
+Layers are named as in `keras.applications.MobileNetV2`; the attention of block `i` is
+called `block_{i}_attention`.
 """
 
 import os
@@ -23,6 +23,7 @@ from keras_coordatt.applications.blocks import (
     pool,
     relu6,
 )
+from keras_coordatt.applications.docstring import shared_docstring
 from keras_coordatt.preprocessing import decode_predictions, preprocess_input
 from keras_coordatt.validation import check_number, check_positive_int
 
@@ -40,6 +41,16 @@ STAGES = (
 )
 
 
+@shared_docstring(
+    default_size="224",
+    last_layer="convolution",
+    published=""", `"imagenet"` (the official checkpoint, for `alpha=1.0`,
+        `attention="coordinate"` and `reduction=32`), `"cifar10"` (ours, in the package,
+        for `alpha=0.5`, `classes=10` and images of 64 x 64)""",
+    default_weights='`"imagenet"`',
+    baselines=" with the paper's reduction of 24",
+    default_reduction="32",
+)
 def MobileNetV2CA(
     input_shape: tuple | None = None,
     alpha: float = 1.0,
@@ -59,60 +70,21 @@ def MobileNetV2CA(
 ) -> keras.Model:
     """Instantiates MobileNetV2 with coordinate attention.
 
-    In every block with an expansion, the attention stands after the depthwise
-    convolution, where the channels are expanded. Inputs are normalized by
-    ImageNet's mean and standard deviation: call
+    Every block with an expansion has the attention after its depthwise convolution,
+    where the channels are expanded. Inputs are normalized by ImageNet's mean and
+    standard deviation: call
     `keras_coordatt.applications.mobilenet_v2_ca.preprocess_input` on them, or pass
     `include_preprocessing=True`.
 
     Args:
-        input_shape: `(H, W, C)`, or `(C, H, W)` with `"channels_first"`. `H` and
-            `W` are at least 32, or `None`; any number of channels: the first
-            kernel of pretrained weights is summed over its channels for one, and
-            repeated for others. Defaults with the top to the size of the images
-            that the weights were trained on, without weights 224, and to
-            `(None, None, 3)` without the top.
-        alpha: Positive number, the width multiplier. At most 1, the last
-            convolution keeps its 1280 channels. Defaults to 1.0.
-        include_top: Whether to include the classifier. Defaults to `True`.
-        weights: `None` (random initialization); `"imagenet"` (the official
-            checkpoint, for `alpha=1.0`, `attention="coordinate"` and
-            `reduction=32`); `"cifar10"` (ours, in the package, for `alpha=0.5`,
-            `classes=10` and images of 64 x 64); or the path of a file: `.keras`,
-            `.weights.h5`, `.h5`, or with the official PyTorch names, `.pth`,
-            `.pt` or `.safetensors`. Defaults to `"imagenet"`.
-        input_tensor: Keras tensor to use as the image input; it may be the
-            output of other layers.
-        pooling: Without the top, `None` (the output is the feature map),
-            `"avg"` or `"max"` (it is pooled).
-        classes: Number of classes. Defaults to 1000.
-        classifier_activation: Activation of the classifier, `None` for logits.
-            Defaults to `"softmax"`.
-        name: Name of the model.
-        attention: `"coordinate"`; `"height"` or `"width"`, the paper's
-            ablations; `"se"` or `"cbam"`, its rivals, with its reduction of 24;
-            `None`, plain MobileNetV2; or a callable that gives a layer, called
-            with `name=` if it takes one, such as
-            `functools.partial(SqueezeExcite, reduction=16)`.
-        reduction: Reduction of coordinate attention's shared transform; no
-            other attention takes it. Defaults to 32.
-        output_stride: 32, 16 or 8: by how much the feature map is smaller than
-            the image. Below 32, the last stages keep their resolution and
-            their depthwise convolutions are dilated; the weights are the
-            same. Defaults to 32.
-        include_preprocessing: Whether the network begins with what
-            `preprocess_input` does, and so takes RGB values in [0, 255]. The
-            weights are the same. Defaults to `False`.
-        skip_mismatch: Whether `weights` may be for another number of classes, or
-            for RGB images where the network takes other channels: it then keeps its
-            own classifier, and adapts the first kernel, with a warning. Defaults to
-            `False`: a `ValueError`.
+        {arguments}
 
     Returns:
         A `keras.Model`.
 
     Raises:
-        ValueError: if an argument is out of its range, or does not fit another.
+        ValueError: If an argument is out of its range or contradicts another, or the
+            file of `weights` doesn't fit.
 
     Example:
 

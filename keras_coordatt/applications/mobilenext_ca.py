@@ -1,9 +1,8 @@
-"""MobileNeXt, whose blocks are sandglasses, with coordinate attention.
+"""MobileNeXt with coordinate attention, as in the paper.
 
-Block `i`, counted through all stages, has layers `block_{i}_depthwise`,
-`block_{i}_attention`, `block_{i}_reduce`, `block_{i}_expand` and
-`block_{i}_depthwise_2`, each convolution with its `_BN` and, where it has one, its
-`_relu`; a residual is `block_{i}_add`.
+The layers of block `i`, counted through all stages, are `block_{i}_depthwise`,
+`block_{i}_attention`, `block_{i}_reduce`, `block_{i}_expand`, `block_{i}_depthwise_2`
+and `block_{i}_add`; the suffixes `_BN` and `_relu` name what follows a convolution.
 """
 
 import math
@@ -26,6 +25,7 @@ from keras_coordatt.applications.blocks import (
     pool,
     relu6,
 )
+from keras_coordatt.applications.docstring import shared_docstring
 from keras_coordatt.preprocessing import decode_predictions, preprocess_input
 from keras_coordatt.validation import check_number, check_positive_int
 
@@ -44,6 +44,14 @@ STAGES = (
 )
 
 
+@shared_docstring(
+    default_size="224",
+    last_layer="block",
+    published="",
+    default_weights="`None`",
+    baselines=" with the paper's reduction of 24",
+    default_reduction="24",
+)
 def MobileNeXtCA(
     input_shape: tuple | None = None,
     alpha: float = 1.0,
@@ -63,56 +71,23 @@ def MobileNeXtCA(
 ) -> keras.Model:
     """Instantiates MobileNeXt with coordinate attention.
 
-    A sandglass block is an inverted residual turned inside out: the residual joins
-    wide maps, and the narrow one is in the middle. The attention stands after its
-    first depthwise convolution, where the channels are many, in every block that
-    has one, except the network's first. Inputs are normalized by ImageNet's mean
+    A sandglass block is an inverted residual turned inside out: the residual connects
+    wide feature maps, and the bottleneck is in the middle. Every block that has a first
+    depthwise convolution, except the network's first block, has the attention after
+    it, where the channels are many. Inputs are normalized by ImageNet's mean
     and standard deviation: call
     `keras_coordatt.applications.mobilenext_ca.preprocess_input` on them, or pass
     `include_preprocessing=True`.
 
     Args:
-        input_shape: `(H, W, C)`, or `(C, H, W)` with `"channels_first"`. `H` and
-            `W` are at least 32, or `None`; any number of channels. Defaults to
-            `(224, 224, 3)` with the top, and to `(None, None, 3)` without.
-        alpha: Positive number, the width multiplier. At most 1, the last block
-            keeps its 1280 channels. Defaults to 1.0.
-        include_top: Whether to include the classifier. Defaults to `True`.
-        weights: `None` (random initialization), or the path of a file: `.keras`,
-            `.weights.h5` or `.h5`. No ImageNet weights are published. Defaults to
-            `None`.
-        input_tensor: Keras tensor to use as the image input; it may be the
-            output of other layers.
-        pooling: Without the top, `None` (the output is the feature map),
-            `"avg"` or `"max"` (it is pooled).
-        classes: Number of classes. Defaults to 1000.
-        classifier_activation: Activation of the classifier, `None` for logits.
-            Defaults to `"softmax"`.
-        name: Name of the model.
-        attention: `"coordinate"`; `"height"` or `"width"`, the paper's
-            ablations; `"se"` or `"cbam"`, its rivals, with its reduction of 24;
-            `None`, plain MobileNeXt; or a callable that gives a layer, called
-            with `name=` if it takes one, such as
-            `functools.partial(SqueezeExcite, reduction=16)`.
-        reduction: Reduction of coordinate attention's shared transform; no
-            other attention takes it. Defaults to 24.
-        output_stride: 32, 16 or 8: by how much the feature map is smaller than
-            the image. Below 32, the last stages keep their resolution and
-            their depthwise convolutions are dilated; the weights are the
-            same. Defaults to 32.
-        include_preprocessing: Whether the network begins with what
-            `preprocess_input` does, and so takes RGB values in [0, 255]. The
-            weights are the same. Defaults to `False`.
-        skip_mismatch: Whether `weights` may be for another number of classes, or
-            for RGB images where the network takes other channels: it then keeps its
-            own classifier, and adapts the first kernel, with a warning. Defaults to
-            `False`: a `ValueError`.
+        {arguments}
 
     Returns:
         A `keras.Model`.
 
     Raises:
-        ValueError: if an argument is out of its range, or does not fit another.
+        ValueError: If an argument is out of its range or contradicts another, or the
+            file of `weights` doesn't fit.
 
     Example:
 

@@ -1,4 +1,4 @@
-"""The feature maps that dense heads build on, found by a network's layer names."""
+"""Feature maps for dense heads, found by the names of a network's layers."""
 
 import math
 import re
@@ -6,39 +6,38 @@ import re
 import keras
 from keras.layers import Conv2D, DepthwiseConv2D
 
-# A layer of a block; MobileNetV2's first block is called as in keras.applications.
+# Layers of a block. MobileNetV2's first block is named as in keras.applications.
 BLOCK = re.compile(r"(expanded_conv|block_\d+)_\D")
 
 
 def pyramid_outputs(model: keras.Model) -> dict[str, keras.KerasTensor]:
-    """Gives the feature maps of a network, one a stride.
+    """Returns the feature maps of a network, one per stride.
 
-    `"P{n}"` is the output of the last block at stride `2**n`: a map whose height
-    and width are `2**n` times smaller than the image's that the network was built
-    on. The first is `"P2"`, the last is the output of the last block: `"P5"`, or
-    `"P4"` and `"P3"` where `output_stride` is 16 and 8.
+    `"P{n}"` is the output of the last block at stride `2**n`. The first is `"P2"`; the
+    last is the output of the last block: `"P5"`, or `"P4"` or `"P3"` with an
+    `output_stride` of 16 or 8.
 
-    They are found by the names and strides of the layers, so they are there after
-    a network was saved and loaded, or cloned, and with any head. A model that gives
-    them, and that shares its layers with the network, is
+    The feature maps are found by the names and strides of the layers, so a network may
+    have been saved and loaded, cloned, or given another head. To build a model that
+    shares its layers with the network, use
     `keras.Model(model.inputs, pyramid_outputs(model))`.
 
     Args:
-        model: A model of `MobileNetV2CA`, `MobileNeXtCA` or `EfficientNetCA`, or
-            a functional model that begins with one's layers.
+        model: A model built by `MobileNetV2CA`, `MobileNeXtCA` or `EfficientNetCA`,
+            or a functional model that starts with the layers of one.
 
     Returns:
         A dictionary from `"P2"`, `"P3"`, ... to symbolic tensors, `(N, H, W, C)`,
         or `(N, C, H, W)` with `"channels_first"`, the finest first.
 
     Raises:
-        ValueError: if `model` isn't one of these.
+        ValueError: If `model` isn't one of these.
 
     Example:
 
     >>> model = MobileNetV2CA(include_top=False, weights=None)
     >>> features = keras.Model(model.inputs, pyramid_outputs(model))
-    >>> {name: map.shape for name, map in features(np.zeros((1, 64, 64, 3))).items()}
+    >>> {name: x.shape for name, x in features(np.zeros((1, 64, 64, 3))).items()}
     {'P2': (1, 16, 16, 24), 'P3': (1, 8, 8, 32), 'P4': (1, 4, 4, 96),
      'P5': (1, 2, 2, 320)}
     """
@@ -56,7 +55,7 @@ def pyramid_outputs(model: keras.Model) -> dict[str, keras.KerasTensor]:
             f"Received: {model if isinstance(model, keras.Model) else repr(model)}"
         )
 
-    # What `input_tensor` came from may have convolutions too: the last is the stem.
+    # Layers before `input_tensor` may be convolutions too; the stem is the last one.
     stride, maps = stems[-1].strides[0], {}
     for block in blocks.values():
         stride *= math.prod(layer.strides[0] for layer in convolutions(block))
