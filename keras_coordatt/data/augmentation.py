@@ -41,6 +41,8 @@ _MISPLACE_BOXES = (
 )
 # There is no class between two classes.
 _BLEND_MASKS = (keras.layers.AugMix, keras.layers.CutMix, keras.layers.MixUp)
+# Draws one distortion for images, and another one for masks.
+_MISPLACE_MASKS = (keras.layers.RandomElasticTransform,)
 
 
 def augment_images(augment: Callable | None, images, labels=None):
@@ -99,6 +101,12 @@ def check_mixing(augment: Callable | None, one_hot: bool) -> None:
                     f"`augment` mixes labels, as {name} does, which needs "
                     f"`one_hot=True`. Received: one_hot={one_hot}"
                 )
+            # Keras 3.15 fails to mix labels otherwise, or rounds them.
+            if layer.compute_dtype != "float32":
+                raise ValueError(
+                    f"`augment` must have {name} made with dtype='float32', so that it "
+                    f"can mix labels. Received: {name} with {layer.dtype_policy}"
+                )
             if all(layer is not step for step in _steps(augment)):
                 raise ValueError(
                     f"`augment` must have {name} in a keras.layers.Pipeline, so that "
@@ -130,20 +138,25 @@ def check_boxes_follow(augment: Callable | None) -> None:
             )
 
 
-def check_masks_stay_classes(augment: Callable | None) -> None:
-    """Checks that masks are not blended.
+def check_masks_follow(augment: Callable | None) -> None:
+    """Checks that masks stay on their objects and are not blended.
 
     Args:
         augment: Same as in `load_segmentation`.
 
     Raises:
-        ValueError: If a layer blends them.
+        ValueError: If a layer misplaces or blends them.
     """
     for layer in _layers(augment):
         if isinstance(layer, _BLEND_MASKS):
             raise ValueError(
                 "`augment` must not blend masks, which "
                 f"{type(layer).__name__} does. Received: {augment!r}"
+            )
+        if isinstance(layer, _MISPLACE_MASKS):
+            raise ValueError(
+                "`augment` must keep masks on their objects, which "
+                f"{type(layer).__name__} does not. Received: {augment!r}"
             )
 
 

@@ -48,8 +48,9 @@ def load_classification(
         batch_size: Images per batch.
         augment: A Keras preprocessing layer, called with `training=True`, or any
             function of a batch of images, float32 from 0 to 255. Several layers go
-            into a `keras.layers.Pipeline`. `MixUp` and `CutMix` mix the labels too, and
-            need `one_hot=True`. On every backend, functions get TensorFlow tensors.
+            into a `keras.layers.Pipeline`. `MixUp` and `CutMix` mix the labels too:
+            they need `one_hot=True`, and under a mixed precision policy
+            `dtype="float32"`. On every backend, functions get TensorFlow tensors.
         preprocess: A function of a batch of images, applied last, such as a network's
             `preprocess_input`.
         shuffle: Whether to put the images in a new order each time the data set is

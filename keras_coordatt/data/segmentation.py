@@ -9,10 +9,7 @@ from typing import TYPE_CHECKING
 import keras
 import tensorflow as tf
 
-from keras_coordatt.data.augmentation import (
-    augment_with_targets,
-    check_masks_stay_classes,
-)
+from keras_coordatt.data.augmentation import augment_with_targets, check_masks_follow
 from keras_coordatt.data.batches import (
     Batches,
     check_labels,
@@ -72,8 +69,9 @@ def load_segmentation(
 
     Raises:
         ValueError: If an argument is invalid, files of a folder cannot be used, the
-            data set has no such features, or a layer of `augment` blends masks, as
-            `AugMix`, `CutMix` and `MixUp` do.
+            data set has no such features, or a layer of `augment` blends or misplaces
+            masks, as in Keras 3.15 do `AugMix`, `CutMix`, `MixUp` and
+            `RandomElasticTransform`.
         tf.errors.InvalidArgumentError: When it is read, if a mask of a builder has
             values that are neither classes nor 255.
 
@@ -98,7 +96,7 @@ def load_segmentation(
         drop_remainder,
         seed,
     )
-    check_masks_stay_classes(augment)
+    check_masks_follow(augment)
     builder = prepare_builder(
         name,
         data_dir,

@@ -289,15 +289,6 @@ misplacing = pytest.mark.parametrize(
 
 
 @misplacing
-def test_layers_that_misplace_boxes_are_refused(load, layer):
-    layer = layer()
-    nested = keras.layers.Pipeline([keras.layers.Pipeline([layer])])
-    for augment in (layer, nested):
-        with pytest.raises(ValueError, match=f"`augment`.*{type(layer).__name__}"):
-            load(augment=augment)
-
-
-@misplacing
 def test_layers_that_are_refused_do_misplace_boxes(load, monkeypatch, layer):
     """Once Keras has mended one, it needn't be refused."""
     monkeypatch.setattr("keras_coordatt.data.augmentation._MISPLACE_BOXES", ())

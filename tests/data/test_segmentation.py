@@ -192,14 +192,6 @@ def test_masks_are_exact_under_mixed_precision(load, mixed_float16, masks):
         assert (mask == expected).all() or (mask == expected[:, ::-1]).all()
 
 
-@pytest.mark.parametrize("name", ["AugMix", "MixUp"])
-def test_layers_that_blend_masks_are_refused(load, name):
-    layer = getattr(keras.layers, name)()
-    for augment in (layer, keras.layers.Pipeline([layer])):
-        with pytest.raises(ValueError, match=f"`augment` must not blend.*{name}"):
-            load(augment=augment)
-
-
 # Data sets
 
 
