@@ -341,6 +341,11 @@ def _with_part(entry):
 
 def _kernel(name, variable, shape, axes):
     """A kernel, seen here as `shape`, which `axes` transposes to PyTorch's."""
+    if not isinstance(variable, keras.Variable) or "float" not in str(variable.dtype):
+        raise ValueError(
+            f"`target` must not be quantized or have LoRA enabled: {name} is not one "
+            "floating-point variable. Convert the weights first."
+        )
     inverse = tuple(int(i) for i in np.argsort(axes))
     shape = tuple(shape[i] for i in axes)
     return Entry(

@@ -121,7 +121,9 @@ def test_network_with_the_layers_own_names(short, short_state):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "_orig_mod.module.", "model.net.", "model.backbone."]
+)
 @pytest.mark.parametrize("key", [None, "state_dict", "model_state_dict", "model"])
 def test_wrapped_and_prefixed_mappings(golden, prefix, key):
     state = {prefix + name: array for name, array in layer_state(golden).items()}
@@ -321,6 +323,33 @@ def test_identity_gates_are_refused(golden):
     with pytest.raises(ValueError, match="identity_init=True"):
         load_torch(layer, layer_state(golden))
     assert_unchanged(layer, before)
+
+
+def test_a_classifier_beside_a_prefixed_backbone(short, short_state):
+    state = short_state()
+    source = {
+        name if name.startswith("classifier.") else f"backbone.{name}": array
+        for name, array in state.items()
+    }
+    one, two = short(), short()
+    load_torch(one, source)
+    load_torch(two, state)
+    for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("change", ["int8", "int4", "lora"])
+def test_quantized_kernels_are_refused(short, short_state, change):
+    model = short()
+    if change == "lora":
+        model.get_layer("predictions").enable_lora(2)
+    else:
+        model.quantize(change)
+    before = weights_of(model)
+    for use in (official_state, lambda model: load_torch(model, short_state())):
+        with pytest.raises(ValueError, match="`target` must not be quantized"):
+            use(model)
+    assert_unchanged(model, before)
 
 
 def test_golden_file_is_what_the_loader_expects(golden, short_state):
