@@ -94,9 +94,10 @@ def _save(model, output):
 def _network(arguments):
     """The network that the input is of, with its weights."""
     from keras_coordatt import MobileNetV2CA
+    from keras_coordatt.applications.mobilenet_v2_names import arguments_of
     from keras_coordatt.weights import FILE_TYPES, load_weights
     from keras_coordatt.weights.loading import OFFICIAL
-    from keras_coordatt.weights.official import describe, read_official
+    from keras_coordatt.weights.official import read_official
 
     source = arguments.input
     if not source.name.endswith(FILE_TYPES):
@@ -110,7 +111,7 @@ def _network(arguments):
             )
         return _keras_network(source)
     if source.name.endswith(OFFICIAL):
-        given = describe(read_official(source), repr(str(source))) | given
+        given = arguments_of(read_official(source), repr(str(source))) | given
     model = MobileNetV2CA(weights=None, **given)
     load_weights(model, source)
     return model

@@ -16,10 +16,10 @@ import pytest
 from backends import needs_tensorflow
 
 from keras_coordatt import MobileNetV2CA, cli
+from keras_coordatt.applications.mobilenet_v2_names import arguments_of
 from keras_coordatt.benchmark import MEASURES
 from keras_coordatt.cli import COMMANDS, main
 from keras_coordatt.weights import CATALOG, save_safetensors
-from keras_coordatt.weights.official import describe
 from keras_coordatt.weights.safetensors_file import read_safetensors, write_safetensors
 from keras_coordatt.weights.torch_checkpoint import read_checkpoint
 
@@ -102,7 +102,7 @@ def test_the_network_is_known_by_its_shapes(alpha, attention, reduction):
     # Every shape is that of the given arguments, though alpha may differ a little,
     # and reduction where 8 channels are the least.
     given = shapes_of(alpha, attention, reduction)
-    found = describe(given, "it")
+    found = arguments_of(given, "it")
     assert found["attention"] == attention
     assert sorted(found.pop("input_shape"), key=str) == [4, None, None]
     assert found.pop("include_top")
@@ -136,7 +136,7 @@ def test_shapes_of_no_network(name, shape, message):
     if shape is not None:
         arrays[name] = np.broadcast_to(np.float32(0), shape)
     with pytest.raises(ValueError, match=f"^it is not of a MobileNetV2CA .*{message}"):
-        describe(arrays, "it")
+        arguments_of(arrays, "it")
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,7 @@
-"""The names and layouts of the official PyTorch code, from and to ours."""
+"""Converts weights between Keras and the official PyTorch code."""
 
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import keras
@@ -23,12 +22,13 @@ IN_LAYER = {"height": "conv_h", "width": "conv_w"}
 def load_torch(target, source, skip_mismatch: bool = False) -> None:
     """Loads weights of the official PyTorch code into a network or a layer.
 
-    Nothing in a file is executed, and PyTorch need not be installed. If anything
-    is missing, unexpected, misshapen, or not a finite number, no weight of
-    `target` changes.
+    Nothing in a file is executed, and PyTorch need not be installed. If anything is
+    missing, unexpected, of another shape, or not a finite number, no weight of `target`
+    changes.
 
     Args:
-        target: A model of `MobileNetV2CA`, or a built `CoordinateAttention`.
+        target: A `MobileNetV2CA` or `MobileNeXtCA` with coordinate attention or none,
+            or a built `CoordinateAttention`.
         source: The path of a `.pth`, `.pt` or `.safetensors` file, or a mapping
             from the official names to arrays. Both may be wrapped in a
             `"state_dict"` entry, and all names may begin with `"module."`,
@@ -36,9 +36,9 @@ def load_torch(target, source, skip_mismatch: bool = False) -> None:
         skip_mismatch: Same as in `load_weights`. Defaults to `False`.
 
     Raises:
-        TypeError: if `target` or `source` is of another kind.
-        ValueError: if the file can't be read, or the weights don't fit: every
-            entry that is missing, unexpected or misshapen is named.
+        TypeError: If `target` or `source` is of another kind.
+        ValueError: If the file can't be read or the weights don't fit. The message
+            names the likely cause and the first entries that don't fit.
 
     Example:
 
@@ -46,7 +46,9 @@ def load_torch(target, source, skip_mismatch: bool = False) -> None:
     >>> load_torch(model, "mbv2_ca.pth")
 
     Reference:
-        https://github.com/houqb/CoordAttention
+        - https://github.com/houqb/CoordAttention (with attention)
+        - https://github.com/d-li14/mobilenetv2.pytorch and
+          https://github.com/houqb/ssdlite-pytorch-mobilenext (without)
     """
     if isinstance(source, (str, os.PathLike)):
         arrays, where = read_official(source), f"{os.fspath(source)!r}"
@@ -66,6 +68,7 @@ def load_torch(target, source, skip_mismatch: bool = False) -> None:
     words = {word for name in arrays for word in name.split(".")}
     gates = IN_LAYER if words & {"conv_h", "conv_w"} else IN_NETWORK
     entries = _entries(target, gates)
+    arrays = _with_classifier_of(entries, arrays)
     arrays = match_arrays(
         [entry.slot for entry in entries],
         arrays,
@@ -84,21 +87,22 @@ def load_torch(target, source, skip_mismatch: bool = False) -> None:
 def save_safetensors(target, path: str | os.PathLike) -> None:
     """Saves weights in a `.safetensors` file with the official PyTorch names.
 
-    The official code loads it: `model.load_state_dict(safetensors.torch.load_file(
-    path))`. The numbers are float32, whatever the precision of `target`. A network with
-    the attention `"height"`, `"width"` or `None` is saved under the same names, though
-    the official code has no class for it: that file is for `load_torch`.
+    The official code loads it with
+    `model.load_state_dict(safetensors.torch.load_file(path))`. The numbers are float32,
+    whatever the precision of `target`. There is no official code for the attentions
+    `"height"` and `"width"`, nor for a `MobileNeXtCA` with attention: their files are
+    for `load_torch`.
 
     Args:
-        target: A model of `MobileNetV2CA`, or a built `CoordinateAttention`.
-        path: Where the file goes. What is there is replaced once the new file is
-            whole.
+        target: A `MobileNetV2CA` or `MobileNeXtCA` with coordinate attention or none,
+            or a built `CoordinateAttention`.
+        path: The path of the file. An existing file is replaced atomically.
 
     Raises:
-        TypeError: if `target` is of another kind.
-        ValueError: if `path` does not end in `.safetensors`, or the official code
-            has no network or layer like `target`; its layer has the default
-            `activation`, `gate_activation` and `epsilon`, which are no weights.
+        TypeError: If `target` is of another kind.
+        ValueError: If `path` does not end in `.safetensors`, or the official code
+            can't represent `target`: its layer has the default `activation`,
+            `gate_activation` and `epsilon`, which a file of weights does not hold.
 
     Example:
 
@@ -113,15 +117,14 @@ def save_safetensors(target, path: str | os.PathLike) -> None:
 
 
 def official_state(target) -> dict[str, np.ndarray]:
-    """The state dict that the official code has for a network or a layer.
+    """Returns the official code's state dict of a network or a layer.
 
     Args:
-        target: A model of `MobileNetV2CA`, or a built `CoordinateAttention`.
+        target: Same as in `save_safetensors`.
 
     Returns:
         The official names, in the official order, with float32 arrays in PyTorch's
-        layout; the count of batches of a normalization, which Keras does not
-        keep, is 0.
+        layout. `num_batches_tracked`, which Keras does not count, is 0.
     """
     is_layer = isinstance(target, CoordinateAttention)
     entries = _entries(target, IN_LAYER if is_layer else IN_NETWORK)
@@ -141,15 +144,15 @@ def official_state(target) -> dict[str, np.ndarray]:
 
 
 def _check_official(layer):
-    """Raises if a layer computes something else than the official one."""
+    """Raises if a layer does not compute what the official one does."""
     official = CoordinateAttention()
     for name in ("activation", "gate_activation", "epsilon"):
         ours, theirs = getattr(layer, name), getattr(official, name)
         if ours != theirs:
             ours, theirs = (getattr(x, "__name__", x) for x in (ours, theirs))
             raise ValueError(
-                f"`target` must have the official layer's `{name}`, {theirs}: a file "
-                f"of weights does not tell it. Received: {layer.name} with {ours}"
+                f"`target` must have the official layer's `{name}`, {theirs}, as a file "
+                f"of weights does not hold it. Received: {layer.name} with {ours}"
             )
 
 
@@ -160,92 +163,33 @@ def read_official(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return read_checkpoint(path)
 
 
-def describe(arrays: Mapping, source: str) -> dict:
-    """The arguments of `MobileNetV2CA` that a state dict is of.
-
-    Args:
-        arrays: The official names and arrays.
-        source: What the arrays are, for messages.
-
-    Raises:
-        ValueError: if they are not of a `MobileNetV2CA`. The shapes that tell the
-            arguments are checked against each other, so that a small file can't ask
-            for a large network.
-    """
-    try:
-        return _arguments({name: array.shape for name, array in arrays.items()})
-    except ValueError as error:
-        raise ValueError(
-            f"{source} is not of a MobileNetV2CA under the official names: {error}"
-        ) from error
-
-
-def _arguments(shapes):
-    channels = _shape(shapes, "features.0.0.weight", 4)[1]
-    found = {"input_shape": (None, None, channels), "include_top": False}
-    if keras.config.image_data_format() == "channels_first":
-        found["input_shape"] = (channels, None, None)
-
-    # Both widths tell the multiplier; they are rounded to multiples of 8, the larger
-    # the less. Up to 1.0, the last keeps its channels.
-    last, widest = _shape(shapes, "conv.0.weight", 4)[:2]
-    if abs(last - max(1280, 4 * widest)) > 20:
-        raise ValueError(
-            f"no `alpha` gives conv.0.weight {widest} channels in and {last} out."
-        )
-    found["alpha"] = last / 1280 if last > 1280 else widest / 320
-
-    if any(name.startswith("classifier.") for name in shapes):
-        (classes,) = _shape(shapes, "classifier.1.bias", 1)
-        if _shape(shapes, "classifier.1.weight", 2) != (classes, last):
-            raise ValueError(
-                f"for {classes} classes, the shape of classifier.1.weight must be "
-                f"{(classes, last)}. Received: {shapes['classifier.1.weight']}"
-            )
-        found |= {"include_top": True, "classes": classes}
-    return found | _attention_arguments(shapes)
-
-
-def _attention_arguments(shapes):
-    parts = {name.split(".conv.6.")[-1] for name in shapes}
-    axes = [
-        axis
-        for axis in IN_NETWORK
-        if parts & {f"{IN_NETWORK[axis]}.weight", f"{IN_LAYER[axis]}.weight"}
-    ]
-    if not axes:
-        return {"attention": None}
-    found = {"attention": axes[0] if len(axes) == 1 else "coordinate"}
-    widths = [  # between the gates, and of the map
-        _shape(shapes, name, 4)[:2]
-        for name in shapes
-        if name.endswith(".conv.6.conv1.weight")
-    ]
-    # If any reduction does, the least does that makes no layer too wide; but all that
-    # make the same shapes are as good, so the default goes first.
-    least = max((wide // (narrow + 1) + 1 for narrow, wide in widths), default=32)
-    for reduction in (32, least):
-        if all(narrow == max(8, wide // reduction) for narrow, wide in widths):
-            return {**found, "reduction": reduction}
-    raise ValueError(f"no `reduction` gives the widths of its attentions, {widths}.")
-
-
-def _shape(shapes, name, rank):
-    shape = shapes.get(name, ())
-    if len(shape) != rank or 0 in shape:
-        raise ValueError(
-            f"{name} must have {rank} axes, none of them empty. Received: "
-            + (f"shape {shape}" if name in shapes else "none of that name")
-        )
-    return shape
+def _with_classifier_of(entries, arrays):
+    """Names the classifier as the network does: `classifier` or `classifier.1`."""
+    ours = {e.slot.name.rpartition(".")[0] for e in entries if e.slot.part == "head"}
+    theirs = {n.rpartition(".")[0] for n in arrays if n.startswith("classifier.")}
+    if len(ours) != 1 or len(theirs) != 1:  # none, or more than one linear layer
+        return arrays
+    (ours,), (theirs,) = ours, theirs
+    return {
+        ours + name.removeprefix(theirs)
+        if name.startswith(f"{theirs}.")
+        else name: array
+        for name, array in arrays.items()
+    }
 
 
 class Entry(NamedTuple):
-    """A Keras variable and where it stands in a state dict."""
+    """A Keras variable and its place in a state dict.
 
-    slot: ExpectedWeight  # its name and shape there
+    Attributes:
+        slot: Its name and shape in PyTorch.
+        variable: The variable.
+        axes: Transpose PyTorch's array to Keras's layout.
+    """
+
+    slot: ExpectedWeight
     variable: keras.Variable
-    axes: tuple  # that transpose the PyTorch array to ours
+    axes: tuple
 
 
 def _to_numpy(array):
@@ -253,11 +197,11 @@ def _to_numpy(array):
         array = array.detach().cpu()
         array = array.float() if array.is_floating_point() else array
     array = np.asarray(array)
-    # ml_dtypes' type, which NumPy takes for no float.
+    # ml_dtypes' type, which is not a float to NumPy.
     return array.astype("float32") if array.dtype.name == "bfloat16" else array
 
 
-# What stands where
+# Which variable has which name
 
 
 def _entries(target, gates):
@@ -265,7 +209,7 @@ def _entries(target, gates):
         return _attention(target, "", gates)
     if not isinstance(target, keras.Model):
         raise TypeError(
-            "`target` must be a model or a CoordinateAttention. "
+            "`target` must be a model or a CoordinateAttention layer. "
             f"Received: {type(target)}"
         )
     entries = []
@@ -278,60 +222,54 @@ def _entries(target, gates):
 
 
 def _with_official_prefixes(model):
-    """Every layer with weights, and what its names begin with in the official code."""
+    """Every layer with weights, and the prefix of its names in the official code."""
     layers = [layer for layer in model.layers if layer.weights]
     unknown = [layer.name for layer in layers]
-    for prefix_of in FAMILIES.values():
-        prefixes = [prefix_of(model, layer.name) for layer in layers]
+    for prefixes_of in _families().values():
+        prefixes = prefixes_of([layer.name for layer in model.layers])
         strange = [
             layer.name
-            for layer, prefix in zip(layers, prefixes)
-            if prefix is None or type(layer) not in PORTS
+            for layer in layers
+            if layer.name not in prefixes or type(layer) not in PORTS
         ]
         if layers and not strange:
-            return list(zip(layers, prefixes))
+            return [(layer, prefixes[layer.name]) for layer in layers]
         unknown = min(unknown, strange, key=len)
     raise ValueError(
-        f"There are official PyTorch names for {', '.join(FAMILIES)} alone: `target` "
-        f"must be a model of it. Received: {model.name}, with "
+        f"Official PyTorch names are known for {' and '.join(_families())}: `target` "
+        f"must be a model of one of them. Received: {model.name}, with "
         f"{', '.join(unknown) or 'no weights'}"
     )
 
 
-def _mobilenet_v2(model, name):
-    """The official prefix of a layer of MobileNetV2CA, None for another's."""
-    ends = {
-        "Conv1": "features.0.0",
-        "bn_Conv1": "features.0.1",
-        "Conv_1": "conv.0",
-        "Conv_1_bn": "conv.1",
-        "predictions": "classifier.1",
+def _families():
+    """Per builder, a function from a model to its layers' official prefixes."""
+    # Imported here, as the networks import this package.
+    from keras_coordatt.applications import mobilenet_v2_names, mobilenext_names
+
+    return {
+        "MobileNetV2CA": mobilenet_v2_names.prefixes,
+        "MobileNeXtCA": mobilenext_names.prefixes,
     }
-    if name in ends:
-        return ends[name]
-    match = re.fullmatch(r"(?:block_(\d+)|expanded_conv)_(\w+)", name)
-    if match is None:
-        return None
-    block, part = match.groups()
-    if block is None:
-        parts = ["depthwise", "depthwise_BN", "relu", "project", "project_BN"]
-    else:
-        parts = ["expand", "expand_BN", "relu", "depthwise", "depthwise_BN", "relu"]
-        if any(layer.name == f"block_{block}_attention" for layer in model.layers):
-            parts.append("attention")
-        parts += ["project", "project_BN"]
-    if part not in parts:
-        return None
-    return f"features.{int(block or 0) + 1}.conv.{parts.index(part)}"
 
 
-# A family's function gives the official prefix of a layer of a model, by its name, or
-# None. No other family's weights have been published.
-FAMILIES = {"MobileNetV2CA": _mobilenet_v2}
+def numbered(
+    layers: Iterable[str], block: str, parts: Iterable[str], prefix: str
+) -> dict[str, str]:
+    """Numbers the layers of a block as `torch.nn.Sequential` does.
+
+    Args:
+        layers: The names of all layers of a network.
+        block: What the names of the block's layers begin with.
+        parts: What they end with, in order; those that `layers` lacks don't count.
+        prefix: The name of the sequence.
+    """
+    present = [block + part for part in parts if block + part in layers]
+    return {name: f"{prefix}.{i}" for i, name in enumerate(present)}
 
 
 def _with_part(entry):
-    """Marks the stem and the head, by their names in the official code."""
+    """Marks the stem and the head by their official names."""
     if entry.slot.name == "features.0.0.weight":
         return entry._replace(slot=entry.slot._replace(part="stem", axis=1))
     if entry.slot.name.startswith("classifier."):
@@ -340,7 +278,7 @@ def _with_part(entry):
 
 
 def _kernel(name, variable, shape, axes):
-    """A kernel, seen here as `shape`, which `axes` transposes to PyTorch's."""
+    """The entry of a kernel. `axes` transpose its `shape` to PyTorch's."""
     if not isinstance(variable, keras.Variable) or "float" not in str(variable.dtype):
         raise ValueError(
             f"`target` must not be quantized or have LoRA enabled: {name} is not one "
@@ -372,7 +310,7 @@ def _dense(layer, prefix):
 
 
 def _pointwise(layer, prefix):
-    """A dense layer that is a 1x1 convolution in PyTorch."""
+    """The entries of a dense layer that is a 1x1 convolution in PyTorch."""
     kernel = layer.kernel
     return [
         _kernel(f"{prefix}.weight", kernel, (1, 1, *kernel.shape), (3, 2, 0, 1)),
@@ -396,13 +334,13 @@ def _vector(name, variable):
 def _attention(layer, prefix, gates):
     if not layer.built:
         raise ValueError(
-            f"`target` must be built before its weights have a shape. Received: "
+            "`target` must be built, or its weights have no shape. Received: "
             f"{layer.name}"
         )
     if layer.identity_init:
         raise ValueError(
-            f"The gates of {layer.name} are scaled (`identity_init=True`), those of "
-            "the official layer are not: its weights would give other outputs."
+            f"{layer.name} scales its gates (`identity_init=True`) and the official "
+            "layer does not, so the same weights would give other outputs."
         )
     entries = _pointwise(layer.shared, f"{prefix}conv1")
     entries += _norm(layer.norm, f"{prefix}bn1")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_coordatt import CoordinateAttention
-from keras_coordatt.weights import load_torch
+from keras_coordatt import CoordinateAttention, MobileNetV2CA, MobileNeXtCA
+from keras_coordatt.applications import mobilenext_ca
+from keras_coordatt.weights import load_torch, save_safetensors
 from keras_coordatt.weights.official import official_state
 from keras_coordatt.weights.torch_checkpoint import read_checkpoint
 
@@ -86,6 +87,65 @@ def test_every_weight_of_a_network_has_its_place(short, short_state):
         equal(gate_kernel, state[f"features.3.conv.6.{name}.weight"][:, :, 0, 0].T)
         equal(bias, state[f"features.3.conv.6.{name}.bias"])
     assert sum(array.size for array in state.values()) == model.count_params()
+
+
+@pytest.mark.parametrize(
+    "builder, alpha, name",
+    [
+        (MobileNetV2CA, 0.25, "mbv2_plain_w025_c10"),
+        (MobileNeXtCA, 0.35, "mnext_w035_c10"),
+    ],
+)
+def test_networks_without_attention(golden, builder, alpha, name, assert_within):
+    # Of d-li14/mobilenetv2.pytorch and houqb/ssdlite-pytorch-mobilenext
+    path, io = golden(f"{name}.pth"), np.load(golden(f"{name}_io.npz"))
+    model = builder(
+        (64, 96, 3),
+        alpha,
+        classes=10,
+        classifier_activation=None,
+        weights=path,
+        attention=None,
+    )
+    logits = ops.convert_to_numpy(model(io["input_nchw"].transpose(0, 2, 3, 1)))
+    difference = np.abs(logits - io["logits"]).max() / np.abs(io["logits"]).max()
+    assert_within(f"logits, {name}", float(difference), 1e-4)
+    # And back, name by name in the same order.
+    theirs, ours = read_checkpoint(path), official_state(model)
+    assert list(ours) == list(theirs)
+    for key, array in theirs.items():
+        if not key.endswith("num_batches_tracked"):
+            np.testing.assert_array_equal(ours[key], array, err_msg=key)
+
+
+def test_mobilenext_with_attention_there_and_back(monkeypatch, tmp_path):
+    stages = ((2, 96, 1, 2), (6, 96, 2, 1), (6, 144, 2, 2))
+    monkeypatch.setattr(mobilenext_ca, "STAGES", stages)
+    models = [MobileNeXtCA((32, 32, 3), 0.25, classes=3) for _ in range(2)]
+    path = tmp_path / "network.safetensors"
+    save_safetensors(models[0], path)
+    load_torch(models[1], path)
+    for a, b in zip(*(model.get_weights() for model in models), strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert "features.2.conv.3.conv2.weight" in official_state(models[0])
+
+
+@pytest.mark.parametrize("attention", ["coordinate", None])
+@pytest.mark.parametrize("classifier", ["classifier", "classifier.1", "classifier.0"])
+def test_either_name_of_the_classifier(short, attention, classifier):
+    model, other = short(attention=attention), short(attention=attention)
+    source = {
+        re.sub(r"classifier(\.1)?(?=\.[wb])", classifier, name): array
+        for name, array in official_state(model).items()
+    }
+    assert f"{classifier}.weight" in source
+    load_torch(other, source)
+    for a, b in zip(other.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # A classifier of two layers is another.
+    source["classifier.3.weight"] = source[f"{classifier}.weight"]
+    with pytest.raises(ValueError, match=r"unexpected: classifier"):
+        load_torch(other, source)
 
 
 @pytest.mark.parametrize("names", [("conv2", "conv3"), ("conv_h", "conv_w")])
@@ -311,7 +371,7 @@ def test_wrong_source(source):
 
 def test_target_without_official_names():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
-    with pytest.raises(ValueError, match="names for MobileNetV2CA alone.*head"):
+    with pytest.raises(ValueError, match="MobileNetV2CA and MobileNeXtCA.*head"):
         load_torch(model, {})
     with pytest.raises(ValueError, match="must be built.*my_attention"):
         load_torch(CoordinateAttention(name="my_attention"), {})

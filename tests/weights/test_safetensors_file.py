@@ -142,7 +142,7 @@ def test_saves_float32_whatever_the_policy(tmp_path, policy):
 def test_networks_without_official_names(tmp_path, short):
     path = tmp_path / "it.safetensors"
     for attention in ("se", "cbam"):
-        with pytest.raises(ValueError, match="MobileNetV2CA alone.*block_1_attention"):
+        with pytest.raises(ValueError, match="MobileNeXtCA.*block_1_attention"):
             save_safetensors(short(attention=attention), path)
     with pytest.raises(TypeError, match="`target` must be a model"):
         save_safetensors("a model", path)

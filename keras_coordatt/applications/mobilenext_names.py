@@ -1,0 +1,35 @@
+"""MobileNeXtCA's names in PyTorch.
+
+They are those of the authors' code, houqb/ssdlite-pytorch-mobilenext, where the
+attention, of which they published no code, would be the next module.
+"""
+
+import re
+from collections.abc import Iterable
+
+from keras_coordatt.weights.official import numbered
+
+PARTS = (
+    *("depthwise", "depthwise_BN", "depthwise_relu", "attention"),
+    *("reduce", "reduce_BN", "expand", "expand_BN", "expand_relu"),
+    *("depthwise_2", "depthwise_2_BN"),
+)
+
+
+def prefixes(layers: Iterable[str]) -> dict[str, str]:
+    """Returns the prefixes of the layers' names in PyTorch.
+
+    Args:
+        layers: The names of all layers of a network.
+    """
+    layers = set(layers)
+    found = {
+        "Conv1": "features.0.0",
+        "bn_Conv1": "features.0.1",
+        "predictions": "classifier",
+    }
+    blocks = {match[1] for name in layers if (match := re.match(r"block_(\d+)_", name))}
+    for i in blocks:
+        prefix = f"features.{int(i) + 1}.conv"
+        found |= numbered(layers, f"block_{i}_", PARTS, prefix)
+    return found
