@@ -105,6 +105,7 @@ def conv_bn(
     dilation=1,
     data_format=None,
     dtype=None,
+    norm=layers.BatchNormalization,
 ):
     """Convolution and batch normalization, padded symmetrically."""
     x, padding = _pad(x, kernel_size, stride, f"{name}_pad", data_format, dtype)
@@ -120,11 +121,19 @@ def conv_bn(
         dtype=dtype,
         name=name,
     )(x)
-    return batch_norm(x, bn_name, data_format=data_format, dtype=dtype)
+    return batch_norm(x, bn_name, data_format=data_format, dtype=dtype, norm=norm)
 
 
 def depthwise_bn(
-    x, kernel_size, name, *, stride=1, dilation=1, data_format=None, dtype=None
+    x,
+    kernel_size,
+    name,
+    *,
+    stride=1,
+    dilation=1,
+    data_format=None,
+    dtype=None,
+    norm=layers.BatchNormalization,
 ):
     """Depthwise convolution and batch normalization, padded symmetrically."""
     pad_name = name.replace("depthwise", "pad")
@@ -145,14 +154,14 @@ def depthwise_bn(
         dtype=dtype,
         name=name,
     )(x)
-    return batch_norm(x, f"{name}_BN", data_format=data_format, dtype=dtype)
+    return batch_norm(x, f"{name}_BN", data_format=data_format, dtype=dtype, norm=norm)
 
 
-def batch_norm(x, name, *, data_format=None, dtype=None):
+def batch_norm(
+    x, name, *, data_format=None, dtype=None, norm=layers.BatchNormalization
+):
     """Batch normalization with the constants of the paper's code."""
-    return layers.BatchNormalization(
-        channel_axis(data_format), **BATCH_NORM, dtype=dtype, name=name
-    )(x)
+    return norm(channel_axis(data_format), **BATCH_NORM, dtype=dtype, name=name)(x)
 
 
 def relu6(x, name, *, dtype=None):

@@ -22,16 +22,20 @@ class DecodeDetections(keras.layers.Layer):
     """
 
     def __init__(self, map_sizes, box_shapes, image_size, **kwargs):
-        super().__init__(**kwargs)
+        # Half a pixel is lost in half precision.
+        super().__init__(autocast=False, **kwargs)
         self.map_sizes = map_sizes
         self.box_shapes = box_shapes
         self.image_size = image_size
 
     def call(self, inputs):
+        offsets, logits = (
+            ops.cast(inputs[name], "float32") for name in ("boxes", "classes")
+        )
         boxes = default_boxes(self.map_sizes, self.box_shapes, self.image_size)
         return {
-            "boxes": ops.clip(decode(inputs["boxes"], boxes), 0.0, 1.0),
-            "scores": ops.softmax(inputs["classes"])[..., 1:],
+            "boxes": ops.clip(decode(offsets, boxes), 0.0, 1.0),
+            "scores": ops.softmax(logits)[..., 1:],
         }
 
     def get_config(self):

@@ -3,12 +3,16 @@
 import contextlib
 import io
 import math
+import weakref
 from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
 
 from keras_coordatt.detection.ssdlite import SSDLite
+
+# Detectors of the models that were evaluated: to build and to trace one takes seconds.
+_DETECTORS = weakref.WeakKeyDictionary()
 
 NAMES = ("boxes", "labels", "scores")
 STATS = ("AP", "AP50", "AP75")
@@ -55,7 +59,7 @@ def evaluate_detections(
             f"pip install 'keras_coordatt[detection]' ({error})"
         ) from error
     if isinstance(model, SSDLite):
-        model = model.detector(score_threshold=0.01)
+        model = _detector(model)
     outputs = model.output if isinstance(model, keras.Model) else None
     if not isinstance(outputs, dict) or set(outputs) != set(NAMES):
         raise ValueError(
@@ -99,6 +103,16 @@ def evaluate_detections(
             name: _or_nan(precision[:, :, i].mean()) for i, name in enumerate(names)
         },
     }
+
+
+def _detector(model):
+    """Returns the detector of a model, the same one as long as its weights are."""
+    weights, detector = _DETECTORS.get(model, ((), None))
+    # Quantization and LoRA replace variables, which the traced function doesn't know.
+    if list(map(id, weights)) != list(map(id, model.weights)):
+        weights, detector = model.weights, model.detector(score_threshold=0.01)
+        _DETECTORS[model] = weights, detector
+    return detector
 
 
 def _annotations(image, boxes, labels, scores=None):

@@ -48,3 +48,17 @@ def multibox_loss(offsets, logits, target_offsets, target_classes):
     box_loss = ops.sum(ops.where(matched, box_losses, 0.0)) / total
     class_loss = ops.sum(ops.where(counts, class_losses, 0.0)) / total
     return box_loss, class_loss
+
+
+def total_loss(*losses):
+    """Adds up losses, each a scalar over the batch, for Keras's optimizers.
+
+    On each replica of a distribution strategy, Keras divides a loss by the number of
+    replicas, as their gradients are added up; only its own reduction knows how many.
+    """
+    return MeanLoss()(0.0, ops.reshape(sum(losses), (1,)))
+
+
+class MeanLoss(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        return y_pred

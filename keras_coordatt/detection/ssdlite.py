@@ -1,26 +1,35 @@
 """SSDLite: SSD whose predictors are depthwise separable, on a mobile network."""
 
-import contextlib
 import math
 import os
 from collections.abc import Sequence
 
 import keras
-from keras import layers, ops
+from keras import ops
 
 from keras_coordatt import weights as weights_lib
 from keras_coordatt.applications.arguments import check_weights_path
-from keras_coordatt.applications.blocks import channel_axis, conv_bn, depthwise_bn
-from keras_coordatt.applications.pyramid import pyramid_outputs
 from keras_coordatt.detection.decoding import DecodeDetections
 from keras_coordatt.detection.default_boxes import default_boxes, ssd_box_shapes
-from keras_coordatt.detection.losses import NEGATIVES_PER_MATCH, multibox_loss
+from keras_coordatt.detection.heads import (
+    EXTRA_CHANNELS,
+    add_heads,
+    feature_maps,
+    spatial_size,
+)
+from keras_coordatt.detection.losses import (
+    NEGATIVES_PER_MATCH,
+    multibox_loss,
+    total_loss,
+)
 from keras_coordatt.detection.matching import training_targets
+from keras_coordatt.detection.objects import (
+    check_first_batch,
+    check_keys,
+    check_objects,
+)
 from keras_coordatt.detection.suppression import NonMaxSuppression
 from keras_coordatt.validation import check_choice, check_positive_int
-
-# Of the maps past the backbone.
-EXTRA_CHANNELS = (512, 256, 256, 128)
 
 
 @keras.saving.register_keras_serializable("keras_coordatt")
@@ -56,10 +65,10 @@ class SSDLite(keras.Model):
             `ssd_box_shapes(min_scale=0.1, reduce_first=False)` is better.
         weights: `None`, or the path of a file with the weights of such a detector:
             `.keras` or `.weights.h5`.
+        skip_mismatch: Whether the file may be that of a detector of other classes:
+            then the predictors of the classes stay random, with a warning, and all
+            other weights are loaded. Defaults to `False`.
         name: Name of the model.
-        skip_mismatch: Whether `weights` may be of a detector of other classes: what
-            predicts the classes then stays random, with a warning. Defaults to
-            `False`: a `ValueError`.
 
     Attributes:
         backbone: The network up to its last map, to freeze it for example.
@@ -93,33 +102,24 @@ class SSDLite(keras.Model):
         *,
         box_shapes: Sequence[Sequence[tuple[float, float]]] | None = None,
         weights: str | os.PathLike | None = None,
-        name: str = "ssdlite",
         skip_mismatch: bool = False,
+        name: str = "ssdlite",
     ):
         check_positive_int("classes", classes)
+        check_choice("skip_mismatch", skip_mismatch, (True, False))
         box_shapes = _check_shapes(
             ssd_box_shapes() if box_shapes is None else box_shapes
         )
         if weights is not None:
             check_weights_path(weights)
-        middle, last, strided = _feature_maps(backbone)
+        middle, last, strided = feature_maps(backbone)
 
-        with _as_in(strided):
-            maps = [middle, last]
-            for i, channels in enumerate(EXTRA_CHANNELS[: len(box_shapes) - 2], 1):
-                maps.append(extra_map(maps[-1], channels, f"extra_{i}_"))
-            offsets, logits = [], []
-            for i, (x, shapes) in enumerate(zip(maps, box_shapes), 1):
-                offsets.append(predictor(x, len(shapes), 4, f"map_{i}_boxes"))
-                logits.append(
-                    predictor(x, len(shapes), classes + 1, f"map_{i}_classes")
-                )
-            map_sizes = tuple(_size(x) for x in maps)
-            image_size = _size(backbone.inputs[0])
-        outputs = {
-            "boxes": layers.Concatenate(1, name="boxes", dtype="float32")(offsets),
-            "classes": layers.Concatenate(1, name="classes", dtype="float32")(logits),
-        }
+        # The backbone's data format and precision, whatever Keras's global ones are
+        data_format = strided.data_format
+        outputs, map_sizes = add_heads(
+            (middle, last), box_shapes, classes, data_format, strided.dtype_policy
+        )
+        image_size = spatial_size(backbone.inputs[0], data_format)
         features = keras.Model(backbone.input, last, name=backbone.name)
 
         super().__init__(inputs=backbone.input, outputs=outputs, name=name)
@@ -137,7 +137,7 @@ class SSDLite(keras.Model):
         for i, shapes in enumerate(box_shapes, 1):
             self.get_layer(f"map_{i}_classes").bias.assign(bias * len(shapes))
         if weights is not None:
-            weights_lib.load_weights(self, weights, skip_mismatch)
+            weights_lib.load_weights(self, weights, skip_mismatch=skip_mismatch)
 
     # Training
 
@@ -166,14 +166,37 @@ class SSDLite(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
+    def fit(self, x=None, y=None, *args, validation_data=None, **kwargs):
+        """Trains the model, after a check of the objects it is trained on.
+
+        The boxes and labels in `y` and `validation_data`, or those of the first batch
+        if they come in batches, are checked before the first step: in compiled code,
+        labels out of range would train without an error.
+
+        Args:
+            x, y, *args, validation_data, **kwargs: Same as in `keras.Model.fit`.
+
+        Returns:
+            Same as `keras.Model.fit`.
+
+        Raises:
+            ValueError: If the labels are not integers from -1 to `classes - 1`, or
+                the boxes are not `"rel_xyxy"`.
+        """
+        if y is not None:
+            check_objects(y, self.classes)
+        elif x is not None:
+            x = check_first_batch(x, self.classes)
+        if isinstance(validation_data, (tuple, list)):
+            check_objects(validation_data[1], self.classes)
+        elif validation_data is not None:
+            validation_data = check_first_batch(validation_data, self.classes)
+        return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
+
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
-        if not isinstance(y, dict) or not {"boxes", "labels"} <= set(y):
-            raise ValueError(
-                "`y` must be a dict of 'boxes', (N, M, 4), and 'labels', (N, M). "
-                f"Received: {type(y) if not isinstance(y, dict) else list(y)}"
-            )
+        check_keys(y)
         if sample_weight is not None:
             raise ValueError(
                 "`sample_weight` must be None: boxes have no weights. "
@@ -187,7 +210,7 @@ class SSDLite(keras.Model):
         size = ops.shape(y_pred["boxes"])[0]
         self.box_loss.update_state(box_loss, sample_weight=size)
         self.class_loss.update_state(class_loss, sample_weight=size)
-        return box_loss + class_loss + sum(self.losses)
+        return total_loss(box_loss, class_loss, *self.losses)
 
     # Detection
 
@@ -249,6 +272,8 @@ class SSDLite(keras.Model):
             "classes": self.classes,
             "box_shapes": [[list(shape) for shape in x] for x in self.box_shapes],
             "name": self.name,
+            "trainable": self.trainable,
+            "frozen": [layer.name for layer in self.layers if not layer.trainable],
         }
 
     @classmethod
@@ -256,97 +281,17 @@ class SSDLite(keras.Model):
         backbone = keras.saving.deserialize_keras_object(
             config["backbone"], custom_objects
         )
-        return cls(**{**config, "backbone": backbone})
-
-
-def extra_map(x, channels, prefix):
-    """A map of half the size: narrowing, depthwise convolution, expansion."""
-    name = f"{prefix}reduce"
-    x = conv_bn(x, channels // 2, 1, name, f"{name}_BN")
-    x = layers.ReLU(6.0, name=f"{name}_relu")(x)
-    name = f"{prefix}depthwise"
-    x = depthwise_bn(x, 3, name, stride=2)
-    x = layers.ReLU(6.0, name=f"{name}_relu")(x)
-    name = f"{prefix}expand"
-    x = conv_bn(x, channels, 1, name, f"{name}_BN")
-    return layers.ReLU(6.0, name=f"{name}_relu")(x)
-
-
-def predictor(x, boxes, numbers, name):
-    """Some numbers for each box at each position: `(N, H * W * boxes, numbers)`."""
-    x = depthwise_bn(x, 3, f"{name}_depthwise")
-    x = layers.ReLU(6.0, name=f"{name}_depthwise_relu")(x)
-    x = layers.Conv2D(
-        boxes * numbers,
-        1,
-        kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
-        name=name,
-    )(x)
-    if channel_axis() == 1:
-        x = layers.Permute((2, 3, 1), name=f"{name}_permute")(x)
-    return layers.Reshape((-1, numbers), name=f"{name}_reshape")(x)
-
-
-# The backbone
-
-
-def _feature_maps(backbone):
-    """The map before the stride to 32, the last one, and the layer of the stride."""
-    received = f"Received: {getattr(backbone, 'name', repr(backbone))}"
-    try:
-        coarsest = list(pyramid_outputs(backbone))[-1]
-    except ValueError:
-        coarsest = None
-    if coarsest != "P5":
-        raise ValueError(
-            "`backbone` must be a network of `keras_coordatt.applications` with "
-            f"`output_stride=32`. {received}"
-        )
-    strided = [
-        layer
-        for layer in backbone.layers
-        if isinstance(layer, layers.DepthwiseConv2D) and layer.strides[0] > 1
-    ][-1]
-    middle = strided.input
-    for layer in backbone.layers:
-        # At a stride, the networks pad in a layer of its own.
-        if isinstance(layer, layers.ZeroPadding2D) and layer.output is middle:
-            middle = layer.input
-    pools = [
-        layer
-        for layer in backbone.layers
-        if isinstance(layer, (layers.GlobalAveragePooling2D, layers.GlobalMaxPooling2D))
-    ]
-    last = pools[-1].input if pools else backbone.outputs[-1]
-    if len(last.shape) != 4:
-        raise ValueError(f"`backbone` must end in a feature map. {received}")
-    if None in (*middle.shape[1:], *last.shape[1:]):
-        raise ValueError(
-            "`backbone` must be built for images of a known size, for example with "
-            f"`input_shape=(320, 320, 3)`. {received}, "
-            f"{tuple(backbone.inputs[0].shape[1:])}"
-        )
-    return middle, last, strided
-
-
-@contextlib.contextmanager
-def _as_in(layer):
-    """Builds layers in the precision and the data format of another one."""
-    before = keras.config.dtype_policy(), keras.config.image_data_format()
-    keras.config.set_dtype_policy(layer.dtype_policy)
-    keras.config.set_image_data_format(layer.data_format)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before[0])
-        keras.config.set_image_data_format(before[1])
-
-
-def _size(x):
-    """Height and width of a map, by the data format."""
-    sizes = list(x.shape[1:])
-    sizes.pop(channel_axis() - 1)
-    return tuple(sizes)
+        config = {**config, "backbone": backbone}
+        # Files saved by earlier versions have neither.
+        trainable, frozen = config.pop("trainable", True), config.pop("frozen", [])
+        model = cls(**config)
+        if not trainable:
+            model.trainable = False
+        for layer in model.layers:
+            # Not where it is so already: that would reset the layers inside.
+            if layer.trainable == (layer.name in frozen):
+                layer.trainable = layer.name not in frozen
+        return model
 
 
 def _check_shapes(box_shapes):

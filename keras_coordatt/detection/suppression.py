@@ -50,7 +50,8 @@ class NonMaxSuppression(keras.layers.Layer):
         max_detections: int = 100,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        # Half a pixel is lost in half precision.
+        super().__init__(autocast=False, **kwargs)
         self.score_threshold = check_number(
             "score_threshold", score_threshold, 0, 1, closed=True
         )
@@ -63,20 +64,23 @@ class NonMaxSuppression(keras.layers.Layer):
         batch = inputs["boxes"].shape[0]
         shape = (batch, self.max_detections)
         return {
-            "boxes": keras.KerasTensor((*shape, 4), inputs["boxes"].dtype),
+            "boxes": keras.KerasTensor((*shape, 4), "float32"),
             "labels": keras.KerasTensor(shape, "int32"),
-            "scores": keras.KerasTensor(shape, inputs["scores"].dtype),
+            "scores": keras.KerasTensor(shape, "float32"),
         }
 
     def call(self, inputs):
-        _, count, classes = inputs["scores"].shape
+        boxes, scores = (
+            ops.cast(inputs[name], "float32") for name in ("boxes", "scores")
+        )
+        _, count, classes = scores.shape
         scores, index = ops.top_k(
-            ops.reshape(inputs["scores"], (-1, count * classes)),
+            ops.reshape(scores, (-1, count * classes)),
             min(count * classes, max(CANDIDATES, self.max_detections)),
         )
         index = ops.cast(index, "int32")
         labels = index % classes
-        boxes = ops.take_along_axis(inputs["boxes"], index[..., None] // classes, 1)
+        boxes = ops.take_along_axis(boxes, index[..., None] // classes, 1)
         places = ops.arange(scores.shape[1], dtype="int32")
         slots = ops.arange(self.max_detections, dtype="int32")
 

@@ -11,11 +11,12 @@ from collections.abc import Sequence
 import keras
 from keras import layers
 
-from keras_coordatt.applications import pyramid_outputs
 from keras_coordatt.applications.arguments import check_weights_path
 from keras_coordatt.applications.blocks import channel_axis, conv_bn
+from keras_coordatt.applications.pyramid import convolutions, pyramid_outputs
+from keras_coordatt.layers.batch_normalization import BatchNormalization
 from keras_coordatt.segmentation.resize_like import ResizeLike
-from keras_coordatt.validation import check_number, check_positive_int
+from keras_coordatt.validation import check_choice, check_number, check_positive_int
 from keras_coordatt.weights import load_weights
 
 # By the backbone's output stride: at 8 they are doubled, so that they see as far.
@@ -30,8 +31,8 @@ def DeepLabV3(
     atrous_rates: Sequence[int] | None = None,
     dropout: float = 0.1,
     weights: str | os.PathLike | None = None,
-    name: str = "deeplab_v3",
     skip_mismatch: bool = False,
+    name: str = "deeplab_v3",
 ) -> keras.Model:
     """Instantiates DeepLabV3 on a backbone with coordinate attention.
 
@@ -60,10 +61,10 @@ def DeepLabV3(
         weights: `None` (the head is random, and the backbone as it is), or the path of
             a file of a model that this function made: `.keras`, `.weights.h5` or `.h5`.
             Defaults to `None`.
+        skip_mismatch: Whether the file may be that of a model with other classes:
+            then the classifier stays random, with a warning, and all other weights
+            are loaded. Defaults to `False`.
         name: Name of the model.
-        skip_mismatch: Whether `weights` may be of a model for another number of
-            classes: the classifier then stays random, with a warning. Defaults to
-            `False`: a `ValueError`.
 
     Returns:
         A `keras.Model` from images to logits, `(N, H, W, classes)`, or
@@ -105,40 +106,52 @@ def DeepLabV3(
     check_positive_int("classes", classes)
     check_positive_int("filters", filters)
     check_number("dropout", dropout, 0, 1, closed=True)
+    check_choice("skip_mismatch", skip_mismatch, (True, False))
     if weights is not None:
         check_weights_path(weights)
     image, features, output_stride = _image_and_features(backbone)
     rates = _check_rates(atrous_rates, output_stride)
 
-    branches = [conv_bn_relu(features, filters, 1, "aspp_0")]
-    for i, rate in enumerate(rates, start=1):
-        branches.append(conv_bn_relu(features, filters, 3, f"aspp_{i}", rate))
-    x = layers.GlobalAveragePooling2D(keepdims=True, name="aspp_mean")(features)
-    x = conv_bn_relu(x, filters, 1, "aspp_pool")
-    branches.append(ResizeLike(name="aspp_pool_resize")([x, features]))
+    # The backbone's data format and precision, whatever Keras's global ones are
+    last = convolutions(backbone.layers)[-1]
+    data_format, dtype = last.data_format, last.dtype_policy
+    settings = {"data_format": data_format, "dtype": dtype}
 
-    x = layers.Concatenate(channel_axis(), name="aspp_concat")(branches)
-    x = conv_bn_relu(x, filters, 1, "aspp_project")
-    x = layers.Dropout(dropout, name="aspp_dropout")(x)
+    branches = [conv_bn_relu(features, filters, 1, "aspp_0", **settings)]
+    for i, rate in enumerate(rates, start=1):
+        x = conv_bn_relu(features, filters, 3, f"aspp_{i}", dilation=rate, **settings)
+        branches.append(x)
+    x = layers.GlobalAveragePooling2D(keepdims=True, name="aspp_mean", **settings)(
+        features
+    )
+    # Its batch normalization has one value per image.
+    x = conv_bn_relu(x, filters, 1, "aspp_pool", norm=BatchNormalization, **settings)
+    branches.append(ResizeLike(name="aspp_pool_resize", **settings)([x, features]))
+
+    axis = channel_axis(data_format)
+    x = layers.Concatenate(axis, dtype=dtype, name="aspp_concat")(branches)
+    x = conv_bn_relu(x, filters, 1, "aspp_project", **settings)
+    x = layers.Dropout(dropout, dtype=dtype, name="aspp_dropout")(x)
 
     x = layers.Conv2D(
         classes,
         1,
         kernel_initializer=keras.initializers.RandomNormal(stddev=0.01),
         name="predictions",
+        **settings,
     )(x)
-    x = ResizeLike(name="logits")([x, image])
+    x = ResizeLike(data_format, dtype="float32", name="logits")([x, image])
 
     model = keras.Model(image, x, name=name)
     if weights is not None:
-        load_weights(model, weights, skip_mismatch)
+        load_weights(model, weights, skip_mismatch=skip_mismatch)
     return model
 
 
-def conv_bn_relu(x, filters, kernel_size, name, dilation=1):
+def conv_bn_relu(x, filters, kernel_size, name, *, dtype, **settings):
     """Convolution, batch normalization, ReLU."""
-    x = conv_bn(x, filters, kernel_size, name, f"{name}_BN", dilation=dilation)
-    return layers.ReLU(name=f"{name}_relu")(x)
+    x = conv_bn(x, filters, kernel_size, name, f"{name}_BN", dtype=dtype, **settings)
+    return layers.ReLU(dtype=dtype, name=f"{name}_relu")(x)
 
 
 def _image_and_features(backbone):

@@ -1,3 +1,6 @@
+import gc
+import weakref
+
 import keras
 import numpy as np
 import pytest
@@ -107,6 +110,35 @@ def test_unsure_detections_of_an_ssdlite_count(oracle, tiny_backbone, monkeypatc
     model = SSDLite(tiny_backbone(), 2, box_shapes=ssd_box_shapes(2))
     assert evaluate_detections(model, [batch(([A], [A]))])["AP50"] == pytest.approx(1)
     assert asked["score_threshold"] <= 0.01
+
+
+def test_one_detector_is_kept(tiny_backbone, squares, monkeypatch):
+    built = []
+    build = SSDLite.detector
+    monkeypatch.setattr(
+        SSDLite,
+        "detector",
+        lambda self, **arguments: built.append(1) or build(self, **arguments),
+    )
+    model = SSDLite(tiny_backbone(), 2, box_shapes=ssd_box_shapes(2))
+    other = SSDLite(tiny_backbone(), 2, box_shapes=ssd_box_shapes(2))
+    evaluate_detections(model, [squares(2)])
+    # The kept one has the weights as they are now: detections at the image's edge
+    for layer in model.layers:
+        if layer.name.endswith("_classes"):
+            layer.set_weights([np.full_like(w, -9) for w in layer.get_weights()])
+    again = evaluate_detections(model, [squares(2)])
+    assert len(built) == 1
+    assert again == evaluate_detections(
+        build(model, score_threshold=0.01), [squares(2)]
+    )
+    evaluate_detections(other, [squares(2)])
+    assert len(built) == 2
+    # Neither keeps the other alive.
+    kept = weakref.ref(other)
+    del other
+    gc.collect()
+    assert kept() is None
 
 
 def test_bad_arguments(oracle, tiny_backbone):

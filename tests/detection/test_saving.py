@@ -51,6 +51,55 @@ def test_keras_file(model, squares, assert_same, tmp_path):
     }
 
 
+def freeze_head(model):
+    model.get_layer("map_1_classes").trainable = False
+    model.get_layer("map_2_boxes_depthwise_BN").trainable = False
+
+
+def freeze_backbone(model):
+    model.backbone.trainable = False
+
+
+def freeze_all(model):
+    model.trainable = False
+    model.get_layer("map_1_classes").trainable = True
+
+
+@pytest.mark.parametrize("freeze", [freeze_head, freeze_backbone, freeze_all])
+def test_what_is_frozen_stays_frozen(model, squares, freeze, tmp_path):
+    def trainable(model):
+        return [v.path for v in model.trainable_weights]
+
+    def layers(model):
+        return [layer.name for layer in model.layers if layer.trainable]
+
+    everything = trainable(model)
+    freeze(model)
+    assert len(trainable(model)) < len(everything)
+    if model.trainable:
+        # The optimizer has fewer variables than the model.
+        model.compile(keras.optimizers.Adam(1e-3))
+        model.train_on_batch(*squares(2))
+    model.save(tmp_path / "finder.keras")
+    loaded = keras.saving.load_model(tmp_path / "finder.keras")
+    assert trainable(loaded) == trainable(model)
+    assert layers(loaded) == layers(model)
+    assert loaded.trainable == model.trainable
+    if model.trainable:
+        assert len(loaded.optimizer.variables) == len(model.optimizer.variables)
+    for layer in loaded.layers:
+        layer.trainable = True
+    loaded.trainable = True
+    assert trainable(loaded) == everything
+
+
+def test_configurations_without_what_is_frozen_are_loaded(model):
+    config = model.get_config()
+    del config["trainable"], config["frozen"]
+    loaded = SSDLite.from_config(config)
+    assert len(loaded.trainable_weights) == len(model.trainable_weights)
+
+
 def test_detector_is_saved_on_its_own(model, assert_same, tmp_path):
     detector = model.detector(0.2, 0.3, 7)
     detector.save(tmp_path / "detector.keras")

@@ -102,33 +102,80 @@ def test_number_of_maps(tiny_backbone):
     assert model.output["boxes"].shape == (None, 16 + 4 + 1, 4)
 
 
-def test_channels_first():
-    keras.config.set_image_data_format("channels_first")
+def built_in(builder, *args, data_format="channels_last", policy="float32"):
+    """Calls a builder under other global settings."""
+    before = keras.config.image_data_format(), keras.config.dtype_policy()
+    keras.config.set_image_data_format(data_format)
+    keras.config.set_dtype_policy(policy)
     try:
-        backbone = drawn(MobileNetV2CA, (3, 64, 96), alpha=0.25, weights=None)
+        return builder(*args)
     finally:
-        keras.config.set_image_data_format("channels_last")
-    # The backbone's data format counts, not the one that is global now.
-    model = drawn(SSDLite, backbone, 2)
+        keras.config.set_image_data_format(before[0])
+        keras.config.set_dtype_policy(before[1])
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_data_format_is_the_backbones(first):
+    formats = ["channels_last", "channels_first"]
+    backbone_format, other_format = formats[first], formats[not first]
+    shape = (3, 64, 96) if first else (64, 96, 3)
+    backbone = built_in(
+        lambda: drawn(MobileNetV2CA, shape, alpha=0.25, weights=None),
+        data_format=backbone_format,
+    )
+    model = built_in(lambda: drawn(SSDLite, backbone, 2), data_format=other_format)
     assert model.map_sizes[:2] == ((4, 6), (2, 3))
     assert model.image_size == (64, 96)
-    assert model.get_layer("extra_1_reduce").data_format == "channels_first"
-    assert keras.config.image_data_format() == "channels_last"
+    found = {getattr(layer, "data_format", backbone_format) for layer in model.layers}
+    assert found == {backbone_format}
 
 
-def test_half_precision(tiny_backbone):
-    shapes = ssd_box_shapes(2)
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
-        backbone = tiny_backbone()
-        models = [SSDLite(backbone, 2, box_shapes=shapes)]
-    finally:
-        keras.config.set_dtype_policy("float32")
-    models.append(SSDLite(backbone, 2, box_shapes=shapes))
-    for model in models:
-        assert model.get_layer("map_1_boxes").compute_dtype == "float16"
-        assert {x.dtype for x in model.output.values()} == {"float32"}
-    assert keras.config.dtype_policy().name == "float32"
+def test_building_changes_no_global_setting(tiny_backbone, monkeypatch):
+    backbone = built_in(
+        tiny_backbone, data_format="channels_first", policy="mixed_float16"
+    )
+
+    def forbidden(*_):
+        raise AssertionError("another thread would see it")
+
+    for name in ("set_image_data_format", "set_dtype_policy", "set_floatx"):
+        monkeypatch.setattr(keras.config, name, forbidden)
+    drawn(SSDLite, backbone, 2, box_shapes=ssd_box_shapes(2))
+
+
+@pytest.mark.parametrize("half", [True, False])
+def test_precision_is_the_backbones(tiny_backbone, half):
+    policies = ["float32", "mixed_float16"]
+    backbone = built_in(tiny_backbone, policy=policies[half])
+    shapes = ssd_box_shapes(3)
+    model = built_in(
+        lambda: SSDLite(backbone, 2, box_shapes=shapes), policy=policies[not half]
+    )
+    found = {
+        layer.compute_dtype
+        for layer in model.layers
+        if layer.name not in ("boxes", "classes") and "input" not in layer.name
+    }
+    assert found == {"float16" if half else "float32"}
+    assert {x.dtype for x in model.output.values()} == {"float32"}
+
+
+def test_detections_are_single_precision(tiny_backbone):
+    def found():
+        model = SSDLite(tiny_backbone(), 2, box_shapes=ssd_box_shapes(2))
+        found = [model.detector(suppress=x) for x in (True, False)]
+        return model, *found
+
+    model, detector, raw = built_in(found, policy="mixed_float16")
+    for x in (detector, raw):
+        assert {x.output[name].dtype for name in ("boxes", "scores")} == {"float32"}
+    # Offsets of zero are the default boxes, to less than a hundredth of a pixel of 640.
+    for name in ("map_1_boxes", "map_2_boxes"):
+        layer = model.get_layer(name)
+        layer.set_weights([0 * w for w in layer.get_weights()])
+    boxes = raw.predict_on_batch(networks.images(1, 64, 64, 3))["boxes"][0]
+    expected = model.default_boxes.clip(0, 1)
+    assert abs(boxes - expected).max() * 640 < 0.01
 
 
 def test_bad_backbones(tiny_backbone):

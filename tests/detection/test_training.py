@@ -1,4 +1,5 @@
 import functools
+import types
 
 import keras
 import numpy as np
@@ -6,8 +7,9 @@ import pytest
 from backends import needs_tensorflow
 
 from keras_coordatt.detection import SSDLite, evaluate_detections, ssd_box_shapes
-from keras_coordatt.detection.losses import multibox_loss
+from keras_coordatt.detection.losses import multibox_loss, total_loss
 from keras_coordatt.detection.matching import training_targets
+from keras_coordatt.detection.objects import check_first_batch, check_objects
 
 
 @pytest.fixture
@@ -97,6 +99,105 @@ def test_regularizers_count(tiny_backbone, squares):
     assert logs["loss"] - logs["box_loss"] - logs["class_loss"] == pytest.approx(
         np.square(kernel).sum(), rel=1e-3
     )
+
+
+def test_one_image_per_step_ruins_nothing(tiny_backbone, squares):
+    # The last two feature maps have one position.
+    shapes = ssd_box_shapes(4, 0.25, 0.5, reduce_first=False)
+    model = SSDLite(tiny_backbone(), 2, box_shapes=shapes)
+    assert model.map_sizes[2:] == ((1, 1), (1, 1))
+    data = squares(2)
+    model.compile(keras.optimizers.SGD(1e-3))
+    history = model.fit(*data, batch_size=1, epochs=20, verbose=0).history
+    loss = model.evaluate(*data, batch_size=1, verbose=0, return_dict=True)["loss"]
+    assert loss == pytest.approx(history["loss"][-1], rel=0.05)
+
+
+def batches(images, objects):
+    for i in range(0, len(images), 2):
+        yield images[i : i + 2], {k: v[i : i + 2] for k, v in objects.items()}
+
+
+class Batches(keras.utils.PyDataset):
+    def __init__(self, *data):
+        super().__init__()
+        self.batches = list(batches(*data))
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
+WAYS = {
+    "arrays": lambda model, *data: model.fit(*data, batch_size=2, verbose=0),
+    "generator": lambda model, *data: model.fit(batches(*data), verbose=0),
+    "PyDataset": lambda model, *data: model.fit(Batches(*data), verbose=0),
+    "validation": lambda model, *data: model.fit(
+        *GOOD, batch_size=2, validation_data=data, verbose=0
+    ),
+    "validation batches": lambda model, *data: model.fit(
+        *GOOD, batch_size=2, validation_data=Batches(*data), verbose=0
+    ),
+}
+GOOD = (
+    np.zeros((2, 64, 64, 3), "float32"),
+    {
+        "boxes": np.full((2, 1, 4), [0.2, 0.3, 0.6, 0.8], "float32"),
+        "labels": np.ones((2, 1), "int32"),
+    },
+)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "name, change, message",
+    [
+        ("labels", lambda x: x + 1, r"`y\['labels'\]`.* from 0 to 1.*Received: 2"),
+        ("labels", lambda x: x - 3, r"`y\['labels'\]`.*Received: -2"),
+        ("labels", lambda x: x - 0.5, r"`y\['labels'\]`.*integers.*Received: 0.5"),
+        ("labels", lambda x: x[:, 0], r"`y`.*shape \(N, M\).*Received: .*\(2,\)"),
+        ("boxes", lambda x: x * 64, r"`y\['boxes'\]`.*fractions.*Received: \[12"),
+        ("boxes", lambda x: x[..., ::-1], r"`y\['boxes'\]`.*x1 <= x2.*Received"),
+        ("boxes", lambda x: x + np.nan, r"`y\['boxes'\]`.*Received: \[nan"),
+    ],
+)
+def test_wrong_objects_are_refused_before_training(model, way, name, change, message):
+    images, objects = GOOD
+    before = model.get_weights()
+    model.compile("sgd")
+    with pytest.raises(ValueError, match=message):
+        WAYS[way](model, images, {**objects, name: change(objects[name])})
+    assert all(map(np.array_equal, before, model.get_weights()))
+
+
+def test_padding_may_hold_anything():
+    objects = GOOD[1]
+    objects = {
+        "boxes": np.concatenate([objects["boxes"], np.full((2, 1, 4), -1)], 1),
+        "labels": np.concatenate([objects["labels"], np.full((2, 1), -1)], 1),
+    }
+    check_objects(objects, 2)
+
+
+def test_no_batch_of_a_generator_is_lost():
+    data = batches(
+        np.arange(6), {"boxes": np.zeros((6, 1, 4)), "labels": np.ones((6, 1))}
+    )
+    found = check_first_batch(data, 2)
+    assert [x.tolist() for x, _ in found] == [[0, 1], [2, 3], [4, 5]]
+
+
+@needs_tensorflow
+def test_replicas_share_the_loss(monkeypatch):
+    import tensorflow as tf
+
+    assert float(total_loss(1.0, 3.0)) == 4
+    strategy = types.SimpleNamespace(num_replicas_in_sync=2)
+    monkeypatch.setattr(tf.distribute, "has_strategy", lambda: True)
+    monkeypatch.setattr(tf.distribute, "get_strategy", lambda: strategy)
+    assert float(total_loss(1.0, 3.0)) == 2
 
 
 @pytest.mark.parametrize("argument", ["loss", "metrics", "loss_weights"])

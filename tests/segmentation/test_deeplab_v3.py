@@ -241,9 +241,61 @@ def test_mixed_precision(model, logits, x):
     copy_weights(model, ours)
     assert {w.dtype for w in ours.weights} == {"float32"}
     y = ours(x, training=False)
-    assert keras.backend.standardize_dtype(y.dtype) == "float16"
-    y = ops.convert_to_numpy(ops.cast(y, "float32"))
-    assert_near(y, logits, 0.02)
+    assert keras.backend.standardize_dtype(y.dtype) == "float32"
+    assert_near(ops.convert_to_numpy(y), logits, 0.02)
+
+
+def with_settings(function, data_format, policy):
+    """Calls a function under other global settings."""
+    before = keras.config.image_data_format(), keras.config.dtype_policy()
+    keras.config.set_image_data_format(data_format)
+    keras.config.set_dtype_policy(policy)
+    try:
+        return function()
+    finally:
+        keras.config.set_image_data_format(before[0])
+        keras.config.set_dtype_policy(before[1])
+
+
+SETTINGS = [("channels_first", "mixed_float16"), ("channels_last", "float32")]
+
+
+@pytest.mark.parametrize("ours, others", [SETTINGS, SETTINGS[::-1]])
+def test_data_format_and_precision_are_the_backbones(ours, others):
+    first = ours[0] == "channels_first"
+    shape = (3, *SHAPE[:2]) if first else SHAPE
+    network = with_settings(lambda: drawn(shallow_network, shape), *ours)
+    model = with_settings(lambda: drawn(DeepLabV3, network, 5), *others)
+    size = SHAPE[:2]
+    assert model.output_shape == (None, 5, *size) if first else (None, *size, 5)
+    assert model.output.dtype == "float32"
+    for layer in model.layers[1:]:
+        assert getattr(layer, "data_format", ours[0]) == ours[0]
+        expected = "float32" if layer.name == "logits" else ours[1]
+        assert layer.dtype_policy.name == expected, layer.name
+    axes = {layer.axis for layer in model.layers if hasattr(layer, "axis")}
+    assert axes == {1 if first else 3}
+
+
+def test_one_image_per_step_ruins_nothing():
+    keras.utils.set_random_seed(0)
+    x, masks = scenes(3, 64)
+    network = shallow_network((64, 64, 3))
+    model = DeepLabV3(network, 3, filters=8, atrous_rates=(1,), dropout=0.0)
+    model.compile(keras.optimizers.SGD(1e-3), crossentropy())
+    # Two steps of one image, then an epoch that ends in one
+    model.fit(x[:2], masks[:2], batch_size=1, epochs=30, verbose=0)
+    variance = model.get_layer("aspp_pool_BN").get_weights()[3]
+    np.testing.assert_array_equal(variance, 1)
+    model.fit(x, masks, batch_size=2, epochs=5, shuffle=False, verbose=0)
+    features = keras.Model(model.input, model.get_layer("aspp_pool").output)
+    pooled = outputs(features, x[:2])
+    variance, before = model.get_layer("aspp_pool_BN").get_weights()[3], variance
+    # Only the batches of two have changed it.
+    expected = before
+    for _ in range(5):
+        expected = 0.9 * expected + 0.1 * pooled.var((0, 1, 2))
+    np.testing.assert_allclose(variance, expected, rtol=0.05)
 
 
 # Saving and copying

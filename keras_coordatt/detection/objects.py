@@ -1,0 +1,86 @@
+"""Checks of the boxes and labels that a detector is trained on."""
+
+import itertools
+import types
+
+import keras
+import numpy as np
+
+
+def check_objects(y, classes: int) -> None:
+    """Checks the boxes and labels of a batch.
+
+    Args:
+        y: A dict of `"boxes"`, `(N, M, 4)`, and `"labels"`, `(N, M)`.
+        classes: Number of classes, without the background.
+
+    Raises:
+        ValueError: If `y` isn't such a dict, a label is not an integer from -1 to
+            `classes - 1`, or the box of an object is not `"rel_xyxy"`.
+    """
+    check_keys(y)
+    boxes = np.asarray(keras.ops.convert_to_numpy(y["boxes"]), "float64")
+    labels = np.asarray(keras.ops.convert_to_numpy(y["labels"]))
+    if boxes.shape != (*labels.shape, 4) or labels.ndim != 2:
+        raise ValueError(
+            "`y` must have 'boxes' of shape (N, M, 4) and 'labels' of shape (N, M). "
+            f"Received: {boxes.shape} and {labels.shape}"
+        )
+    wrong = (labels < -1) | (labels >= classes) | (labels != np.floor(labels))
+    if wrong.any():
+        found = np.unique(labels[wrong])
+        raise ValueError(
+            f"`y['labels']` must be integers from 0 to {classes - 1}, as the model has "
+            f"{classes} classes, or -1 where there is no object. "
+            f"Received: {', '.join(map(str, found[:5].tolist()))}"
+        )
+    boxes = boxes[labels >= 0]
+    # Boxes may reach out of the image, but not by its whole size.
+    inside = (boxes > -1).all(-1) & (boxes < 2).all(-1)
+    wrong = ~inside | (boxes[:, :2] > boxes[:, 2:]).any(-1)
+    if wrong.any():
+        raise ValueError(
+            "`y['boxes']` must be (x1, y1, x2, y2) as fractions of the image's width "
+            "and height ('rel_xyxy'), with x1 <= x2 and y1 <= y2; "
+            "`keras.utils.bounding_boxes.convert_format` converts other formats. "
+            f"Received: {boxes[wrong][0].tolist()}"
+        )
+
+
+def check_keys(y) -> None:
+    """Checks that the targets are a dict of boxes and labels."""
+    if not isinstance(y, dict) or not {"boxes", "labels"} <= set(y):
+        raise ValueError(
+            "`y` must be a dict of 'boxes', (N, M, 4), and 'labels', (N, M). "
+            f"Received: {type(y) if not isinstance(y, dict) else list(y)}"
+        )
+
+
+def check_first_batch(data, classes: int):
+    """Checks the objects of the first batch of what `keras.Model.fit` takes.
+
+    Args:
+        data: A dataset, a `keras.utils.PyDataset`, a generator or another iterable of
+            batches `(images, objects)`.
+        classes: Number of classes, without the background.
+
+    Returns:
+        `data`, or a generator of the same batches if `data` is a generator.
+
+    Raises:
+        ValueError: Same as in `check_objects`.
+    """
+    if isinstance(data, types.GeneratorType):
+        first = list(itertools.islice(data, 1))
+        _check_batches(first, classes)
+        return (batch for batch in itertools.chain(first, data))
+    if isinstance(data, keras.utils.PyDataset):
+        _check_batches([data[0]], classes)
+    else:
+        _check_batches(itertools.islice(data, 1), classes)
+    return data
+
+
+def _check_batches(batches, classes):
+    for batch in batches:
+        check_objects(keras.utils.unpack_x_y_sample_weight(batch)[1], classes)
