@@ -38,15 +38,14 @@ def test_fit_predict_save(name, tmp_path):
         # README's advice for MobileNets from scratch.
         zero_init_residuals(model)
     model.compile(
-        keras.optimizers.Adam(3e-3),
+        keras.optimizers.Adam(1e-3),
         "sparse_categorical_crossentropy",
-        metrics=["accuracy"],
     )
-    images, labels = stripes(128, 0)
-    history = model.fit(images, labels, batch_size=16, epochs=4, verbose=0).history
-    assert history["loss"][-1] < history["loss"][0]
-    # Batches' statistics tell stripes apart long before the moving ones do.
-    assert max(history["accuracy"]) > 0.8
+    # A network that cannot learn one batch by heart has wrong gradients.
+    images, labels = stripes(16, 0)
+    losses = model.fit(images, labels, 16, epochs=24, verbose=0).history["loss"]
+    # The median, as EfficientNet drops whole branches at random.
+    assert np.median(losses[-8:]) < losses[0] / 2
 
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")

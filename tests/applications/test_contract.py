@@ -216,6 +216,7 @@ def test_signature(family):
         *("input_shape", "alpha", "include_top", "weights", "input_tensor", "pooling"),
         *("classes", "classifier_activation", "name"),
         *("attention", "reduction", "output_stride", "include_preprocessing"),
+        "skip_mismatch",
     ]
     if "variant" in family.small:
         names.remove("alpha")
