@@ -388,6 +388,24 @@ def test_trains_and_goes_on_after_an_interruption(
     assert MobileNetV2CA((32, 32, 3), 0.25, weights=output, classes=3).built
 
 
+@needs_tensorflow
+def test_a_training_that_fails_at_once_blocks_nothing(
+    eager, image_folder, tmp_path, capsys
+):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    options = ("--image-size", 32, "--epochs", 1, "--batch-size", 12)
+    for data, more in [
+        (tmp_path / "typo", ()),
+        (image_folder, ("--optimizer", "sdg")),
+        (image_folder, ("--attention", "coordinates")),
+    ]:
+        assert run("train", data, folder / "it.keras", *options, *more) == 1
+        assert re.search("typo|sdg|coordinates", capsys.readouterr().err)
+        assert not list(folder.iterdir())
+    assert run("train", image_folder, folder / "it.keras", *options) == 0
+
+
 @pytest.mark.parametrize(
     "output, attention, message",
     [

@@ -1,4 +1,5 @@
 import functools
+import os
 
 import keras
 import numpy as np
@@ -9,6 +10,7 @@ from networks import images, quick_initial_weights
 
 from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 from keras_coordatt.training import (
+    Backup,
     train_classifier,
     warmup_cosine,
     zero_init_residuals,
@@ -87,6 +89,7 @@ def test_a_seed_makes_the_training(eager, image_folder):
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        ({"batch_size": 1}, "`batch_size` must be at least 2"),
         ({"epochs": 0}, "`epochs`.*0"),
         ({"image_size": "64"}, "`image_size`.*'64'"),
         ({"learning_rate": 0}, "`learning_rate`.*0"),
@@ -95,3 +98,89 @@ def test_a_seed_makes_the_training(eager, image_folder):
 def test_wrong_argument_of_training(arguments, message):
     with pytest.raises(ValueError, match=message):
         train_classifier(SMALL, "no_such_data", **arguments)
+
+
+class Tiny:
+    """A training of three epochs, and a process that dies in the middle of saving."""
+
+    def __init__(self, folder, **settings):
+        self.folder, self.settings = folder, {"rate": 1, **settings}
+
+    def train(self, epochs=3):
+        """Returns the model and the epochs that were trained."""
+        model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        model.compile(keras.optimizers.Adam(0.1), "mse")
+        backup, trained = Backup(self.folder, self.settings), []
+        first = backup.restore(model, steps_per_epoch=2)
+        note = keras.callbacks.LambdaCallback(
+            on_epoch_begin=lambda epoch, logs: trained.append(epoch)
+        )
+        x, y = np.ones((4, 2)), np.ones((4, 1))
+        options = {"epochs": epochs, "initial_epoch": first, "verbose": 0}
+        model.fit(x, y, batch_size=2, callbacks=[backup, note], **options)
+        return model, trained
+
+    def die_while_saving(self, monkeypatch, epoch):
+        """Leaves the folder as SIGKILL does, with half of a file written."""
+        save, saved = keras.Model.save_weights, []
+
+        def killed(model, path):
+            save(model, path)
+            saved.append(path)
+            if len(saved) > epoch:
+                os.truncate(path, os.path.getsize(path) // 2)
+                # Nothing is cleaned up by a process that is killed.
+                half = self.folder / "half"
+                half.mkdir()
+                os.rename(path, half / "latest.weights.h5")
+                raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(keras.Model, "save_weights", killed)
+            with pytest.raises(KeyboardInterrupt):
+                self.train()
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 2])
+def test_a_training_killed_while_saving_continues(monkeypatch, tmp_path, epoch):
+    tiny = Tiny(tmp_path / "backup")
+    tiny.die_while_saving(monkeypatch, epoch)
+    model, trained = tiny.train()
+    assert trained == list(range(epoch, 3))
+    assert int(model.optimizer.iterations) == 6
+    # What was trained last is what is in the backup.
+    again, trained = tiny.train()
+    assert trained == []
+    for a, b in zip(again.get_weights(), model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_backup_of_another_training(tmp_path):
+    Tiny(tmp_path).train(epochs=1)
+    with pytest.raises(ValueError, match='another training.*"rate": 1.*"rate": 2'):
+        Tiny(tmp_path, rate=2).train()
+    # No epoch was completed, so there is nothing to lose.
+    (tmp_path / "latest.weights.h5").unlink()
+    assert Tiny(tmp_path, rate=2).train()[1] == [0, 1, 2]
+
+
+def test_a_damaged_backup_is_named(tmp_path):
+    Tiny(tmp_path).train(epochs=1)
+    os.truncate(tmp_path / "latest.weights.h5", 1000)
+    with pytest.raises(ValueError, match="Cannot read .*latest.weights.h5.*Delete"):
+        Tiny(tmp_path).train()
+
+
+@needs_tensorflow
+def test_a_last_batch_of_one_image_is_left_out(eager, image_folder, monkeypatch):
+    sizes = []
+    train_step = keras.Model.train_step
+
+    def note(model, data):
+        sizes.append(len(data[0]))
+        return train_step(model, data)
+
+    monkeypatch.setattr(keras.Model, "train_step", note)
+    options = {"image_size": 32, "epochs": 2, "batch_size": 11, "verbose": 0}
+    train_classifier(SMALL, image_folder, **options)  # of 12 images
+    assert sizes == [11, 11]
