@@ -9,6 +9,11 @@ from collections.abc import Sequence
 
 import keras
 
+from keras_coordatt.export.inference import (
+    check_suppression,
+    constant_function,
+    in_float32,
+)
 from keras_coordatt.export.litert_metadata import add_metadata
 from keras_coordatt.export.litert_runtime import (
     fixed_batches,
@@ -16,19 +21,8 @@ from keras_coordatt.export.litert_runtime import (
     run_litert,
 )
 from keras_coordatt.export.metadata import describe
-from keras_coordatt.export.model_input import (
-    ImageInput,
-    check_backend,
-    check_suffix,
-    in_float32,
-)
-from keras_coordatt.export.verify import (
-    AGREEMENT,
-    Report,
-    check_outputs,
-    reference_outputs,
-    top1_agreement,
-)
+from keras_coordatt.export.model_input import ImageInput, check_backend, check_suffix
+from keras_coordatt.export.verify import AGREEMENT, Reference, Report, top1_agreement
 from keras_coordatt.files import atomic_file
 from keras_coordatt.preprocessing import Preprocessing
 from keras_coordatt.validation import check_choice, check_positive_int
@@ -53,51 +47,53 @@ def litert(
     """Exports a model for LiteRT (TensorFlow Lite), which runs on phones.
 
     Batch normalization is folded into the convolutions. The signature is called
-    `serving_default`, its input `image`, and its outputs as the model's. Labels and
-    preprocessing are in the file, as TensorFlow Lite's metadata and as `metadata.json`
-    and `labels.txt`, which `unzip` finds. MediaPipe Tasks uses a classifier with labels
-    as it is, if the network normalizes: build it with `include_preprocessing=True`. It
-    then takes bytes, even as `inference_type="uint8"`, if `representative` has values
-    from 0 to 255.
+    `serving_default`, its input `image`, and its outputs have the model's names. Labels
+    and preprocessing are in the file twice: as TensorFlow Lite metadata, and as
+    `metadata.json` and `labels.txt`, which `unzip` extracts. MediaPipe Tasks uses a
+    classifier with labels as it is, if the network normalizes: build it with
+    `include_preprocessing=True`. It then takes bytes, even with
+    `inference_type="uint8"`, if `representative` has values from 0 to 255.
 
-    The file is compared with the Keras model, in float32: outputs may differ by 1e-4 of
-    their range over the images. Where numbers are rounded, the root mean square of the
-    difference may be 2 % (`"float16"`), 20 % (`"dynamic"`) or 50 % (`"int8"`, and 1/256
-    for scores) of that of the outputs, which is to find what is broken. How good a
-    rounded network is, its agreement tells: pass `images`.
+    The file is compared with the model as it was given. In float32, outputs may differ
+    by 1e-4 of their range over the images. With rounded numbers, the root mean square
+    of the difference may be 2 % (`"float16"`), 20 % (`"dynamic"`) or 50 % (`"int8"`,
+    plus 1/256 for scores) of that of the outputs: more means that the export is broken.
+    Models in mixed precision are rounded themselves, and get the tolerance of
+    `"float16"` (10 % for bfloat16). To see how good a quantized network is, pass
+    `images` and look at the report's `agreement`.
 
     Works on the TensorFlow backend.
 
     Args:
-        model: A `keras.Model` of one image input. Of one in mixed precision, a copy in
-            float32 is exported.
+        model: A functional or Sequential model of one image input. A model in mixed
+            precision is exported in float32.
         path: The file to write, which ends in `.tflite`.
         precision: `"float32"`; `"float16"`, of half the size, computed in float32 where
-            there are no halves; `"dynamic"`, int8 weights, and activations in float32;
-            or `"int8"`, both in int8, for which there are integer units. Defaults to
-            `"float32"`.
-        representative: For `"int8"`, images by which the ranges of the activations are
-            measured: a few hundred that are like those to come, and preprocessed as for
-            the model. An array `(N, H, W, C)` or batches, such as a `tf.data.Dataset`
-            of images or of `(images, labels)`.
-        images: Images to compare on, as `representative`: test images. Defaults to up
-            to 100 of `representative`, or else to random ones.
+            the hardware has no float16; `"dynamic"`, with int8 weights and float32
+            activations; or `"int8"`, with both in int8, for integer hardware. Defaults
+            to `"float32"`.
+        representative: For `"int8"`, images from which the ranges of the activations
+            are measured: a few hundred typical ones, preprocessed for the model. An
+            array `(N, H, W, C)` or batches, such as a `tf.data.Dataset` of images or of
+            `(images, labels)`.
+        images: Images to compare on, in the same form: test images. Defaults to up to
+            100 of `representative`, or else to drawn pictures.
         inference_type: For `"int8"`, the type of inputs and outputs: `"float32"`, so
-            that the file takes the place of one of another precision, or `"int8"` or
-            `"uint8"`, by the scale and the zero point that the file gives. Defaults to
+            that the file can replace one of another precision, or `"int8"` or
+            `"uint8"`, with the scale and zero point that the file gives. Defaults to
             `"float32"`.
-        batch_size: Images a call. A fixed number, for the sake of speed. Defaults to 1.
+        batch_size: Images per call, a fixed number, which is faster. Defaults to 1.
         image_size: Height and width, for a model that takes any.
-        labels: The names of the classes, in order. Defaults to none.
-        preprocessing: As of `saved_model`, for the metadata.
+        labels: Names of the classes, in order. Defaults to none.
+        preprocessing: Same as in `saved_model`, for the metadata.
 
     Returns:
-        A `Report`. It lists the errors by layer if the top-1 classes of less than 99 %
-        of the images, or of a segmentation's pixels, agree, of which there is a warning
-        too.
+        A `Report`. If the top-1 classes of less than 99 % of the images, or of a
+        segmentation's pixels, agree, it lists the errors by layer, and there is a
+        warning.
 
     Raises:
-        ValueError: if an argument is invalid, the backend isn't TensorFlow, an
+        ValueError: If an argument is invalid, the backend isn't TensorFlow, an
             operation does not exist in this precision, or the file does not give what
             the model gives. Nothing is written then.
 
@@ -131,20 +127,26 @@ def litert(
         )
     image = ImageInput(model, preprocessing, image_size, fixed=True)
     metadata = describe("litert", model, image, labels) | {"precision": precision}
-    tested = images is not None
-    if representative is not None:
+    if precision == "int8":
+        check_suppression(model, "int8 calibration cannot run non-maximum suppression")
         representative = image.read("representative", representative)
-    if tested:
+    tested = images is not None or representative is not None
+    if images is not None:
         images = image.read("images", images)
     elif representative is not None:
-        images, tested = representative[:100], True
-    else:
-        images = image.random()
+        images = representative[:100]
+    reference = Reference(model, image, images)
+    names, inputs = reference.names, reference.inputs
 
-    model = in_float32(model)
-    names, reference = reference_outputs(model, images)
+    # Calibration and int8 inputs are by scale, from float32.
+    dtype = "float32" if precision == "int8" else image.dtype
+    # With a fixed batch size, dense layers on feature maps need no dynamic shapes.
+    shape = (batch_size, *image.shape)
+    function = constant_function(in_float32(model), shape, dtype, names)
+    if precision == "int8":
+        _check_no_loop(function, model)
     with tempfile.TemporaryDirectory() as folder:
-        _save_constant(model, (batch_size, *image.shape), names, folder)
+        _save(function, folder)
         make = _converter(folder, inference_type, batch_size, representative)
         try:
             content = make(precision).convert()
@@ -153,31 +155,35 @@ def litert(
                 f"LiteRT cannot express {model.name!r} in {precision}: {error}"
             ) from error
 
-        with atomic_file(path) as fresh:
-            fresh.write_bytes(add_metadata(content, metadata))
-            _append_metadata(fresh, metadata)
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(add_metadata(content, metadata))
+            _append_metadata(temporary, metadata)
             try:
-                given, float_tensors = run_litert(fresh, images, batch_size, names)
+                given, float_tensors = run_litert(temporary, inputs, batch_size, names)
             except RuntimeError as error:
                 raise ValueError(
                     f"LiteRT cannot run {model.name!r} in {precision}. In int8 this is "
                     "so if an activation is 0 for all images of `representative`: "
                     f"{error}"
                 ) from error
-            difference = check_outputs(names, given, reference, path.name, precision)
-            agreement = top1_agreement(given, reference, image) if tested else None
+            difference = reference.compare(given, path.name, precision)
+            agreement = None
+            if tested:
+                agreement = top1_agreement(given, reference.outputs, image)
             agrees = agreement is None or agreement >= AGREEMENT
             layers = ()
             if precision == "int8" and not agrees:
                 exact = make("float32").convert()
-                layers = layer_errors(content, exact, images, batch_size)
-            size = fresh.stat().st_size
+                layers = layer_errors(content, exact, inputs, batch_size)
+            size = temporary.stat().st_size
     report = Report(
         path,
         size,
-        len(images),
+        len(inputs),
         difference,
+        image.preprocessing,
         agreement,
+        reference.detections,
         float_tensors if precision == "int8" else (),
         layers,
     )
@@ -191,29 +197,27 @@ def litert(
     return report
 
 
-def _save_constant(model, shape, names, folder):
-    """Saves a model for the converter, with constants instead of variables.
-
-    Constants are folded, batch normalization into convolutions among them. The batch
-    size is fixed, as otherwise each dense layer of a map asks for its shape.
-    """
+def _save(function, folder):
     import tensorflow as tf
 
-    trainable, others = (
-        [tf.constant(variable.numpy()) for variable in variables]
-        for variables in (model.trainable_variables, model.non_trainable_variables)
-    )
+    tf.saved_model.save(tf.Module(), folder, signatures=function)
 
-    @tf.function(input_signature=[tf.TensorSpec(shape, "float32", name="image")])
-    def serve(image):
-        outputs, _ = model.stateless_call(trainable, others, image, training=False)
-        return dict(zip(names, keras.tree.flatten(outputs), strict=True))
 
-    tf.saved_model.save(tf.Module(), folder, signatures=serve.get_concrete_function())
+def _check_no_loop(function, model):
+    """Refuses loops, which end the whole process in TensorFlow's calibrator."""
+    graph = function.graph.as_graph_def()
+    nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
+    loops = {"While", "StatelessWhile", "If", "StatelessIf"} & {x.op for x in nodes}
+    if loops:
+        raise ValueError(
+            f"int8 calibration cannot run the loops or conditions in {model.name!r}. "
+            "Export the part of the model before them, or another precision. "
+            f"Received: operations {sorted(loops)}"
+        )
 
 
 def _converter(folder, inference_type, batch_size, representative):
-    """Gives a function from a precision to a converter, good for one conversion."""
+    """Returns a function that makes a converter; each is good for one conversion."""
     import tensorflow as tf
 
     def make(precision):

@@ -7,19 +7,20 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
-from keras_coordatt.export.metadata import describe, packages_for_onnx
-from keras_coordatt.export.model_input import (
-    ImageInput,
-    check_backend,
-    check_suffix,
+from keras_coordatt.export.inference import (
+    check_suppression,
+    constant_function,
+    for_inference,
     in_float32,
 )
-from keras_coordatt.export.verify import Report, check_outputs, reference_outputs
+from keras_coordatt.export.metadata import describe, packages_for_onnx
+from keras_coordatt.export.model_input import ImageInput, check_backend, check_suffix
+from keras_coordatt.export.verify import Reference, Report
 from keras_coordatt.files import atomic_file
 from keras_coordatt.preprocessing import Preprocessing
 
-# The first in which tf2onnx writes dense layers of maps, for any batch size, in a way
-# that ONNX Runtime takes.
+# The first opset in which tf2onnx writes dense layers on feature maps, for any batch
+# size, in a way that ONNX Runtime takes.
 OPSET = 18
 
 
@@ -28,35 +29,38 @@ def onnx(
     path: str | os.PathLike,
     *,
     image_size: int | tuple[int, int] | None = None,
+    images=None,
     labels: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Report:
-    """Exports a model as ONNX, for ONNX Runtime and what else reads it.
+    """Exports a model as ONNX, for ONNX Runtime and other readers of ONNX.
 
-    The input is called `image`, and is of any batch size and of the model's height,
-    width and data format; the outputs are called as the model's. Labels and
-    preprocessing are in `metadata_props`, each value as JSON. The file is compared with
-    the Keras model in ONNX Runtime, with two batch sizes.
+    The input is called `image` and takes any batch size, in the model's height, width
+    and data format. The outputs have the model's names, except that one called `image`
+    becomes `image_output`. Labels and preprocessing are in `metadata_props`, each value
+    as JSON. The file is compared with the Keras model in ONNX Runtime, with two batch
+    sizes.
 
     Works on the TensorFlow and the PyTorch backend, with the packages of
     `pip install 'keras_coordatt[export]'`.
 
     Args:
-        model: A `keras.Model` of one image input. Of one in mixed precision, a copy in
-            float32 is exported.
+        model: A functional or Sequential model of one image input. A model in mixed
+            precision is exported in float32.
         path: The file to write, which ends in `.onnx`.
         image_size: Height and width, for a model that takes any. Defaults to `None`:
-            any in the file too, which the PyTorch backend can't write.
-        labels: The names of the classes, in order. Defaults to none.
-        preprocessing: As of `saved_model`, for the metadata.
+            the file takes any size too, which the PyTorch backend can't write.
+        images: Inputs to compare on, same as in `saved_model`.
+        labels: Names of the classes, in order. Defaults to none.
+        preprocessing: Same as in `saved_model`, for the metadata.
 
     Returns:
         A `Report`.
 
     Raises:
-        ValueError: if an argument is invalid, the backend can't write ONNX, or the file
+        ValueError: If an argument is invalid, ONNX can't express the model, or the file
             does not give what the model gives. Nothing is written then.
-        ImportError: if a package is missing.
+        ImportError: If a package is missing.
 
     Example:
 
@@ -66,43 +70,93 @@ def onnx(
     """
     check_backend("An ONNX file", ("tensorflow", "torch"))
     path = check_suffix(path, ".onnx")
-    fixed = keras.config.backend() == "torch"
-    image = ImageInput(model, preprocessing, image_size, fixed)
+    on_torch = keras.config.backend() == "torch"
+    image = ImageInput(model, preprocessing, image_size, fixed=on_torch)
     metadata = describe("onnx", model, image, labels)
-    model = in_float32(model)
-    x = image.random()
-    names, reference = reference_outputs(model, x)
-    with packages_for_onnx(), atomic_file(path) as fresh:
-        spec = keras.InputSpec(
-            shape=(None, *image.shape), dtype="float32", name="image"
-        )
-        model.export(
-            str(fresh),
-            format="onnx",
-            verbose=False,
-            input_signature=[spec],
-            opset_version=OPSET,
-        )
-        _finish_onnx(fresh, names, metadata)
-        given = _run_onnx(fresh, x, names)
-        difference = check_outputs(names, given, reference, path.name)
-        size = fresh.stat().st_size
-    return Report(path, size, len(x), difference)
+    if on_torch:
+        check_suppression(model, "PyTorch cannot write its loop as ONNX")
+    if images is not None:
+        images = image.read("images", images)
+    reference = Reference(model, image, images)
+    names = ["image_output" if x == "image" else x for x in reference.names]
+    with packages_for_onnx(), atomic_file(path) as temporary:
+        write = _write_from_torch if on_torch else _write_from_tensorflow
+        try:
+            write(in_float32(model), image, names, temporary)
+            _finish(temporary, names, metadata)
+            given = _run(temporary, reference.inputs, names)
+        except ImportError:
+            raise
+        except Exception as error:  # each converter has kinds of its own
+            problem = str(error).strip().splitlines() or [type(error).__name__]
+            raise ValueError(
+                f"ONNX cannot express {model.name!r} as the {keras.config.backend()} "
+                f"backend writes it: {problem[0][:300]}. If this is about the last "
+                "operation, such as an argmax, export the model without it."
+            ) from error
+        difference = reference.compare(given, path.name)
+        size = temporary.stat().st_size
+    return Report(
+        path,
+        size,
+        len(reference.inputs),
+        difference,
+        image.preprocessing,
+        detections=reference.detections,
+    )
 
 
-def _finish_onnx(path, names, metadata):
-    """Gives outputs and batch their names, and adds the metadata."""
+def _write_from_tensorflow(model, image, names, path):
+    import onnx
+    import tf2onnx
+
+    function = constant_function(model, (None, *image.shape), image.dtype, names)
+    graph = _with_inlined_functions(function.graph.as_graph_def())
+    outputs = function.structured_outputs
+    proto, _ = tf2onnx.convert.from_graph_def(
+        graph,
+        input_names=["image:0"],
+        output_names=[outputs[name].name for name in names],
+        opset=OPSET,
+    )
+    onnx.save(proto, path)
+
+
+def _with_inlined_functions(graph):
+    """Lets tf2onnx inline functions that are marked for XLA: grouped convolutions."""
+    functions = graph.library.function
+    nodes = [*graph.node, *(node for x in functions for node in x.node_def)]
+    for item in (*functions, *nodes):
+        for mark in ("_noinline", "_XlaMustCompile"):
+            if mark in item.attr:
+                del item.attr[mark]
+    return graph
+
+
+def _write_from_torch(model, image, names, path):
+    spec = keras.InputSpec(shape=(None, *image.shape), dtype=image.dtype, name="image")
+    for_inference(model).export(
+        str(path),
+        format="onnx",
+        verbose=False,
+        input_signature=[spec],
+        opset_version=OPSET,
+    )
+
+
+def _finish(path, names, metadata):
+    """Names input, outputs and batch axis, and adds the metadata."""
     import onnx
 
     proto = onnx.load(path)
     graph = proto.graph
     new = dict(zip((x.name for x in graph.output), names, strict=True))
+    new[graph.input[0].name] = "image"
     for node in graph.node:
         for side in (node.input, node.output):
             side[:] = [new.get(name, name) for name in side]
-    for value in graph.output:
-        value.name = new[value.name]
     for value in (*graph.input, *graph.output):
+        value.name = new[value.name]
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
     onnx.helper.set_model_props(
         proto, {key: json.dumps(value) for key, value in metadata.items()}
@@ -111,7 +165,7 @@ def _finish_onnx(path, names, metadata):
     onnx.save(proto, path)
 
 
-def _run_onnx(path, images, names):
+def _run(path, images, names):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

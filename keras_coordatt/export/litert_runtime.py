@@ -49,18 +49,18 @@ def _quiet():
 
 
 def _quantized(x, tensor):
-    if np.issubdtype(tensor["dtype"], np.floating):
-        return x.astype(tensor["dtype"])
     scale, zero_point = tensor["quantization"]
+    if scale == 0:  # not quantized
+        return x.astype(tensor["dtype"])
     limits = np.iinfo(tensor["dtype"])
     x = np.clip(np.round(x / scale) + zero_point, limits.min, limits.max)
     return x.astype(tensor["dtype"])
 
 
 def _dequantized(x, tensor):
-    if np.issubdtype(tensor["dtype"], np.floating):
-        return x.astype("float32")
     scale, zero_point = tensor["quantization"]
+    if scale == 0:  # not quantized: floats, and integers that are meant as they are
+        return x.astype("float32")
     return ((x.astype("float32") - zero_point) * scale).astype("float32")
 
 

@@ -8,19 +8,27 @@ import zipfile
 
 import keras
 
+from keras_coordatt.applications.blocks import channel_axis
+from keras_coordatt.export.detections import DETECTIONS
+from keras_coordatt.export.inference import suppression_of
+
 
 def describe(format, model, image, labels):
+    """Returns the metadata of a file, as `read_metadata` reads it.
+
+    Raises:
+        ValueError: If `labels` aren't one string per class.
+    """
     import keras_coordatt
 
     if labels is not None:
         labels = list(labels)
-        outputs = keras.tree.flatten(model.outputs)
-        classes = outputs[0].shape[-1]
-        one = len(outputs) == 1 and len(outputs[0].shape) == 2
-        if not all(isinstance(x, str) for x in labels) or one * (classes - len(labels)):
+        classes = _number_of_classes(model)
+        wrong = classes is not None and len(labels) != classes
+        if wrong or not all(isinstance(x, str) for x in labels):
             raise ValueError(
-                "`labels` must be strings, one a class"
-                f"{f', {classes} of them' if one else ''}. Received: {labels}"
+                "`labels` must be strings, one per class"
+                f"{f', {classes} of them' if classes else ''}. Received: {labels}"
             )
     how = image.preprocessing
     return {
@@ -43,6 +51,30 @@ def describe(format, model, image, labels):
             "keras": keras.__version__,
         },
     }
+
+
+def _number_of_classes(model):
+    """Number of classes of a classifier, detector or segmenter; else `None`."""
+    outputs = model.output
+    if isinstance(outputs, dict):
+        if set(outputs) == {"boxes", "classes"}:  # logits, the background's first
+            return outputs["classes"].shape[-1] - 1
+        if set(outputs) == {"boxes", "scores"}:
+            return outputs["scores"].shape[-1]
+        suppression = suppression_of(model)
+        if set(outputs) == DETECTIONS and suppression is not None:
+            _, scores = keras.tree.flatten(suppression.input)  # after the boxes
+            return scores.shape[-1]
+    outputs = keras.tree.flatten(outputs)
+    if len(outputs) == 1 and len(outputs[0].shape) == 2:
+        return outputs[0].shape[-1]
+    if len(outputs) == 1 and len(outputs[0].shape) == 4:
+        size = list(outputs[0].shape[1:])
+        classes = size.pop(channel_axis() - 1)
+        images = list(model.input.shape[1:])
+        images.pop(channel_axis() - 1)
+        return classes if size == images and "float" in outputs[0].dtype else None
+    return None
 
 
 def read_metadata(path: str | os.PathLike) -> dict:

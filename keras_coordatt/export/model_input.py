@@ -1,4 +1,4 @@
-"""The model that is exported: its image input, and checks of the arguments."""
+"""The image input of the exported model, and checks of the arguments."""
 
 import os
 import pathlib
@@ -8,26 +8,40 @@ import keras
 import numpy as np
 
 from keras_coordatt.applications.blocks import channel_axis
-from keras_coordatt.preprocessing import RAW_PIXELS, preprocessing_of
+from keras_coordatt.export.pictures import draw_pictures
+from keras_coordatt.preprocessing import preprocessing_of
 from keras_coordatt.validation import check_positive_int
 
-RANDOM_IMAGES = 4
+# Test pictures per export. Their size where the model takes any.
+PICTURES = 4
+ANY_SIZE = 64
 
 
 class ImageInput:
-    """The image input of a model, and what is to be done with images for it."""
+    """The image input of a model: its shape, its type, its preprocessing.
+
+    Args:
+        model: A functional or Sequential model of one image input.
+        preprocessing: A `Preprocessing`, or `None` for the recorded one.
+        image_size: Height and width, for a model that takes any.
+        fixed: Whether the file needs a fixed size.
+
+    Attributes:
+        shape: Shape of one input, without the batch axis; `None` for any size.
+        size: `(height, width)`, or `None` if the model takes any size.
+        channels: Number of channels.
+        dtype: Type that the model takes.
+        preprocessing: A `Preprocessing`, or `None` if it is unknown.
+
+    Raises:
+        ValueError: If the model isn't one of a single image input, or another argument
+            doesn't fit it.
+    """
 
     def __init__(self, model, preprocessing, image_size=None, fixed=False):
-        if not isinstance(model, keras.Model):
-            raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
-        inputs = keras.tree.flatten(model.inputs)
-        if len(inputs) != 1 or len(inputs[0].shape) != 4:
-            raise ValueError(
-                "`model` must have one input, a batch of images. "
-                f"Received: inputs={inputs}"
-            )
+        (image,) = _image_inputs(model)
         axis = channel_axis()
-        sizes = list(inputs[0].shape[1:])
+        sizes = list(image.shape[1:])
         self.channels = sizes.pop(axis - 1)
         if image_size is not None:
             given = image_size if isinstance(image_size, tuple) else (image_size,) * 2
@@ -45,18 +59,40 @@ class ImageInput:
                 f"the file can't. Received: {image_size!r}"
             )
         self.shape = (*sizes[: axis - 1], self.channels, *sizes[axis - 1 :])
-
-        if preprocessing is None and self.channels == 3:
+        self.dtype = keras.backend.standardize_dtype(image.dtype)
+        self.takes_bytes = "int" in self.dtype
+        if preprocessing is not None:
+            self._check_preprocessing(preprocessing)
+        else:
             preprocessing = preprocessing_of(model)
-        if preprocessing and len(preprocessing.mean) != self.channels:
+            if preprocessing and len(preprocessing.mean) != self.channels:
+                preprocessing = None
+        self.preprocessing = preprocessing
+
+    def _check_preprocessing(self, preprocessing):
+        if len(preprocessing.mean) != self.channels:
             raise ValueError(
                 f"`preprocessing` must be for the {self.channels} channels of the "
                 f"model. Received: {preprocessing}"
             )
-        self.preprocessing = preprocessing
+        steps = np.arange(256.0).reshape(1, 256, 1, 1) * np.ones(self.channels)
+        change = preprocessing.normalize(steps, "channels_last") - steps
+        if self.takes_bytes and np.abs(change).max() > 1e-3:
+            raise ValueError(
+                f"`preprocessing` must leave the values in [0, 255] as they are, as in "
+                f"`RAW_PIXELS`, because the model takes {self.dtype}. "
+                f"Received: {preprocessing}"
+            )
+
+    def normalize(self, pictures):
+        """Prepares uint8 pictures `(N, H, W, C)` with NumPy, without resizing."""
+        x = np.moveaxis(pictures, -1, channel_axis())
+        if self.takes_bytes:
+            return x.astype(self.dtype)
+        return self.preprocessing.normalize(x.astype("float32")).astype("float32")
 
     def preprocess(self, images):
-        """Makes the input of uint8 images `(N, H, W, C)`, by TensorFlow."""
+        """Prepares uint8 images `(N, H, W, C)` of any size with TensorFlow."""
         import tensorflow as tf
 
         how = self.preprocessing
@@ -67,17 +103,25 @@ class ImageInput:
             )
             # Bicubic interpolation and Lanczos's overshoot.
             x = tf.clip_by_value(tf.round(x), 0, 255)
-        return how.normalize(
-            tf.transpose(x, (0, 3, 1, 2)) if channel_axis() == 1 else x
-        )
+        x = tf.transpose(x, (0, 3, 1, 2)) if channel_axis() == 1 else x
+        return tf.cast(x if self.takes_bytes else how.normalize(x), self.dtype)
 
-    def random(self):
-        """Random inputs, of the size that they would have."""
-        rng = np.random.default_rng(0)
-        shape = [64 if side is None else side for side in self.shape]
-        if self.preprocessing == RAW_PIXELS:
-            return rng.uniform(0, 255, (RANDOM_IMAGES, *shape)).astype("float32")
-        return rng.normal(size=(RANDOM_IMAGES, *shape)).astype("float32")
+    def pictures(self, count=PICTURES):
+        """Draws pictures of the model's size: uint8, `(N, H, W, C)`."""
+        height, width = self.size or (ANY_SIZE, ANY_SIZE)
+        return draw_pictures(count, height, width, self.channels)
+
+    def test_inputs(self, count=PICTURES):
+        """Prepares drawn pictures for the model, in groups to be compared apart.
+
+        Where the preprocessing is unknown, one group has values in [-1, 1] and one has
+        values in [0, 255].
+        """
+        pictures = self.pictures(count)
+        if self.takes_bytes or self.preprocessing is not None:
+            return [self.normalize(pictures)]
+        x = np.moveaxis(pictures, -1, channel_axis()).astype("float32")
+        return [x[::2] / 127.5 - 1, x[1::2]]
 
     def read(self, name, data):
         """Reads images from an array or from batches, and checks their shape."""
@@ -85,8 +129,13 @@ class ImageInput:
             batches = [data]
         else:
             batches = [x[0] if isinstance(x, (tuple, list)) else x for x in data]
-        batches = [np.asarray(x, "float32") for x in batches]
-        wrong = [x.shape for x in batches if x.shape[1:] != self.shape]
+        batches = [np.asarray(x, self.dtype) for x in batches]
+        wrong = [
+            x.shape
+            for x in batches
+            if x.ndim != 4
+            or any(own not in (None, n) for own, n in zip(self.shape, x.shape[1:]))
+        ]
         if wrong or not sum(map(len, batches)):
             raise ValueError(
                 f"`{name}` must be images (N, {str(self.shape)[1:]}, or batches of "
@@ -95,27 +144,21 @@ class ImageInput:
         return np.concatenate(batches)
 
 
-def in_float32(model):
-    """The model, or if some of it computes in half precision, a copy that doesn't."""
-    if not is_mixed(model):
-        return model
-
-    def clone(layer):
-        return type(layer).from_config({**layer.get_config(), "dtype": "float32"})
-
-    copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
-    copy.set_weights(model.get_weights())
-    return copy
-
-
-def is_mixed(model):
-    return any(layer.compute_dtype != "float32" for layer in _layers(model))
-
-
-def _layers(model):
-    """The layers, with those of nested models."""
-    for layer in model.layers:
-        yield from _layers(layer) if isinstance(layer, keras.Model) else [layer]
+def _image_inputs(model):
+    if not isinstance(model, keras.Model):
+        raise ValueError(f"`model` must be a keras.Model. Received: {model!r}")
+    if not isinstance(model, (keras.Function, keras.Sequential)) or not model.built:
+        raise ValueError(
+            "`model` must be functional, or Sequential and built, so that its input is "
+            "known. Wrap another one: `image = keras.Input((224, 224, 3)); "
+            f"keras.Model(image, model(image))`. Received: {model}"
+        )
+    inputs = keras.tree.flatten(model.inputs)
+    if len(inputs) != 1 or len(inputs[0].shape) != 4:
+        raise ValueError(
+            f"`model` must have one input, a batch of images. Received: inputs={inputs}"
+        )
+    return inputs
 
 
 def check_backend(what, backends):
@@ -128,16 +171,16 @@ def check_backend(what, backends):
         )
 
 
-def check_suffix(path, ending):
+def check_suffix(path, suffix):
     path = pathlib.Path(path)
-    if path.suffix != ending:
-        raise ValueError(f"`path` must end in {ending}. Received: {os.fspath(path)!r}")
+    if path.suffix != suffix:
+        raise ValueError(f"`path` must end in {suffix}. Received: {os.fspath(path)!r}")
     return check_folder(path)
 
 
 def check_folder(path):
     if not path.parent.is_dir():
         raise ValueError(
-            f"`path` must be in a folder that is there. Received: {os.fspath(path)!r}"
+            f"`path` must be in an existing folder. Received: {os.fspath(path)!r}"
         )
     return path

@@ -2,34 +2,46 @@
 
 import dataclasses
 import pathlib
+import warnings
 
 import keras
 import numpy as np
 from keras import ops
 
 from keras_coordatt.applications.blocks import channel_axis
+from keras_coordatt.export.detections import (
+    DETECTIONS,
+    compare_detections,
+    count_detections,
+)
+from keras_coordatt.export.inference import half_precision, suppression_of
+from keras_coordatt.preprocessing import Preprocessing
 
-# By how much outputs may differ. In float32, of the range that they have over the
-# images, and of their size, as there is rounding where they don't vary at all. Where
-# weights or activations are rounded, the root mean square, of that of the outputs: what
-# is past it is no rounding.
+# Tolerances. float32: of the range of the outputs over the images, plus rounding errors
+# of their size for outputs that hardly vary. Half precision and quantized: RMS error
+# relative to the RMS of the outputs; above it the export is broken.
 FLOAT_TOLERANCE = 1e-4
 ROUNDING = 1e-5
-SCORE_STEP = 1 / 256  # int8's, after a softmax or a sigmoid
-TOLERANCES = {"float16": 0.02, "dynamic": 0.2, "int8": 0.5}
+SCORE_STEP = 1 / 256  # of int8 scores, after a softmax or a sigmoid
+TOLERANCES = {"float16": 0.02, "bfloat16": 0.1, "dynamic": 0.2, "int8": 0.5}
+
 # Below this share of equal top-1 classes, the errors are listed by layer.
 AGREEMENT = 0.99
+
+BATCH = 32
+# Pictures in which a detector may find objects to compare.
+SCENES = 32
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerError:
-    """How far one of an int8 network's tensors is from float32.
+    """Error of one tensor of an int8 network, relative to float32.
 
     Attributes:
-        layer: The layer that gives it, and the operation in the layer.
-        rms: Root mean square of the difference, which is that of the layers before too.
-        share: The same, of the root mean square of what differs between images: at 1,
-            nothing is left of that.
+        layer: Name of the layer, and of the operation in it.
+        rms: Root mean square of the error, including what earlier layers add to it.
+        share: `rms` relative to the RMS of what differs between images. At 1, nothing
+            of the signal is left.
     """
 
     layer: str
@@ -42,23 +54,29 @@ class Report:
     """What an exported file was found to be.
 
     Attributes:
-        path: Where it is.
+        path: Path of the file.
         size: Its size in bytes.
-        images: How many images it was compared with the Keras model on.
-        difference: By output, the largest absolute difference.
-        agreement: The share of these images, or of their pixels, with the same top-1
-            class; or `None`, for random images, and for an output that is neither
-            scores of classes nor maps of them of the images' size.
-        float_tensors: Tensors of an int8 network that are not integers, apart from its
-            inputs and outputs: none, if it is wholly int8.
-        layers: If the agreement is below 99 %, the errors by layer, in their order.
+        images: Number of images on which it was compared with the Keras model.
+        difference: Largest absolute difference per output.
+        preprocessing: The preprocessing in the file's metadata, or `None` if none is
+            recorded on the model and none was given.
+        agreement: Share of the images, or of their pixels, with the same top-1 class;
+            `None` without `images`, and for outputs that aren't scores of classes, or
+            maps of them of the images' size.
+        detections: Number of detections that were compared, for a detector with
+            suppression; else `None`. At 0, nothing was compared.
+        float_tensors: Names of the tensors of an int8 network that aren't integers,
+            apart from its inputs and outputs. Empty if it is wholly int8.
+        layers: Errors by layer, in their order, if the agreement is below 99 %.
     """
 
     path: pathlib.Path
     size: int
     images: int
     difference: dict[str, float]
+    preprocessing: Preprocessing | None = None
     agreement: float | None = None
+    detections: int | None = None
     float_tensors: tuple[str, ...] = ()
     layers: tuple[LayerError, ...] = ()
 
@@ -68,6 +86,15 @@ class Report:
             f"  {name}: largest difference {value:.1e}"
             for name, value in self.difference.items()
         ]
+        if self.preprocessing is None:
+            lines.append(
+                "  preprocessing unknown: it is not recorded on the model, so the file "
+                "has no metadata on it, and a SavedModel no `serve_images`"
+            )
+        if self.detections == 0:
+            lines.append(f"  {NOTHING_COMPARED}")
+        elif self.detections:
+            lines.append(f"  {self.detections} detections compared, in any order")
         if self.agreement is not None:
             lines.append(f"  same top-1 class as the Keras model: {self.agreement:.2%}")
         if self.float_tensors:
@@ -83,55 +110,143 @@ class Report:
         return "\n".join(lines)
 
 
+NOTHING_COMPARED = (
+    "no detection was compared: the model finds nothing in the test images. Pass "
+    "`images` with objects"
+)
+
+
+class Reference:
+    """What the user's model gives for test inputs: the truth for every file.
+
+    Args:
+        model: The model as the user gave it, never a copy.
+        image: Its `ImageInput`.
+        images: Test inputs. Defaults to drawn pictures.
+
+    Attributes:
+        inputs: The test inputs.
+        names: Names of the outputs.
+        outputs: One array per output.
+        detections: Number of detections, for a detector with suppression, or `None`.
+    """
+
+    def __init__(self, model, image, images=None):
+        self.image, self.half = image, half_precision(model)
+        self.suppression = suppression_of(model)
+        groups = image.test_inputs() if images is None else [images]
+        self.names, _ = model_outputs(model, groups[0][:1])
+        self.detects = self.suppression is not None and set(self.names) == DETECTIONS
+        if self.detects and images is None:
+            groups = _with_objects(model, image)
+        self.inputs = np.concatenate(groups)
+        _, self.outputs = model_outputs(model, self.inputs)
+        ends = np.cumsum([len(group) for group in groups])
+        self.groups = [slice(end - len(x), end) for x, end in zip(groups, ends)]
+        self.detections = None
+        if self.detects:
+            found = dict(zip(self.names, self.outputs))
+            self.detections = count_detections(found)
+
+    def compare(self, given, what, precision="float32"):
+        """Compares a file's outputs with the model's.
+
+        Args:
+            given: One array per output, in the order of `names`.
+            what: The file, for messages.
+            precision: Precision of the file.
+
+        Returns:
+            The largest absolute difference per output.
+
+        Raises:
+            ValueError: If one of them is too large.
+        """
+        if precision in ("float32", "float16"):
+            precision = self.half or precision
+        _check_shapes(self.names, given, self.outputs, what)
+        if self.detects:
+            if self.detections == 0:
+                warnings.warn(f"{what}: {NOTHING_COMPARED}.", stacklevel=3)
+            return compare_detections(
+                dict(zip(self.names, given)),
+                dict(zip(self.names, self.outputs)),
+                what,
+                precision,
+                self.suppression.score_threshold,
+            )
+        difference = {}
+        for name, ours, theirs in zip(self.names, given, self.outputs):
+            parts = [(ours[group], theirs[group]) for group in self.groups]
+            # Inputs that the model wasn't made for may overflow in it.
+            sound = [x for x in parts if np.isfinite(x[1]).all()]
+            difference[name] = max(
+                _check(name, *part, what, precision) for part in sound or parts
+            )
+        return difference
+
+
+def _with_objects(model, image):
+    """The test inputs in which a detector finds the most, 4 at most."""
+    inputs = np.concatenate(image.test_inputs(SCENES))
+    names, outputs = model_outputs(model, inputs)
+    found = (dict(zip(names, outputs))["labels"] >= 0).sum(axis=1)
+    return [inputs[np.argsort(-found, kind="stable")[:4]]]
+
+
 def to_numpy(outputs):
     return [ops.convert_to_numpy(x) for x in keras.tree.flatten(outputs)]
 
 
-BATCH = 32
-
-
-def reference_outputs(model, images):
-    """Names of the model's outputs, and what it gives for the images."""
+def model_outputs(model, images):
+    """Names of the model's outputs, and their values for the images."""
     batches = []
     # A GPU may multiply in lower precision.
     with keras.device("cpu:0"):
         for start in range(0, len(images), BATCH):
             outputs = model(images[start : start + BATCH], training=False)
-            batches.append(to_numpy(outputs))
+            batches.append([_float32(x) for x in keras.tree.flatten(outputs)])
     if isinstance(outputs, dict):
         names = [str(name) for name in keras.tree.flatten({k: k for k in outputs})]
     else:
         names = list(getattr(model, "output_names", []))
     if len(set(names)) != len(batches[0]):
         names = [f"output_{i}" for i in range(len(batches[0]))]
-    return names, [np.concatenate(x).astype("float32") for x in zip(*batches)]
+    return names, [np.concatenate(x) for x in zip(*batches)]
 
 
-def check_outputs(names, given, reference, what, precision="float32"):
-    """The largest differences by output, if none is too large."""
-    difference = {}
+def _float32(x):
+    return ops.convert_to_numpy(ops.cast(x, "float32"))
+
+
+def _check_shapes(names, given, reference, what):
     for name, ours, theirs in zip(names, given, reference, strict=True):
         if ours.shape != theirs.shape:
             raise ValueError(
                 f"{what} gives {name!r} in shape {ours.shape}, and the Keras model in "
                 f"{theirs.shape}."
             )
-        difference[name] = float(np.abs(ours - theirs).max())
-        if precision == "float32":
-            kind, size = "largest difference", difference[name]
-            limit = FLOAT_TOLERANCE * np.ptp(theirs, axis=0).max()
-            limit += ROUNDING * np.abs(theirs).max()
-        else:
-            kind, size = "root mean square difference", rms(ours - theirs)
-            limit = TOLERANCES[precision] * rms(theirs)
-            if precision == "int8" and 0 <= theirs.min() and theirs.max() <= 1:
-                limit += SCORE_STEP
-        if not size <= limit:  # nor if it is NaN
-            raise ValueError(
-                f"{what} does not give what the Keras model gives. The largest "
-                f"difference of {name!r} is {difference[name]:.3g}. Its {kind} may be "
-                f"{limit:.3g}, and is {size:.3g}."
-            )
+
+
+def _check(name, ours, theirs, what, precision):
+    """Returns the largest difference, or raises if the error is too large."""
+    ours = ours.astype("float32")
+    difference = float(np.abs(ours - theirs).max())
+    if precision == "float32":
+        kind, size = "largest difference", difference
+        limit = FLOAT_TOLERANCE * np.ptp(theirs, axis=0).max()
+        limit += ROUNDING * np.abs(theirs).max()
+    else:
+        kind, size = "root mean square difference", rms(ours - theirs)
+        limit = TOLERANCES[precision] * rms(theirs)
+        if precision == "int8" and 0 <= theirs.min() and theirs.max() <= 1:
+            limit += SCORE_STEP
+    if not size <= limit:  # nor if it is NaN
+        raise ValueError(
+            f"{what} does not give what the Keras model gives. The largest "
+            f"difference of {name!r} is {difference:.3g}. Its {kind} may be "
+            f"{limit:.3g}, and is {size:.3g}."
+        )
     return difference
 
 

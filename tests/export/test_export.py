@@ -177,7 +177,7 @@ def test_a_saved_model_replaces_only_its_like(model, tmp_path):
     other = tmp_path / "letters"
     other.mkdir()
     (other / "dear.txt").write_text("dear")
-    with pytest.raises(ValueError, match="is no SavedModel"):
+    with pytest.raises(ValueError, match="is not a SavedModel"):
         export.saved_model(model, other)
     assert [path.name for path in other.iterdir()] == ["dear.txt"]
 
@@ -688,7 +688,7 @@ def test_other_backends_are_told_what_to_do(model, tmp_path):
         ({"images": np.zeros((0, *SIZE, 3))}, "`images` must be images"),
         ({"images": []}, "Received: none"),
         ({"image_size": 64}, "`image_size` must be the model's"),
-        ({"labels": ["one"]}, "`labels` must be strings, one a class, 5 of them"),
+        ({"labels": ["one"]}, "`labels` must be strings, one per class, 5 of them"),
         ({"labels": [1, 2, 3, 4, 5]}, "`labels` must be strings"),
         ({"preprocessing": Preprocessing((0.5,), (0.5,))}, "the 3 channels"),
         ({"model": "it.keras"}, "`model` must be a keras.Model"),
@@ -705,7 +705,9 @@ def test_arguments_are_checked(model, tmp_path, arguments, message):
 @each_format
 def test_a_folder_that_is_not_there(model, path, write):
     missing = path.parent / "missing" / path.name
-    with pytest.raises(ValueError, match="`path` must be in a folder.*missing"):
+    with pytest.raises(
+        ValueError, match="`path` must be in an existing folder.*missing"
+    ):
         write(model, missing)
     assert not missing.parent.exists()
 

@@ -1,0 +1,83 @@
+"""Comparison of detections without regard to their order."""
+
+import numpy as np
+
+DETECTIONS = {"boxes", "labels", "scores"}
+
+# How far a box (of 1, the image's side) and its score may be from the model's, and the
+# share of detections that must be found again. Rounding may tip an overlap over the
+# threshold of the suppression, so that another box is kept.
+LIMITS = {
+    "float32": (1e-4, 1.0),
+    "float16": (0.02, 0.9),
+    "bfloat16": (0.1, 0.7),
+    "dynamic": (0.2, 0.5),
+}
+
+
+def count_detections(outputs: dict) -> int:
+    return int((outputs["labels"] >= 0).sum())
+
+
+def compare_detections(given, reference, what, precision, score_threshold):
+    """Compares what a file and the Keras model found in each image.
+
+    Detections of equal score may come in any order, so each of the model's is paired
+    with the nearest one of the file that has the same label.
+
+    Args:
+        given, reference: Dicts of `"boxes"`, `"labels"` and `"scores"`.
+        what: The file, for messages.
+        precision: Precision by which they may differ.
+        score_threshold: Detections just above it may be missing, and so may the
+            lowest score of an image with as many detections as there can be.
+
+    Returns:
+        The largest difference of paired `"boxes"` and `"scores"`.
+
+    Raises:
+        ValueError: If too few detections are found again.
+    """
+    limit, share = LIMITS[precision]
+    boxes, scores, missing, total = [0.0], [0.0], 0, 0
+    for i in range(len(reference["labels"])):
+        theirs, ours = _found(reference, i), _found(given, i)
+        pairs, alone = _pair(theirs, ours, limit)
+        boxes += [np.abs(theirs[j][1] - ours[k][1]).max() for j, k in pairs]
+        scores += [abs(theirs[j][2] - ours[k][2]) for j, k in pairs]
+        full = len(theirs) == len(ours) == reference["labels"].shape[1]
+        least = min([x[2] for x in theirs + ours], default=0.0)
+        cut = max(score_threshold, least if full else 0.0)
+        missing += sum(score > cut + limit for score in alone)
+        total += max(len(theirs), len(ours))
+    if missing > (1 - share) * total:
+        raise ValueError(
+            f"{what} does not give what the Keras model gives. Of {total} detections "
+            f"on {len(reference['labels'])} images, {missing} have no counterpart of "
+            f"the same label with a box and a score within {limit}."
+        )
+    return {"boxes": float(max(boxes)), "scores": float(max(scores))}
+
+
+def _found(outputs, i):
+    """The detections of one image: label, box, score."""
+    rows = zip(outputs["labels"][i], outputs["boxes"][i], outputs["scores"][i])
+    return [(int(label), box, float(score)) for label, box, score in rows if label >= 0]
+
+
+def _pair(theirs, ours, limit):
+    """Index pairs of equal detections, and the scores of the others."""
+    pairs, left = [], set(range(len(ours)))
+    for j, (label, box, score) in enumerate(theirs):
+        distance = {
+            k: max(np.abs(ours[k][1] - box).max(), abs(ours[k][2] - score))
+            for k in left
+            if ours[k][0] == label
+        }
+        best = min(distance, key=distance.get, default=None)
+        if best is not None and distance[best] <= limit:
+            pairs.append((j, best))
+            left.discard(best)
+    matched = {j for j, _ in pairs}
+    alone = [x[2] for j, x in enumerate(theirs) if j not in matched]
+    return pairs, alone + [ours[k][2] for k in left]

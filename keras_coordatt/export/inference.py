@@ -1,0 +1,113 @@
+"""Forms of a model that converters can read."""
+
+import keras
+
+from keras_coordatt.detection import NonMaxSuppression
+
+
+def for_inference(model):
+    """Wraps a model so that whoever calls it gets its outputs at inference.
+
+    Exporters call without `training`, for which augmentation layers change images.
+    """
+    (image,) = model.inputs
+    inputs = keras.Input(batch_shape=image.shape, dtype=image.dtype, name="image")
+    return keras.Model(inputs, model(inputs, training=False), name=model.name)
+
+
+def is_mixed(model):
+    """Whether some layer computes in half precision."""
+    return half_precision(model) is not None
+
+
+def half_precision(model):
+    """`"float16"` or `"bfloat16"` if some layer computes in it, else `None`."""
+    found = {getattr(layer, "compute_dtype", None) for layer in all_layers(model)}
+    return next((x for x in ("bfloat16", "float16") if x in found), None)
+
+
+def in_float32(model):
+    """Returns the model, or a float32 copy if it computes in half precision."""
+    if not is_mixed(model):
+        return model
+
+    def clone(operation):
+        config = operation.get_config()
+        # Operations of keras.ops in the graph have no type of their own.
+        if isinstance(operation, keras.layers.Layer):
+            config["dtype"] = "float32"
+        return type(operation).from_config(config)
+
+    copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
+    copy.set_weights(model.get_weights())
+    for layer in all_layers(copy):
+        # `Normalization` computes with what it derives from its weights.
+        if hasattr(layer, "finalize_state"):
+            layer.finalize_state()
+    return copy
+
+
+def suppression_of(model):
+    """The model's layer of non-maximum suppression, or `None`."""
+    found = (x for x in all_layers(model) if isinstance(x, NonMaxSuppression))
+    return next(found, None)
+
+
+def check_suppression(model, problem):
+    """Refuses a model with non-maximum suppression inside."""
+    if suppression_of(model) is not None:
+        raise ValueError(
+            f"{problem}. Export the detector without it, "
+            "`model.detector(suppress=False)`, and suppress overlapping boxes in the "
+            "application; or export from the TensorFlow backend in float32, float16 or "
+            f"dynamic precision. Received: {model.name}"
+        )
+
+
+def all_layers(layer, _seen=None):
+    """Yields the layers, at all depths: of models, and in attributes of layers."""
+    seen = set() if _seen is None else _seen
+    if id(layer) in seen:
+        return
+    seen.add(id(layer))
+    if isinstance(layer, (keras.Function, keras.Sequential)):
+        children = layer.layers
+    else:
+        yield layer
+        children = keras.tree.flatten(
+            [x for x in vars(layer).values() if isinstance(x, (keras.Layer, list))]
+        )
+    for child in children:
+        if isinstance(child, keras.Layer):
+            yield from all_layers(child, seen)
+
+
+def constant_function(model, shape, dtype, names):
+    """Returns a concrete TensorFlow function of the model, without variables.
+
+    Converters fold constants, batch normalization into convolutions among them.
+
+    Args:
+        model: A `keras.Model`, on the TensorFlow backend.
+        shape: Shape of the input, with the batch axis.
+        dtype: Type of the input.
+        names: Names of the outputs.
+
+    Returns:
+        A concrete function from `image` to a dict of the outputs.
+    """
+    import tensorflow as tf
+
+    trainable, others = (
+        [variable.numpy() for variable in variables]
+        for variables in (model.trainable_variables, model.non_trainable_variables)
+    )
+
+    @tf.function(input_signature=[tf.TensorSpec(shape, dtype, name="image")])
+    def serve(image):
+        # Made here, they are part of the graph; from outside, they would be inputs.
+        state = ([tf.constant(x) for x in values] for values in (trainable, others))
+        outputs, _ = model.stateless_call(*state, image, training=False)
+        return dict(zip(names, keras.tree.flatten(outputs), strict=True))
+
+    return serve.get_concrete_function()

@@ -1,0 +1,333 @@
+"""Files are compared with the model that was given, on pictures of known content."""
+
+import keras
+import numpy as np
+import pytest
+from backends import BACKEND, needs_tensorflow
+from keras import layers
+from networks import outputs
+
+from keras_coordatt import export
+from keras_coordatt.detection import NonMaxSuppression
+from keras_coordatt.export.detections import compare_detections
+from keras_coordatt.export.inference import all_layers, in_float32
+from keras_coordatt.export.pictures import draw_pictures
+from keras_coordatt.preprocessing import IMAGENET, RAW_PIXELS, PreprocessingRecord
+
+SIZE = (32, 24)
+needs_saved_model = pytest.mark.skipif(BACKEND == "torch", reason="no SavedModel")
+needs_onnx = pytest.mark.skipif(BACKEND == "jax", reason="no ONNX")
+
+
+def classify(x, dtype=None):
+    """Scores that depend on colors."""
+    x = layers.Conv2D(8, 3, strides=2, activation="relu", dtype=dtype)(x)
+    return layers.Dense(4, name="scores")(layers.GlobalAveragePooling2D()(x))
+
+
+def image(dtype=None):
+    return keras.Input((*SIZE, 3), dtype=dtype)
+
+
+def write(model, folder, **options):
+    """Writes the formats that the backend has, and runs them on pictures."""
+    results = {}
+    if BACKEND == "tensorflow":
+        export.litert(model, folder / "it.tflite", **options)
+    if BACKEND != "jax":
+        pytest.importorskip("onnxruntime")
+        export.onnx(model, folder / "it.onnx", **options)
+    if BACKEND != "torch":
+        results["saved_model"] = export.saved_model(model, folder / "it", **options)
+    return results
+
+
+# Copies
+
+
+def adapted_network(mixed):
+    """A network whose normalization has its statistics from data, in half precision."""
+    keras.utils.set_random_seed(0)
+    with pytest.MonkeyPatch.context():
+        before = keras.config.dtype_policy()
+        keras.config.set_dtype_policy("mixed_float16" if mixed else "float32")
+        try:
+            normalization = layers.Normalization()
+            normalization.adapt(draw_pictures(8, *SIZE, 3).astype("float32"))
+            x = normalization(inputs := image())
+            # The operators are operations in the graph, not layers.
+            x = x * 2.0 + layers.Conv2D(3, 3, padding="same")(x)
+            return keras.Model(inputs, classify(x))
+        finally:
+            keras.config.set_dtype_policy(before)
+
+
+def test_a_float32_copy_normalizes_as_the_model_does():
+    model = adapted_network(mixed=True)
+    copy = in_float32(model)
+    assert {x.compute_dtype for x in all_layers(copy) if x.built} == {"float32"}
+    x = draw_pictures(4, *SIZE, 3, seed=1).astype("float32")
+    expected = outputs(model, x)
+    limit = 0.01 * np.abs(expected).max()
+    np.testing.assert_allclose(outputs(copy, x), expected, atol=limit)
+
+
+def test_normalization_and_operators_in_every_format(tmp_path):
+    for mixed in (False, True):
+        write(adapted_network(mixed), tmp_path)
+
+
+@needs_tensorflow
+def test_the_reference_is_the_given_model(tmp_path, monkeypatch):
+    model = adapted_network(mixed=True)
+    wrong = in_float32(model)
+    wrong.set_weights([1.5 * x for x in wrong.get_weights()])
+    monkeypatch.setattr("keras_coordatt.export._litert.in_float32", lambda x: wrong)
+    with pytest.raises(ValueError, match="does not give what the Keras model gives"):
+        export.litert(model, tmp_path / "it.tflite")
+    assert list(tmp_path.iterdir()) == []
+
+
+# Preprocessing
+
+
+def behind_resizing():
+    inputs = keras.Input((50, 40, 3))
+    return keras.Model(inputs, recorded()(layers.Resizing(*SIZE)(inputs)))
+
+
+def recorded(record=RAW_PIXELS):
+    inputs = image()
+    x = PreprocessingRecord(record)(inputs)
+    x = layers.Rescaling(1 / 127.5, -1)(x) if record == RAW_PIXELS else x
+    return keras.Model(inputs, classify(x))
+
+
+def wrapped(*before):
+    inputs = x = image()
+    for layer in before:
+        x = layer(x)
+    return keras.Model(inputs, recorded()(x))
+
+
+KNOWN = {
+    "nested": (lambda: wrapped(), RAW_PIXELS),
+    "flipped": (lambda: wrapped(layers.RandomFlip()), RAW_PIXELS),
+    "sequential": (lambda: keras.Sequential([recorded()]), RAW_PIXELS),
+    "resized": (behind_resizing, RAW_PIXELS),
+    "imagenet": (lambda: recorded(IMAGENET), IMAGENET),
+    "rescaled before": (lambda: wrapped(layers.Rescaling(2.0)), None),
+    "normalized before": (
+        lambda: wrapped(layers.Normalization(mean=1.0, variance=2.0)),
+        None,
+    ),
+    "foreign": (lambda: keras.Model(inputs := image(), classify(inputs)), None),
+}
+
+
+@needs_saved_model
+@pytest.mark.parametrize("name", KNOWN)
+def test_images_are_prepared_only_as_recorded(name, tmp_path):
+    import tensorflow as tf
+
+    build, expected = KNOWN[name]
+    model = build()
+    if not model.built:
+        model.build((None, *SIZE, 3))
+    report = export.saved_model(model, tmp_path / "it")
+    assert report.preprocessing == expected
+    metadata = export.read_metadata(tmp_path / "it")
+    loaded = tf.saved_model.load(str(tmp_path / "it"))
+    if expected is None:
+        assert metadata["preprocessing"] is None
+        assert not hasattr(loaded, "serve_images")
+        assert "preprocessing unknown" in str(report)
+        return
+    pictures = draw_pictures(3, *model.input_shape[1:], seed=2)
+    mean, std = (np.array(metadata["preprocessing"][x]) for x in ("mean", "std"))
+    prepared = ((pictures / 255 - mean) / std).astype("float32")
+    served = np.asarray(loaded.serve_images(pictures))
+    np.testing.assert_allclose(served, outputs(model, prepared), atol=1e-3)
+
+
+@needs_saved_model
+def test_what_is_said_takes_the_place_of_a_record(tmp_path):
+    import tensorflow as tf
+
+    model = KNOWN["foreign"][0]()
+    half = export.Preprocessing((0.5,) * 3, (0.5,) * 3)
+    assert export.saved_model(model, tmp_path / "it", preprocessing=half)
+    pictures = draw_pictures(3, *SIZE, 3)
+    loaded = tf.saved_model.load(str(tmp_path / "it"))
+    served = loaded.serve_images(pictures)
+    expected = outputs(model, (pictures / 127.5 - 1).astype("float32"))
+    np.testing.assert_allclose(served, expected, atol=1e-4)
+
+
+# Inputs and layers of all kinds
+
+
+def test_a_network_that_takes_bytes_by_type(tmp_path):
+    inputs = image("uint8")
+    x = PreprocessingRecord(RAW_PIXELS)(inputs)
+    model = keras.Model(inputs, classify(layers.Rescaling(1 / 255)(x)))
+    write(model, tmp_path)
+    with pytest.raises(ValueError, match="because the model takes uint8"):
+        write(model, tmp_path, preprocessing=IMAGENET)
+    if BACKEND != "torch":
+        import tensorflow as tf
+
+        pictures = draw_pictures(3, *SIZE, 3)
+        loaded = tf.saved_model.load(str(tmp_path / "it"))
+        for serve in (loaded.serve, loaded.serve_images):
+            given = np.asarray(serve(pictures))
+            np.testing.assert_allclose(given, outputs(model, pictures), atol=1e-4)
+
+
+def test_augmentation_and_grouped_convolution_in_every_format(tmp_path):
+    inputs = image()
+    x = layers.RandomContrast(0.5)(layers.RandomFlip()(inputs))
+    x = layers.Conv2D(6, 3)(x)
+    if BACKEND != "tensorflow":
+        x = layers.Conv2D(6, 3, groups=2)(x)
+    write(keras.Model(inputs, classify(x)), tmp_path)
+
+
+@needs_onnx
+def test_grouped_convolution_and_an_output_called_image_in_onnx(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    inputs = image()
+    x = layers.Conv2D(6, 3)(inputs)
+    model = keras.Model(inputs, layers.Conv2D(4, 3, groups=2, name="image")(x))
+    export.onnx(model, tmp_path / "it.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "it.onnx")
+    x = draw_pictures(2, *SIZE, 3).astype("float32")
+    (given,) = session.run(["image_output"], {"image": x})
+    np.testing.assert_allclose(given, outputs(model, x), atol=0.01)
+
+
+@needs_tensorflow
+def test_what_onnx_lacks_is_told(tmp_path):
+    pytest.importorskip("tf2onnx")
+    inputs = image()
+    model = keras.Model(inputs, keras.ops.argmax(classify(inputs), -1))
+    with pytest.raises(ValueError, match="ONNX cannot express .* export the model"):
+        export.onnx(model, tmp_path / "it.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_subclassed_model_is_told_what_to_do(tmp_path):
+    class Own(keras.Model):
+        def call(self, x):
+            return x
+
+    write_one = {
+        "tensorflow": export.litert,
+        "jax": export.saved_model,
+        "torch": export.onnx,
+    }[BACKEND]
+    name = {"tensorflow": "it.tflite", "jax": "it", "torch": "it.onnx"}[BACKEND]
+    for model in (Own(), keras.Sequential([layers.Flatten()])):
+        with pytest.raises(ValueError, match="Wrap another one: `image = keras.Input"):
+            write_one(model, tmp_path / name)
+
+
+# Detectors
+
+
+def detector(threshold=0.05, bias=0.0):
+    """A detector of colored quarters: its boxes are fixed, its scores the colors."""
+    inputs = image()
+    x = PreprocessingRecord(RAW_PIXELS)(inputs)
+    x = layers.AveragePooling2D((16, 12))(x)
+    scores = layers.Reshape((4, 3))(x) / 255.0 + bias
+    corners = [[a, b, a + 0.5, b + 0.5] for a in (0, 0.5) for b in (0, 0.5)]
+    boxes = keras.ops.zeros_like(scores[..., :1]) + np.array(corners, "float32")
+    found = NonMaxSuppression(threshold, max_detections=5)(
+        {"boxes": boxes, "scores": scores}
+    )
+    return keras.Model(inputs, found)
+
+
+@needs_tensorflow
+def test_detections_in_every_format(tmp_path):
+    pytest.importorskip("tf2onnx")
+    model = detector()
+    for precision in ("float32", "float16", "dynamic"):
+        report = export.litert(model, tmp_path / "it.tflite", precision=precision)
+        assert report.detections == 20
+        assert "20 detections compared" in str(report)
+    assert export.onnx(model, tmp_path / "it.onnx").detections == 20
+    assert export.saved_model(model, tmp_path / "it").detections == 20
+
+
+@needs_tensorflow
+def test_nothing_to_compare_is_told(tmp_path):
+    model = detector(0.9, bias=-1.0)
+    with pytest.warns(UserWarning, match="no detection was compared"):
+        report = export.saved_model(model, tmp_path / "it")
+    assert report.detections == 0
+    assert "no detection was compared" in str(report)
+
+
+@needs_tensorflow
+def test_int8_of_a_loop_is_refused(tmp_path):
+    x = draw_pictures(4, *SIZE, 3).astype("float32")
+    path = tmp_path / "it.tflite"
+    with pytest.raises(ValueError, match=r"detector\(suppress=False\)"):
+        export.litert(detector(), path, precision="int8", representative=x)
+
+    class Loop(layers.Layer):
+        def call(self, x):
+            return keras.ops.while_loop(
+                lambda x: keras.ops.max(x) < 100, lambda x: (2 * x + 1,), (x,)
+            )[0]
+
+        def compute_output_spec(self, x):
+            return keras.KerasTensor(x.shape, x.dtype)
+
+    model = keras.Model(inputs := image(), Loop()(classify(inputs)))
+    with pytest.raises(ValueError, match="cannot run the loops"):
+        export.litert(model, path, precision="int8", representative=x)
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="works there")
+def test_suppression_elsewhere_is_told_what_to_do(tmp_path):
+    write_one = {"jax": export.saved_model, "torch": export.onnx}[BACKEND]
+    with pytest.raises(ValueError, match=r"detector\(suppress=False\)"):
+        write_one(detector(), tmp_path / {"jax": "it", "torch": "it.onnx"}[BACKEND])
+
+
+def test_detections_are_compared_without_regard_to_order():
+    boxes = np.random.default_rng(0).uniform(size=(1, 3, 4)).astype("float32")
+    found = {
+        "boxes": boxes,
+        "labels": np.array([[1, 1, -1]]),
+        "scores": np.array([[0.5, 0.5, 0.0]], "float32"),
+    }
+    swapped = {key: x[:, [1, 0, 2]] for key, x in found.items()}
+    assert compare_detections(swapped, found, "it", "float32", 0.1) == {
+        "boxes": 0,
+        "scores": 0,
+    }
+    for change in (
+        {"labels": np.array([[1, 0, -1]])},
+        {"boxes": boxes + [[[0.0], [0.01], [0.0]]]},
+        {"scores": np.array([[0.5, 0.4, 0.0]])},
+        {"labels": np.array([[1, -1, -1]])},
+        {"labels": np.array([[1, 1, 1]]), "scores": np.array([[0.5, 0.5, 0.4]])},
+    ):
+        with pytest.raises(ValueError, match="1 have no counterpart|2 have no"):
+            compare_detections(found | change, found, "it", "float32", 0.1)
+    # The rounding of a score may take it below the threshold.
+    fewer = found | {"labels": np.array([[1, -1, -1]])}
+    compare_detections(fewer, found, "it", "float32", 0.49999)
+
+
+@needs_saved_model
+def test_labels_of_detectors_and_segmenters_are_counted(tmp_path):
+    inputs = image()
+    segmenter = keras.Model(inputs, layers.Conv2D(4, 3, padding="same")(inputs))
+    for model, classes in ((segmenter, 4), (detector(), 3)):
+        with pytest.raises(ValueError, match=f"one per class, {classes} of them"):
+            export.saved_model(model, tmp_path / "it", labels=["a", "b"])
