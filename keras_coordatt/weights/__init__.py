@@ -1,4 +1,4 @@
-"""Published weights, and weights from any file: Keras's, PyTorch's, safetensors."""
+"""Published weights, and weights from Keras, PyTorch and safetensors files."""
 
 from keras_coordatt.weights.cache import cached_weights
 from keras_coordatt.weights.catalog import CATALOG, published

@@ -1,4 +1,4 @@
-"""How a published file gets here: downloaded, checked, converted, kept."""
+"""Downloads, verifies, converts and caches published weights."""
 
 import contextlib
 import hashlib
@@ -16,17 +16,17 @@ from keras_coordatt.weights.official import load_torch
 
 try:
     import fcntl
-except ImportError:  # Windows: see `_alone`
+except ImportError:  # Windows: see `_exclusive_lock`
     fcntl = None
 
 
 def cached_weights(name: str, build: Callable[[], keras.Model]) -> str:
-    """Gives the path of published weights in Keras's format.
+    """Returns the path of published weights that `load_weights` can read.
 
-    The first time, the published file is downloaded, checked, converted, and the
-    converted file kept; one that is damaged is made anew. A published file that was put
-    into the cache by hand is used in place of a download, after the same checks. What
-    is in the package is there already, and is used as it is.
+    The first call downloads, verifies and converts the published file, and keeps the
+    converted file; a damaged one is converted again. A published file that was put into
+    the cache by hand is used instead of a download, after the same checks. Weights in
+    the package are used as they are.
 
     Args:
         name: A name in the catalog.
@@ -36,54 +36,54 @@ def cached_weights(name: str, build: Callable[[], keras.Model]) -> str:
         The path of a file that `load_weights` reads.
 
     Raises:
-        OSError: if the file can't be downloaded.
-        ValueError: if the file is not the published one.
+        OSError: If the file can't be downloaded.
+        ValueError: If the file is not the published one.
     """
     record = CATALOG[name]
     if record.url is None:
         return str(pathlib.Path(__file__).parent / record.filename)
     converted, source = cached_path(name), published_path(name)
-    if _is_whole(converted):
+    if _can_be_opened(converted):
         return str(converted)
 
     cache = cache_dir()
     cache.mkdir(parents=True, exist_ok=True)
-    with _alone(cache) as alone:
-        if _is_whole(converted):  # by who was first
+    with _exclusive_lock(cache) as locked:
+        if _can_be_opened(converted):  # another process converted it while we waited
             return str(converted)
-        if alone:  # what is left was left by who was killed
+        if locked:  # remove what killed processes left behind
             for left in cache.glob(f".{name}-*"):
                 shutil.rmtree(left, ignore_errors=True)
-        # Everything is made beside the cache and then renamed, so that whoever
-        # looks, another process too, sees a whole file or none.
-        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-") as scratch:
+        # Everything is made in a folder beside the file and then renamed, so that
+        # other processes see a complete file or none.
+        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-") as folder:
             if source.exists():
                 check_file(source, record, str(source))
             else:
-                source = _download(name, scratch)
+                source = _download(name, folder)
                 check_file(source, record, f"What {record.url} gave")
             model = _in_float32(build)
             load_torch(model, source)
-            fresh = pathlib.Path(scratch) / "converted.weights.h5"
-            model.save_weights(fresh)
-            os.replace(fresh, converted)
+            temporary = pathlib.Path(folder) / "converted.weights.h5"
+            model.save_weights(temporary)
+            os.replace(temporary, converted)
     return str(converted)
 
 
 def cache_dir() -> pathlib.Path:
-    """Where Keras keeps models: `$KERAS_HOME/models`, or `~/.keras/models`."""
+    """Returns Keras's folder of models, `$KERAS_HOME/models` or `~/.keras/models`."""
     home = os.environ.get("KERAS_HOME") or pathlib.Path.home() / ".keras"
     return pathlib.Path(home) / "models"
 
 
 def cached_path(name: str) -> pathlib.Path:
-    """Where the converted file is kept; its hash tells one edition from another."""
+    """Returns the path of the converted file, with part of the published hash."""
     digest = CATALOG[name].hash.partition(":")[2]
     return cache_dir() / f"{name}_{digest[:8]}.weights.h5"
 
 
-def _is_whole(path):
-    """Whether a converted file is there, neither cut off nor another."""
+def _can_be_opened(path):
+    """Returns whether a converted file exists and can be opened."""
     try:
         h5py.File(path, "r").close()
     except OSError:
@@ -92,16 +92,16 @@ def _is_whole(path):
 
 
 def published_path(name: str) -> pathlib.Path:
-    """Where the published file may be put by hand."""
+    """Returns the path where the published file may be put by hand."""
     return cache_dir() / CATALOG[name].filename
 
 
 @contextlib.contextmanager
-def _alone(folder: pathlib.Path) -> Iterator[bool]:
-    """Has other processes wait, and tells whether they do.
+def _exclusive_lock(folder: pathlib.Path) -> Iterator[bool]:
+    """Makes other processes wait, and yields whether they do.
 
-    A lock spares them the download, no more: files are whole without it. So where
-    there are no locks, as on Windows and some networks' file systems, all go on.
+    The lock only spares them the download: files are complete without it. So where
+    there are no locks, as on Windows and some network file systems, all go on.
     """
     if fcntl is None:
         yield False
@@ -109,7 +109,7 @@ def _alone(folder: pathlib.Path) -> Iterator[bool]:
     handle = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # the end of the process is its end too
+            fcntl.flock(handle, fcntl.LOCK_EX)  # released when the process ends
             locked = True
         except OSError:
             locked = False
@@ -119,7 +119,7 @@ def _alone(folder: pathlib.Path) -> Iterator[bool]:
 
 
 def _in_float32(build):
-    """Builds in full precision, whatever the policy: the cache is for every policy."""
+    """Builds in float32 whatever the policy, as the cache serves every policy."""
     policy = keras.config.dtype_policy()
     keras.config.set_dtype_policy("float32")
     try:
@@ -143,7 +143,7 @@ def _download(name, folder):
 
 
 def check_file(path: pathlib.Path, record: Record, what: str) -> None:
-    """Raises a ValueError unless the file, called `what`, is the published one."""
+    """Raises a `ValueError` unless the file, named `what`, is the published one."""
     size = path.stat().st_size
     algorithm, _, expected = record.hash.partition(":")
     if algorithm == "git":
@@ -156,7 +156,7 @@ def check_file(path: pathlib.Path, record: Record, what: str) -> None:
     if digest.hexdigest() != expected or record.size not in (None, size):
         bytes_ = f", {record.size} bytes" if record.size else ""
         raise ValueError(
-            f"{what} is not the file that {record.url} is known to be: it is truncated "
-            f"or was changed. Nothing was loaded. Expected: {record.hash}{bytes_}. "
+            f"{what} is not the published file of {record.url}: it is truncated or was "
+            f"changed. Nothing was loaded. Expected: {record.hash}{bytes_}. "
             f"Received: {algorithm}:{digest.hexdigest()}, {size} bytes"
         )

@@ -1,4 +1,4 @@
-"""The published weights: where each file is, and how its network is to be used."""
+"""The published weights: where each file is, and how to use its network."""
 
 import dataclasses
 
@@ -10,27 +10,28 @@ class Record:
     """A published file of weights.
 
     Attributes:
-        network: The builder of the network.
-        weights: What the builder calls it.
-        arguments: What the builder must be called with besides.
-        url: Where the file is, at a pinned commit; `None` if it is in the package.
-        filename: Its name in the cache, or in the package.
-        hash: `"git:"` and the SHA-1 that git names the file by, which is of its size
-            and bytes; or `"sha256:"` and the SHA-256 of its bytes.
-        size: Its size in bytes, where it is known apart from the hash.
-        dataset: What it was trained on.
-        classes: How many classes it tells apart.
+        network: The name of the builder.
+        weights: The builder's `weights` argument.
+        arguments: The builder's other arguments.
+        url: The URL of the file, at a pinned commit; `None` if it is in the package.
+        filename: Its name in the cache or in the package.
+        hash: `"git:"` and git's blob SHA-1, which covers its size and bytes; or
+            `"sha256:"` and the SHA-256 of its bytes.
+        size: Its size in bytes, if it is known.
+        dataset: The data it was trained on.
+        classes: The number of classes.
         top1: Accuracy on the data set's test or validation images, in percent.
         input_size: Height and width of the images in pixels.
-        crop: The share of the resized image that is cut out for evaluation.
-        interpolation: How images are resized.
-        mean: Of red, green and blue in [0, 1], subtracted from an image.
-        std: What the rest is divided by.
+        crop: The fraction of the resized image that is cropped for evaluation.
+        interpolation: The interpolation for resizing images.
+        mean: Mean of red, green and blue, in [0, 1].
+        std: Standard deviation of red, green and blue, in [0, 1].
         license: The licence of the file.
         source: Who published it.
-        labels: The names of the classes, in their order; none where Keras has them.
-        training: For what we trained, the command with its seed, the machine, and the
-            time.
+        labels: The names of the classes, in order; empty for ImageNet's, which Keras
+            has.
+        training: For weights that we trained, the command with its seed, the machine
+            and the time.
     """
 
     network: str
@@ -55,14 +56,14 @@ class Record:
 
     @property
     def resize_size(self) -> int:
-        """Length of the shorter side of an image before the centre is cut out."""
+        """Length of the shorter side of an image before the center crop."""
         return round(self.input_size / self.crop)
 
     def transform(self, images):
-        """Makes images what the network was evaluated on.
+        """Prepares images as for the network's evaluation.
 
-        They are resized so that their shorter side is `resize_size`, cut to their
-        centre, and normalized.
+        Resizes them so that their shorter side is `resize_size`, crops their center
+        and normalizes them.
 
         Args:
             images: RGB images, `(N, H, W, 3)`, with values in [0, 255].
@@ -146,12 +147,12 @@ CATALOG = {
 
 
 def published(network: str) -> dict[str, str]:
-    """The catalog's names of a builder's weights, by what the builder calls them."""
+    """Returns the catalog's names by the `weights` argument of a builder."""
     return {r.weights: name for name, r in CATALOG.items() if r.network == network}
 
 
 def table() -> str:
-    """The catalog as a table in Markdown."""
+    """Returns the catalog as a table in Markdown."""
     rows = [
         ("Name", "Network", "Data", "Classes", "Input", "Top-1", "Licence", "Source"),
         ("---",) * 8,

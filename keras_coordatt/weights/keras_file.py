@@ -1,9 +1,9 @@
-"""Reads weights from Keras's own files: `.weights.h5`, `.keras` and legacy `.h5`.
+"""Loads weights from Keras's own files: `.weights.h5`, `.keras` and legacy `.h5`.
 
-Keras loads layer by layer, so a file that fits half changes half of a network. Here
-a file is compared with the network first. What it should hold, Keras says itself:
-the network's own file is written, the numbers in it are replaced by those of the
-given file, and Keras loads the result.
+Keras loads layer by layer, so a file that fits half changes half of a network. Here the
+file is compared with the network first: Keras saves the network's own weights to a
+temporary file, the arrays in it are replaced by those of the given file, and Keras loads
+the result.
 """
 
 import contextlib
@@ -25,8 +25,8 @@ from keras_coordatt.weights.matching import ExpectedWeight, match_arrays
 
 # Layers whose outputs are classes: a classifier's, and those of an SSDLite.
 HEAD = re.compile(r"(layers/)?(predictions|map_\d+_classes)/")
-# Numbers that were trained take their space in a file. What grows beyond this when
-# it is read does not come from Keras, which does not compress.
+# Zip bombs: Keras does not compress, so data that grows by more than this factor when
+# it is read was not saved by Keras.
 _MAX_GROWTH = 100
 _SMALL = 1 << 24
 
@@ -122,7 +122,7 @@ def _load_legacy(model, datasets, source, skip_mismatch):
 def _matched(
     model, variables, stem, arrays, source, skip_mismatch, rename=lambda named: named
 ):
-    """`match_arrays` for variables, and arrays, by names that tell the layers."""
+    """Calls `match_arrays` with variables and arrays under the same kind of names."""
     arrays = _fitting_part(arrays, variables, source, model.name, rename)
     return match_arrays(
         [_expected(name, variable, stem) for name, variable in variables.items()],
@@ -135,7 +135,7 @@ def _matched(
 
 
 def _fitting_part(arrays, variables, source, target, rename):
-    """The arrays under the network's names, also if the file has it nested."""
+    """Returns the arrays of the network, which may be nested in the file's model."""
     needed = {name for name in variables if not HEAD.match(name)}
     whole = rename(arrays)
     if not needed or whole.keys() >= needed:
@@ -161,7 +161,7 @@ def _fitting_part(arrays, variables, source, target, rename):
 
 
 def _stem(model):
-    """The name of the first convolution."""
+    """Returns the name of the first convolution."""
     convolutions = [la.name for la in model.layers if type(la) is keras.layers.Conv2D]
     return convolutions[0] if convolutions else None
 
@@ -177,7 +177,7 @@ def _expected(name, variable, stem):
 
 
 def _walk(layer):
-    """A layer and all layers in it, as far as they are listed."""
+    """Yields a layer and, if it is a model, all layers in it."""
     yield layer
     for inner in getattr(layer, "layers", ()):
         yield from _walk(inner)
@@ -187,7 +187,7 @@ def _walk(layer):
 
 
 def _legacy_name(path):
-    """The layer's name and the weight's, without the scopes it was built in."""
+    """Returns `layer/weight`, without the scopes in which the layer was built."""
     layer, *scopes = path.split("/")
     if layer in scopes:
         scopes = scopes[scopes.index(layer) + 1 :]
@@ -195,7 +195,7 @@ def _legacy_name(path):
 
 
 def _renumbered(named, automatic):
-    """Numbers automatic names from 0, in order, in every part of the names."""
+    """Renumbers automatic names from 0, in order, in every part of the names."""
     parts = {part for name in named for part in name.split("/")}
     numbers = {}
     for part in parts:
@@ -214,7 +214,7 @@ def _renumbered(named, automatic):
 
 
 def _snake_case(name):
-    """Keras's name for the first layer of a class."""
+    """Returns Keras's automatic name for the first layer of a class."""
     name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
@@ -224,20 +224,20 @@ def _snake_case(name):
 
 @contextlib.contextmanager
 def _reading(source):
-    """Says which file it was that can't be read."""
+    """Names the file in errors of reading it."""
     try:
         yield
     except ValueError as error:
         raise ValueError(f"Cannot read {source}: {error}") from error
-    except Exception as error:  # what the libraries make of garbage
+    except Exception as error:  # the libraries on garbage
         raise ValueError(
-            f"Cannot read {source}: it is truncated, damaged, or no file of Keras "
+            f"Cannot read {source}: it is truncated, damaged, or not a Keras file "
             f"({type(error).__name__}: {error})."
         ) from error
 
 
 def _unzipped(raw):
-    """The weights in a `.keras` archive; zipfile checks their CRC."""
+    """Returns the weights in a `.keras` archive; zipfile checks their CRC."""
     size = os.fstat(raw.fileno()).st_size
     with zipfile.ZipFile(raw) as archive:
         if "model.weights.h5" not in archive.namelist():
@@ -255,7 +255,7 @@ def _unzipped(raw):
 
 
 class _Dataset:
-    """A dataset of numbers in a file, read when it is asked for."""
+    """A dataset in a file, read when it is converted to an array."""
 
     def __init__(self, dataset, source):
         self.shape = dataset.shape
@@ -271,12 +271,12 @@ class _Dataset:
 
 
 def _contents(file, source):
-    """Every dataset in a file by its path, and the names that Keras gave to paths."""
+    """Returns the datasets of a file by path, and the names that Keras stored."""
     links, datasets, names = [], {}, {}
     file.visititems_links(lambda path, link: links.append((path, link)))
     for path, link in links:
         if not isinstance(link, h5py.HardLink):
-            raise ValueError(f"{path} is a link to elsewhere, which is not followed.")
+            raise ValueError(f"{path} is a link, which is not followed.")
         item = file[path]
         if isinstance(item, h5py.Dataset):
             _check_dataset(path, item)
@@ -300,7 +300,7 @@ def _check_dataset(path, dataset):
 
 
 def _by_layer(datasets, names, model):
-    """The paths of the weights, by paths that tell the names of layers.
+    """Returns the paths of the weights, by paths with the names of layers in them.
 
     Keras numbers the layers of a class, and stores a layer's name beside its weights.
     The name distinguishes the gates of coordinate attention, which have one class. A
@@ -316,7 +316,7 @@ def _by_layer(datasets, names, model):
 
 
 def _training_state(datasets, model):
-    """The paths of what is no weight: of optimizers, metrics, random generators."""
+    """Returns the paths of the state of optimizers, metrics and seed generators."""
     metrics = set()
     for attribute, value in vars(model).items():
         values = value.values() if isinstance(value, dict) else value

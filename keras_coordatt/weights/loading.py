@@ -1,4 +1,4 @@
-"""Weights from a file of any of the formats that are read."""
+"""Loads weights from a file of any supported format."""
 
 import os
 

@@ -112,8 +112,8 @@ def save_safetensors(target, path: str | os.PathLike) -> None:
     if not str(path).endswith(".safetensors"):
         raise ValueError(f"`path` must end in `.safetensors`. Received: {path!r}")
     arrays = official_state(target)
-    with atomic_file(path) as fresh:
-        write_safetensors(arrays, fresh)
+    with atomic_file(path) as temporary:
+        write_safetensors(arrays, temporary)
 
 
 def official_state(target) -> dict[str, np.ndarray]:

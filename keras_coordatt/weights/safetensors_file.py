@@ -1,4 +1,4 @@
-"""Reads and writes `.safetensors` files: a table of names, then plain numbers."""
+"""Reads and writes `.safetensors` files."""
 
 import os
 import pathlib
@@ -28,14 +28,14 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads a `.safetensors` file.
 
     Args:
-        path: Where the file is.
+        path: The path of the file.
 
     Returns:
         Name to array. bfloat16 becomes float32; the other types stay as they are.
 
     Raises:
-        ValueError: If the file is damaged, is of another kind, or holds numbers of
-            a type that is not read. The message says which.
+        ValueError: If the file is damaged, of another kind, or holds numbers of an
+            unsupported type.
         OSError: If the file cannot be opened.
     """
     data = pathlib.Path(path).read_bytes()
@@ -60,5 +60,5 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 
 def write_safetensors(arrays: dict[str, np.ndarray], path: str | os.PathLike) -> None:
-    """Writes contiguous arrays by name, marked as PyTorch's for those who ask."""
+    """Writes contiguous arrays, in the layout of PyTorch."""
     save_file(arrays, path, metadata={"format": "pt"})
