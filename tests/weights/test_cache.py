@@ -128,7 +128,9 @@ def test_hashes(tmp_path, hash):
     path.write_bytes(b"what is up, doc?")
     record = dataclasses.replace(CATALOG[NAME], hash=hash, size=16)
     check_file(path, record, "it")
-    with pytest.raises(ValueError, match=f"it is not the file.*{hash}, 17 bytes"):
+    with pytest.raises(
+        ValueError, match=f"it is not the published file.*{hash}, 17 bytes"
+    ):
         check_file(path, dataclasses.replace(record, size=17), "it")
     path.write_bytes(b"what is up, dog?")
     with pytest.raises(ValueError, match=f"Expected: {hash}, 16 bytes"):
@@ -191,7 +193,9 @@ def test_a_file_put_there_by_hand(published, server, cache, short, assert_is_pub
 def test_a_wrong_file_put_there_by_hand(published, server, cache, short):
     cache.mkdir(parents=True)
     (cache / "mbv2_ca.pth").write_bytes(published[:-1])
-    with pytest.raises(ValueError, match=r"models/mbv2_ca\.pth is not the file"):
+    with pytest.raises(
+        ValueError, match=r"models/mbv2_ca\.pth is not the published file"
+    ):
         cached_weights(NAME, short)
     assert server.answers == []
     assert files_in(cache) == ["mbv2_ca.pth"]
