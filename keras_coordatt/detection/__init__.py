@@ -1,4 +1,4 @@
-"""Object detection: SSDLite on the paper's networks, its training and evaluation."""
+"""Object detection: SSDLite on the networks of this package, and its evaluation."""
 
 from keras_coordatt.detection.default_boxes import default_boxes, ssd_box_shapes
 from keras_coordatt.detection.evaluation import evaluate_detections

@@ -6,23 +6,23 @@ from keras_coordatt.detection.default_boxes import decode, default_boxes
 
 @keras.saving.register_keras_serializable("keras_coordatt")
 class DecodeDetections(keras.layers.Layer):
-    """Gives the boxes and the scores that an SSD's outputs mean.
+    """Converts the outputs of an SSD to boxes and scores.
 
     Args:
-        map_sizes, box_shapes, image_size: As of `default_boxes`.
+        map_sizes, box_shapes, image_size: Same as in `default_boxes`.
         **kwargs: `name`, `dtype`.
 
     Call arguments:
-        inputs: A dict of `"boxes"`, offsets `(N, A, 4)`; and `"classes"`, logits
-            `(N, A, classes + 1)`, the background first.
+        inputs: A dict of `"boxes"`, offsets `(N, A, 4)`, and `"classes"`, logits
+            `(N, A, classes + 1)` with the background first.
 
     Returns:
-        A dict of `"boxes"`, `(N, A, 4)`, `"rel_xyxy"`, within the image; and
-        `"scores"`, `(N, A, classes)`, from 0 to 1.
+        A dict of `"boxes"`, `(N, A, 4)`, `"rel_xyxy"`, clipped to the image, and
+        `"scores"`, `(N, A, classes)`, in [0, 1]; both float32 under any policy.
     """
 
     def __init__(self, map_sizes, box_shapes, image_size, **kwargs):
-        # Half a pixel is lost in half precision.
+        # In half precision, boxes would be off by up to half a pixel.
         super().__init__(autocast=False, **kwargs)
         self.map_sizes = map_sizes
         self.box_shapes = box_shapes

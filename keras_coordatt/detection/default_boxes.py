@@ -1,8 +1,9 @@
-"""SSD's default boxes: where they are, and boxes as offsets from them.
+"""SSD's default boxes, and boxes as offsets from them.
 
-Boxes are `"rel_xyxy"`: (x1, y1, x2, y2), parts of the image's width and height. What
-detectors need, `decode` and `iou`, is written in `keras.ops`: Keras's own functions
-compute with TensorFlow where JAX writes a SavedModel.
+Boxes are `"rel_xyxy"`: (x1, y1, x2, y2) as fractions of the image's width and height.
+`decode` and `iou`, which detectors contain, use `keras.ops` instead of
+`keras.utils.bounding_boxes`, which computes with TensorFlow while JAX exports a
+SavedModel.
 """
 
 import itertools
@@ -17,7 +18,7 @@ from keras_coordatt.validation import check_number, check_positive_int
 
 RATIOS = (1, 2, 1 / 2, 3, 1 / 3)
 
-# By which offsets are divided: of the center, and of the logarithm of the size.
+# Offsets of the center, and of the logarithm of the size, are divided by these.
 VARIANCE = (0.1, 0.1, 0.2, 0.2)
 
 
@@ -27,26 +28,30 @@ def ssd_box_shapes(
     max_scale: float = 0.95,
     reduce_first: bool = True,
 ) -> list[list[tuple[float, float]]]:
-    """The shapes of SSD's default boxes, map by map.
+    """Returns the shapes of SSD's default boxes for each feature map.
 
-    The scale, the square root of a box's area, rises evenly from map to map. At each
-    position there are boxes of the ratios (width by height) 1, 2, 1/2, 3 and 1/3, and
-    a square of the geometric mean of this scale and the next map's.
+    The scale, the square root of a box's area, grows linearly from one feature map to
+    the next. Every position has boxes with the aspect ratios (width by height) 1, 2,
+    1/2, 3 and 1/3, and a square whose scale is the geometric mean of this feature map's
+    and the next one's.
 
     Args:
         maps: Number of feature maps, at least 2. Defaults to 6.
-        min_scale: Scale of the first map, in (0, 1). Smaller objects need smaller
-            boxes: half of an object at least. Defaults to 0.2, SSD's.
-        max_scale: Scale of the last map, in (0, 1]. Defaults to 0.95, SSDLite's.
-        reduce_first: Whether the first map, which has the most positions, has only
-            three boxes at each, as in SSDLite: the ratios 2 and 1/2, and a square of
-            half the scale. Defaults to `True`.
+        min_scale: Scale of the first feature map, in (0, 1). Small objects need small
+            boxes: they must cover at least half of an object. Defaults to 0.2, as in
+            SSD.
+        max_scale: Scale of the last feature map, in (0, 1]. Defaults to 0.95, as in
+            SSDLite.
+        reduce_first: Whether the first feature map, which has the most positions, has
+            only three boxes per position, as in SSDLite: the aspect ratios 2 and 1/2,
+            and a square of half the scale. Defaults to `True`.
 
     Returns:
-        A list for each map of `(width, height)`, in parts of the image's shorter side.
+        One list per feature map of `(width, height)`, as fractions of the image's
+        shorter side.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
 
     Example:
 
@@ -85,17 +90,17 @@ def default_boxes(
     box_shapes: Sequence[Sequence[tuple[float, float]]],
     image_size: tuple[int, int] = (1, 1),
 ) -> np.ndarray:
-    """The default boxes of an image.
+    """Returns the default boxes of an image.
 
     Args:
         map_sizes: Height and width of each feature map.
-        box_shapes: As `ssd_box_shapes` gives.
-        image_size: The image's height and width, of which only the ratio counts.
-            Defaults to a square.
+        box_shapes: Shapes for each feature map, such as from `ssd_box_shapes`.
+        image_size: Height and width of the image; only their ratio matters. Defaults
+            to a square.
 
     Returns:
-        Array `(A, 4)` in the order of the maps, their rows, their columns, and the
-        shapes. Boxes at the edge reach out of the image.
+        Array `(A, 4)`, ordered by feature map, row, column and shape. Boxes near the
+        edge extend beyond the image.
 
     Example:
 
@@ -114,10 +119,10 @@ def default_boxes(
 
 
 def encode(boxes, default_boxes):
-    """Boxes as offsets from default boxes: of the center and of the size.
+    """Encodes boxes as offsets of center and size from default boxes.
 
     Args:
-        boxes: `(N, A, 4)`, a box for each default box.
+        boxes: `(N, A, 4)`, one box per default box.
         default_boxes: `(A, 4)`.
 
     Returns:
@@ -129,7 +134,15 @@ def encode(boxes, default_boxes):
 
 
 def decode(offsets, default_boxes):
-    """What `encode` was given. The arguments are as its result and its argument."""
+    """Inverts `encode`.
+
+    Args:
+        offsets: `(N, A, 4)`.
+        default_boxes: `(A, 4)`.
+
+    Returns:
+        Boxes `(N, A, 4)`.
+    """
     boxes = ops.convert_to_tensor(default_boxes, "float32")
     center, size = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     offsets = ops.multiply(offsets, ops.convert_to_tensor(VARIANCE, "float32"))
@@ -139,7 +152,15 @@ def decode(offsets, default_boxes):
 
 
 def iou(boxes, others):
-    """Intersection over union, `(N, A, M)`, of `(N, A, 4)` or `(A, 4)` with others."""
+    """Computes the intersection over union of all pairs of boxes.
+
+    Args:
+        boxes: `(N, A, 4)` or `(A, 4)`.
+        others: `(N, M, 4)`.
+
+    Returns:
+        `(N, A, M)`.
+    """
     boxes = ops.convert_to_tensor(boxes)[..., None, :]
     others = ops.convert_to_tensor(others)[..., None, :, :]
     sides = ops.minimum(boxes[..., 2:], others[..., 2:]) - ops.maximum(
@@ -149,5 +170,5 @@ def iou(boxes, others):
     areas = ops.prod(boxes[..., 2:] - boxes[..., :2], axis=-1) + ops.prod(
         others[..., 2:] - others[..., :2], axis=-1
     )
-    # Boxes without an area overlap with nothing.
+    # The IoU of boxes without an area is 0.
     return intersection / ops.maximum(areas - intersection, 1e-12)

@@ -1,4 +1,4 @@
-"""Average precision as COCO measures it, by pycocotools."""
+"""COCO's average precision, computed by pycocotools."""
 
 import contextlib
 import io
@@ -11,7 +11,7 @@ import numpy as np
 
 from keras_coordatt.detection.ssdlite import SSDLite
 
-# Detectors of the models that were evaluated: to build and to trace one takes seconds.
+# One detector per evaluated model, because building and tracing it takes seconds
 _DETECTORS = weakref.WeakKeyDictionary()
 
 NAMES = ("boxes", "labels", "scores")
@@ -24,26 +24,27 @@ def evaluate_detections(
     *,
     class_names: Sequence[str] | None = None,
 ) -> dict:
-    """Measures the average precision of a detector, as on COCO.
+    """Computes the average precision of a detector, as COCO defines it.
 
     Args:
-        model: An `SSDLite`, of which all detections above a score of 0.01 count; or
-            what its `detector` gave.
-        batches: Batches `(images, {"boxes": ..., "labels": ...})`, as in training, such
-            as `keras_coordatt.data.load_detection` gives; a list or a dataset.
+        model: An `SSDLite`, whose detections with a score above 0.01 count, or a model
+            from `SSDLite.detector`. The detector of an `SSDLite` is built once, so
+            that it can be evaluated after every epoch.
+        batches: List or dataset of batches `(images, {"boxes": ..., "labels": ...})`,
+            as for training, such as from `keras_coordatt.data.load_detection`.
         class_names: Names of the classes, in order. Defaults to their numbers.
 
     Returns:
-        A dict of numbers from 0 to 1, NaN where there is nothing to find:
+        A dict of numbers in [0, 1], or NaN where there are no objects:
 
-        - `"AP"`, the mean of the average precisions at IoU 0.5, 0.55, ..., 0.95 and
-          of the classes that occur: COCO's main number;
-        - `"AP50"` and `"AP75"`, at an IoU of 0.5 and of 0.75;
-        - `"AP_by_class"`, a dict from each class to its own AP.
+        - `"AP"`: mean over IoU thresholds 0.5, 0.55, ..., 0.95 and over the classes
+          that occur, COCO's main metric;
+        - `"AP50"`, `"AP75"`: at IoU thresholds of 0.5 and 0.75;
+        - `"AP_by_class"`: a dict from each class to its AP.
 
     Raises:
-        ImportError: if pycocotools is missing.
-        ValueError: if the model isn't a detector, or there are no batches.
+        ImportError: If pycocotools is not installed.
+        ValueError: If `model` isn't a detector, or `batches` is empty.
 
     Example:
 
@@ -63,7 +64,7 @@ def evaluate_detections(
     outputs = model.output if isinstance(model, keras.Model) else None
     if not isinstance(outputs, dict) or set(outputs) != set(NAMES):
         raise ValueError(
-            "`model` must be an `SSDLite`, or what its `detector` gives. "
+            "`model` must be an `SSDLite`, or a model from its `detector`. "
             f"Received: {model}"
         )
 
@@ -83,7 +84,7 @@ def evaluate_detections(
         names = range(max(labels, default=-1) + 1)
     if any(x["category_id"] >= len(names) for x in objects):
         raise ValueError(
-            "`class_names` must name each class that occurs. Received: "
+            "`class_names` must have a name for every label. Received: "
             f"{list(names)}, and a label of {max(x['category_id'] for x in objects)}"
         )
 
@@ -95,7 +96,7 @@ def evaluate_detections(
         evaluation.evaluate()
         evaluation.accumulate()
         evaluation.summarize()
-    # IoU, recall, class, all areas, 100 detections an image
+    # IoU threshold, recall, class, all areas, 100 detections per image
     precision = evaluation.eval["precision"][:, :, :, 0, -1]
     return {
         **{name: _or_nan(x) for name, x in zip(STATS, evaluation.stats)},
@@ -106,9 +107,9 @@ def evaluate_detections(
 
 
 def _detector(model):
-    """Returns the detector of a model, the same one as long as its weights are."""
+    """Returns the detector of a model, which is kept for the next call."""
     weights, detector = _DETECTORS.get(model, ((), None))
-    # Quantization and LoRA replace variables, which the traced function doesn't know.
+    # Quantization and LoRA replace variables, but a traced function has the old ones.
     if list(map(id, weights)) != list(map(id, model.weights)):
         weights, detector = model.weights, model.detector(score_threshold=0.01)
         _DETECTORS[model] = weights, detector
@@ -116,7 +117,7 @@ def _detector(model):
 
 
 def _annotations(image, boxes, labels, scores=None):
-    """The rows of padded arrays that are there, as COCO describes them."""
+    """Yields the objects in padded arrays, as COCO's annotations."""
     boxes, labels = np.asarray(boxes, "float64"), np.asarray(labels)
     scores = np.ones(len(labels)) if scores is None else scores
     for box, label, score in zip(boxes, labels, scores):
@@ -133,11 +134,11 @@ def _annotations(image, boxes, labels, scores=None):
 
 
 def _coco(coco, annotations, images, classes):
-    """Fills a data set of COCO. Its own reader of detections wants at least one."""
+    """Fills a COCO dataset; its own `loadRes` fails without any detection."""
     coco.dataset = {
         "images": [{"id": i} for i in range(images)],
         "categories": [{"id": i} for i in range(classes)],
-        # The number 0 would mean: not matched.
+        # From 1, because COCOeval takes an id of 0 as "not matched".
         "annotations": [{**x, "id": i} for i, x in enumerate(annotations, 1)],
     }
     coco.createIndex()

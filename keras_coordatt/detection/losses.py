@@ -1,26 +1,25 @@
-"""SSD's loss: where the matched boxes are, and what all boxes hold."""
+"""SSD's loss: of the offsets of matched boxes, and of the classes of all boxes."""
 
 import keras
 from keras import ops
 
-# Boxes of the background that count, those that look least like it: as many for each
-# match, and a few in an image without any.
+# Hard negative mining: negatives kept per positive, and the minimum per image
 NEGATIVES_PER_MATCH = 3
 MIN_NEGATIVES = 3
 
 
 def multibox_loss(offsets, logits, target_offsets, target_classes):
-    """SSD's loss of the boxes and of the classes.
+    """Computes SSD's losses of boxes and classes.
 
-    The first is the smooth L1 loss of the offsets of matched boxes; the second is the
-    cross-entropy of these, and of the background boxes with the highest: three times
-    as many in each image, and at least three, as in SSDLite. Both are sums over the
-    batch, over its number of matches.
+    The box loss is the smooth L1 loss of the offsets of matched boxes. The class loss
+    is the cross-entropy of the matched boxes and of the hardest negatives: per image,
+    three times as many as matched boxes, and at least three, as in SSDLite. Both are
+    summed over the batch and divided by its number of matched boxes.
 
     Args:
         offsets: `(N, A, 4)`.
         logits: `(N, A, classes + 1)`, the background first.
-        target_offsets: `(N, A, 4)`. Those of the background don't count.
+        target_offsets: `(N, A, 4)`, unused for the background.
         target_classes: `(N, A)`, 0 for the background.
 
     Returns:
@@ -34,7 +33,7 @@ def multibox_loss(offsets, logits, target_offsets, target_classes):
     matched = target_classes > 0
     matches = ops.sum(ops.cast(matched, "int32"), axis=1, keepdims=True)
 
-    # Keras's mean over the coordinates is a quarter of the sum.
+    # Keras averages over the four coordinates, SSD sums.
     box_losses = 4 * keras.losses.huber(target_offsets, offsets)
     class_losses = ops.sparse_categorical_crossentropy(
         target_classes, logits, from_logits=True
@@ -51,10 +50,10 @@ def multibox_loss(offsets, logits, target_offsets, target_classes):
 
 
 def total_loss(*losses):
-    """Adds up losses, each a scalar over the batch, for Keras's optimizers.
+    """Adds up scalar losses, through Keras's own reduction.
 
-    On each replica of a distribution strategy, Keras divides a loss by the number of
-    replicas, as their gradients are added up; only its own reduction knows how many.
+    The reduction divides by the number of replicas of a distribution strategy, which
+    adds up their gradients.
     """
     return MeanLoss()(0.0, ops.reshape(sum(losses), (1,)))
 

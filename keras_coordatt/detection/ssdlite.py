@@ -1,4 +1,4 @@
-"""SSDLite: SSD whose predictors are depthwise separable, on a mobile network."""
+"""SSDLite: SSD with depthwise separable predictors, on a mobile network."""
 
 import math
 import os
@@ -34,49 +34,55 @@ from keras_coordatt.validation import check_choice, check_positive_int
 
 @keras.saving.register_keras_serializable("keras_coordatt")
 class SSDLite(keras.Model):
-    """SSDLite, an object detector, on a network of this package.
+    """SSDLite object detector on a backbone of this package.
 
-    The default boxes are on six feature maps: the expanded map of the block that goes
-    to stride 32, from before its stride; the backbone's last map; and four more, each
-    of half the size. On a backbone with coordinate attention and 320 x 320 images it is
-    the paper's detector, with 4.8M parameters for COCO's 80 classes.
+    Boxes are predicted from six feature maps: the expanded feature map of the block
+    with the stride to 32, taken before that stride; the backbone's last feature map;
+    and four more, each of half the size. On a backbone with coordinate attention and
+    320 x 320 images this is the paper's detector, with 4.8M parameters for COCO's 80
+    classes.
 
-    It is trained on raw boxes, by SSD's loss:
+    It is trained with SSD's loss on boxes and labels:
 
         model.compile("adam")
         model.fit(batches)  # (images, {"boxes": ..., "labels": ...})
 
-    where boxes are `(N, M, 4)`, `"rel_xyxy"`: (x1, y1, x2, y2), parts of the image's
-    width and height; and labels `(N, M)`, from 0 to `classes - 1`, or -1 where an image
-    has fewer objects than `M`. `keras_coordatt.data.load_detection` gives such batches.
+    Boxes are `(N, M, 4)` in the format `"rel_xyxy"`: (x1, y1, x2, y2) as fractions of
+    the image's width and height. Labels are `(N, M)`, from 0 to `classes - 1`, or -1
+    where an image has fewer than `M` objects. `keras_coordatt.data.load_detection`
+    yields such batches. `fit` checks them before the first step.
 
-    Its outputs are a dict of `"boxes"`, offsets from `default_boxes`, `(N, A, 4)`, and
-    `"classes"`, logits with the background first, `(N, A, classes + 1)`. What they
-    mean, `detector` says.
+    The last feature maps have one position, so a batch of one image has one value per
+    channel there. Batch normalization then uses its moving statistics, and does not
+    update them; batches of more images train better.
+
+    The outputs are a dict of `"boxes"`, offsets from `default_boxes`, `(N, A, 4)`, and
+    `"classes"`, logits with the background first, `(N, A, classes + 1)`. `detector`
+    decodes them.
 
     Args:
         backbone: A network of `MobileNetV2CA`, `MobileNeXtCA` or `EfficientNetCA` with
-            an output stride of 32, built for images of a known size. Its layers are
-            shared, with their weights; a classifier is left out. What it normalizes
-            images by, the detector is given too.
+            an output stride of 32, built for images of a known size. The model shares
+            its layers and weights, except for a classifier, and has its data format,
+            precision and preprocessing.
         classes: Number of classes, without the background.
-        box_shapes: Shapes of the default boxes on each of 2 to 6 feature maps.
+        box_shapes: Shapes of the default boxes for each of 2 to 6 feature maps.
             Defaults to `ssd_box_shapes()`. For small objects,
             `ssd_box_shapes(min_scale=0.1, reduce_first=False)` is better.
-        weights: `None`, or the path of a file with the weights of such a detector:
-            `.keras` or `.weights.h5`.
-        skip_mismatch: Whether the file may be that of a detector of other classes:
-            then the predictors of the classes stay random, with a warning, and all
-            other weights are loaded. Defaults to `False`.
+        weights: Path of a `.keras` or `.weights.h5` file of such a detector, or `None`
+            for random predictors on the backbone as it is. Defaults to `None`.
+        skip_mismatch: Whether `weights` may be those of a detector with another number
+            of classes: its class predictors are skipped, with a warning. Defaults to
+            `False`.
         name: Name of the model.
 
     Attributes:
-        backbone: The network up to its last map, to freeze it for example.
-        classes: As given.
+        backbone: The network up to its last feature map, for example to freeze it.
+        classes: Same as the argument.
         default_boxes: NumPy array `(A, 4)`, `"rel_xyxy"`.
 
     Raises:
-        ValueError: if an argument is out of its range, or the backbone isn't such a
+        ValueError: If an argument is out of its range, or the backbone isn't such a
             network.
 
     Example:
@@ -142,22 +148,22 @@ class SSDLite(keras.Model):
     # Training
 
     def compile(self, optimizer="adam", loss=None, **kwargs):
-        """Configures the training. The loss is SSD's.
+        """Configures the model for training with SSD's loss.
 
         Args:
-            optimizer: As of `keras.Model.compile`. Defaults to `"adam"`.
+            optimizer: Same as in `keras.Model.compile`. Defaults to `"adam"`.
             loss: Must be `None`.
-            **kwargs: The other arguments of `keras.Model.compile`.
+            **kwargs: Other arguments of `keras.Model.compile`.
 
         Raises:
-            ValueError: if another loss or metrics of the outputs are given.
+            ValueError: If a loss, loss weights or metrics are given.
         """
         kwargs["loss"] = loss
         for argument in ("loss", "loss_weights", "metrics", "weighted_metrics"):
             if kwargs.get(argument) is not None:
                 raise ValueError(
-                    f"`{argument}` must be None: an SSDLite has its own loss, and "
-                    "`keras_coordatt.detection.evaluate_detections` tells its average "
+                    f"`{argument}` must be None: SSDLite has its own loss, and "
+                    "`keras_coordatt.detection.evaluate_detections` measures average "
                     f"precision. Received: {kwargs[argument]!r}"
                 )
         super().compile(optimizer, **kwargs)
@@ -166,15 +172,15 @@ class SSDLite(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x=None, y=None, *args, validation_data=None, **kwargs):
-        """Trains the model, after a check of the objects it is trained on.
+    def fit(self, x=None, y=None, *args, **kwargs):
+        """Trains the model, after checking the boxes and labels.
 
-        The boxes and labels in `y` and `validation_data`, or those of the first batch
-        if they come in batches, are checked before the first step: in compiled code,
-        labels out of range would train without an error.
+        Arrays are checked completely, and of datasets and generators the first batch,
+        also those of `validation_data`. Without this check, labels out of range and
+        boxes in pixels would train without an error.
 
         Args:
-            x, y, *args, validation_data, **kwargs: Same as in `keras.Model.fit`.
+            x, y, *args, **kwargs: Same as in `keras.Model.fit`.
 
         Returns:
             Same as `keras.Model.fit`.
@@ -187,11 +193,12 @@ class SSDLite(keras.Model):
             check_objects(y, self.classes)
         elif x is not None:
             x = check_first_batch(x, self.classes)
-        if isinstance(validation_data, (tuple, list)):
-            check_objects(validation_data[1], self.classes)
-        elif validation_data is not None:
-            validation_data = check_first_batch(validation_data, self.classes)
-        return super().fit(x, y, *args, validation_data=validation_data, **kwargs)
+        validation = kwargs.get("validation_data")
+        if isinstance(validation, (tuple, list)):
+            check_objects(validation[1], self.classes)
+        elif validation is not None:
+            kwargs["validation_data"] = check_first_batch(validation, self.classes)
+        return super().fit(x, y, *args, **kwargs)
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
@@ -206,7 +213,7 @@ class SSDLite(keras.Model):
         box_loss, class_loss = multibox_loss(
             y_pred["boxes"], y_pred["classes"], *targets
         )
-        # As Keras's own, of which batches of other sizes have other shares.
+        # Weighted by the size of the batch, as Keras does for `loss`.
         size = ops.shape(y_pred["boxes"])[0]
         self.box_loss.update_state(box_loss, sample_weight=size)
         self.class_loss.update_state(class_loss, sample_weight=size)
@@ -221,33 +228,34 @@ class SSDLite(keras.Model):
         max_detections: int = 100,
         suppress: bool = True,
     ) -> keras.Model:
-        """Gives a model from images to what is on them.
+        """Builds a model from images to detections.
 
-        It shares the weights, and can be saved and exported on its own.
+        It shares this model's weights, and can be saved and exported on its own.
 
         Args:
-            score_threshold: Detections have a score higher than this, in [0, 1).
-                Defaults to 0.05; people look at 0.5 and more, and average precision
-                wants the low ones too.
-            iou_threshold: Of two boxes of one class whose intersection over union is
-                higher than this, the one with the lower score is dropped. In [0, 1).
-                Defaults to 0.5.
-            max_detections: The most detections of an image. Defaults to 100.
-            suppress: `False` for the boxes of all positions, for runtimes that drop the
-                overlapping ones themselves. The other arguments are then unused.
+            score_threshold: Minimum score of a detection, exclusive, in [0, 1).
+                Defaults to 0.05. For display 0.5 is usual; average precision needs
+                low scores too.
+            iou_threshold: Of two boxes of the same class with a higher intersection
+                over union than this, the one with the lower score is dropped. In
+                [0, 1). Defaults to 0.5.
+            max_detections: Maximum number of detections per image. Defaults to 100.
+            suppress: Whether to drop overlapping boxes. With `False`, the model returns
+                the boxes of all positions, for runtimes that suppress on their own, and
+                the other arguments are unused. Defaults to `True`.
 
         Returns:
-            A `keras.Model`, whose outputs are a dict of
+            A `keras.Model` whose outputs are a dict of
 
-            - `"boxes"`, `(N, max_detections, 4)`, `"rel_xyxy"`;
-            - `"labels"`, `(N, max_detections)`, int32, -1 where there is no more;
-            - `"scores"`, `(N, max_detections)`, the highest first;
+            - `"boxes"`: `(N, max_detections, 4)`, float32, `"rel_xyxy"`;
+            - `"labels"`: `(N, max_detections)`, int32, -1 after the last detection;
+            - `"scores"`: `(N, max_detections)`, float32, in descending order;
 
             or, with `suppress=False`, of `"boxes"`, `(N, A, 4)`, and `"scores"`,
-            `(N, A, classes)`.
+            `(N, A, classes)`, both float32.
 
         Raises:
-            ValueError: if an argument is out of its range.
+            ValueError: If an argument is out of its range.
 
         Example:
 
@@ -256,10 +264,18 @@ class SSDLite(keras.Model):
         """
         check_choice("suppress", suppress, (True, False))
         x = DecodeDetections(
-            self.map_sizes, self.box_shapes, self.image_size, name="decode"
+            self.map_sizes,
+            self.box_shapes,
+            self.image_size,
+            dtype="float32",
+            name="decode",
         )({name: self.get_layer(name).output for name in ("boxes", "classes")})
         suppression = NonMaxSuppression(
-            score_threshold, iou_threshold, max_detections, name="suppression"
+            score_threshold,
+            iou_threshold,
+            max_detections,
+            dtype="float32",
+            name="suppression",
         )
         outputs = suppression(x) if suppress else x
         return keras.Model(self.input, outputs, name=f"{self.name}_detector")
@@ -282,13 +298,13 @@ class SSDLite(keras.Model):
             config["backbone"], custom_objects
         )
         config = {**config, "backbone": backbone}
-        # Files saved by earlier versions have neither.
+        # Missing in files saved by earlier versions
         trainable, frozen = config.pop("trainable", True), config.pop("frozen", [])
         model = cls(**config)
         if not trainable:
             model.trainable = False
         for layer in model.layers:
-            # Not where it is so already: that would reset the layers inside.
+            # Only if it differs: the setter would reset the layers inside.
             if layer.trainable == (layer.name in frozen):
                 layer.trainable = layer.name not in frozen
         return model
@@ -300,9 +316,10 @@ def _check_shapes(box_shapes):
         good = all(shapes) and all(w > 0 and h > 0 for x in shapes for w, h in x)
     except (TypeError, ValueError):
         good = False
-    if not good or not 2 <= len(shapes) <= 2 + len(EXTRA_CHANNELS):
+    most = 2 + len(EXTRA_CHANNELS)
+    if not good or not 2 <= len(shapes) <= most:
         raise ValueError(
             "`box_shapes` must be a list of `(width, height)`, positive numbers, for "
-            f"each of 2 to {2 + len(EXTRA_CHANNELS)} maps. Received: {box_shapes!r}"
+            f"each of 2 to {most} feature maps. Received: {box_shapes!r}"
         )
     return shapes

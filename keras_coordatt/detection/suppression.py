@@ -4,36 +4,38 @@ from keras import ops
 from keras_coordatt.detection.default_boxes import iou
 from keras_coordatt.validation import check_number, check_positive_int
 
-# So many boxes of the highest scores are looked at.
+# Number of the highest scores per image that are considered
 CANDIDATES = 1000
 
 
 @keras.saving.register_keras_serializable("keras_coordatt")
 class NonMaxSuppression(keras.layers.Layer):
-    """Keeps the best of the boxes that overlap, class by class.
+    """Non-maximum suppression, for each class separately.
 
-    The box of the highest score is kept, the others of its class that overlap with it
-    are dropped, and so on with the rest. The 1000 highest scores of an image are looked
-    at, or `max_detections` if that is more.
+    The box with the highest score is kept, and boxes of the same class that overlap
+    with it are dropped; this repeats with the remaining boxes. Only the 1000 highest
+    scores per image are considered, or `max_detections` if that is more.
 
     Args:
-        score_threshold: Boxes count whose score is higher. In [0, 1).
-        iou_threshold: Boxes overlap whose intersection over union is higher. In
-            [0, 1).
-        max_detections: Positive integer, the most boxes that are kept of an image.
+        score_threshold: Minimum score, exclusive, in [0, 1). Defaults to 0.05.
+        iou_threshold: Boxes overlap if their intersection over union is higher than
+            this. In [0, 1). Defaults to 0.5.
+        max_detections: Positive integer, maximum number of boxes per image. Defaults
+            to 100.
         **kwargs: `name`, `dtype`.
 
     Call arguments:
-        inputs: A dict of `"boxes"`, `(N, A, 4)`, `"rel_xyxy"`; and `"scores"`,
+        inputs: A dict of `"boxes"`, `(N, A, 4)`, `"rel_xyxy"`, and `"scores"`,
             `(N, A, classes)`, not negative.
 
     Returns:
-        A dict of `"boxes"`, `(N, max_detections, 4)`; `"labels"`,
-        `(N, max_detections)`, int32; and `"scores"`, `(N, max_detections)`: the
-        highest scores first, and then boxes and scores of 0 with labels of -1.
+        A dict of `"boxes"`, `(N, max_detections, 4)`, `"labels"`,
+        `(N, max_detections)`, int32, and `"scores"`, `(N, max_detections)`, in
+        descending order of the scores. After the last detection, boxes and scores are 0
+        and labels -1. Boxes and scores are float32 under any policy.
 
     Raises:
-        ValueError: if an argument is out of its range.
+        ValueError: If an argument is out of its range.
 
     Example:
 
@@ -50,7 +52,7 @@ class NonMaxSuppression(keras.layers.Layer):
         max_detections: int = 100,
         **kwargs,
     ):
-        # Half a pixel is lost in half precision.
+        # In half precision, boxes would be off by up to half a pixel.
         super().__init__(autocast=False, **kwargs)
         self.score_threshold = check_number(
             "score_threshold", score_threshold, 0, 1, closed=True
@@ -81,28 +83,28 @@ class NonMaxSuppression(keras.layers.Layer):
         index = ops.cast(index, "int32")
         labels = index % classes
         boxes = ops.take_along_axis(boxes, index[..., None] // classes, 1)
-        places = ops.arange(scores.shape[1], dtype="int32")
-        slots = ops.arange(self.max_detections, dtype="int32")
+        positions = ops.arange(scores.shape[1], dtype="int32")
+        ranks = ops.arange(self.max_detections, dtype="int32")
 
-        def unfinished(step, alive, _):
-            return ops.logical_and(step < self.max_detections, ops.any(alive))
+        def unfinished(step, candidates, _):
+            return ops.logical_and(step < self.max_detections, ops.any(candidates))
 
-        def keep_best(step, alive, kept):
-            # The candidates are in order, so the best is the first.
-            best = ops.where(alive, places, scores.shape[1] - 1)
+        def keep_best(step, candidates, kept):
+            # Sorted by score, so the best candidate is the first.
+            best = ops.where(candidates, positions, scores.shape[1] - 1)
             best = ops.min(best, axis=1, keepdims=True)
-            found = ops.any(alive, axis=1, keepdims=True)
+            found = ops.any(candidates, axis=1, keepdims=True)
             overlap = iou(ops.take_along_axis(boxes, best[..., None], 1), boxes)[:, 0]
             dropped = ops.logical_and(
                 overlap > self.iou_threshold,
                 labels == ops.take_along_axis(labels, best, 1),
             )
-            # A box without an area does not even overlap with itself.
-            dropped = ops.logical_or(dropped, places == best)
-            kept = ops.where(ops.logical_and(found, slots == step), best, kept)
-            return step + 1, ops.logical_and(alive, ops.logical_not(dropped)), kept
+            # A box without an area does not overlap with itself.
+            dropped = ops.logical_or(dropped, positions == best)
+            kept = ops.where(ops.logical_and(found, ranks == step), best, kept)
+            return step + 1, ops.logical_and(candidates, ops.logical_not(dropped)), kept
 
-        kept = ops.full_like(labels[:, :1], -1) * ops.ones_like(slots)
+        kept = ops.full_like(labels[:, :1], -1) * ops.ones_like(ranks)
         _, _, kept = ops.while_loop(
             unfinished, keep_best, (0, scores > self.score_threshold, kept)
         )

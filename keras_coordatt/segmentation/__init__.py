@@ -1,4 +1,4 @@
-"""Semantic segmentation: a class for each pixel."""
+"""Semantic segmentation with DeepLabV3."""
 
 from keras_coordatt.segmentation.deeplab_v3 import DeepLabV3
 from keras_coordatt.segmentation.resize_like import ResizeLike

@@ -1,8 +1,8 @@
-"""DeepLabV3: a class for each pixel, from what is around it near and far.
+"""DeepLabV3: semantic segmentation with atrous spatial pyramid pooling.
 
-The head's layers are `aspp_0` (1x1), `aspp_1`, `aspp_2`, `aspp_3` (3x3, dilated) and
-`aspp_pool`, each with its `_BN` and `_relu`; `aspp_project` joins them, `predictions`
-is the classifier, and `logits` brings its scores to the image's size.
+The layers of the head are `aspp_0` (1x1), `aspp_1`, `aspp_2`, `aspp_3` (3x3, dilated)
+and `aspp_pool`, each with its `_BN` and `_relu`; `aspp_project`, which joins them;
+`predictions`, the classifier; and `logits`, which resizes its scores to the image.
 """
 
 import os
@@ -19,7 +19,7 @@ from keras_coordatt.segmentation.resize_like import ResizeLike
 from keras_coordatt.validation import check_choice, check_number, check_positive_int
 from keras_coordatt.weights import load_weights
 
-# By the backbone's output stride: at 8 they are doubled, so that they see as far.
+# By the output stride of the backbone: doubled at 8, for the same receptive field
 ATROUS_RATES = {16: (6, 12, 18), 8: (12, 24, 36)}
 
 
@@ -36,34 +36,35 @@ def DeepLabV3(
 ) -> keras.Model:
     """Instantiates DeepLabV3 on a backbone with coordinate attention.
 
-    Atrous spatial pyramid pooling (ASPP) looks at the backbone's last map through a 1x1
-    convolution, 3x3 convolutions of several dilations, and the mean of the whole map.
-    On `MobileNetV2CA` of `alpha=1.0`, this is the paper's network: for 21 classes 5.0M
-    parameters, and 4.5M without attention.
+    Atrous spatial pyramid pooling (ASPP) joins a 1x1 convolution, dilated 3x3
+    convolutions and global average pooling of the backbone's last feature map. On
+    `MobileNetV2CA` with `alpha=1.0` this is the paper's network, with 5.0M parameters
+    for 21 classes, and 4.5M without attention.
 
-    The logits are made on the backbone's map, and then resized bilinearly, with
+    The logits are computed at the backbone's output stride and resized bilinearly, with
     half-pixel centers, to the size of the image. The model takes images of any size if
-    the backbone does.
+    the backbone does. It has the backbone's data format and precision; the logits are
+    float32.
+
+    Global average pooling leaves one value per channel and image. Of a batch of one
+    image, its batch normalization uses the moving statistics, and does not update
+    them; batches of more images train better.
 
     Args:
         backbone: A network of `MobileNetV2CA`, `MobileNeXtCA` or `EfficientNetCA`
-            that is built with `output_stride=16` or `8`. Its layers up to the last
-            block are used, whatever its top is; the model shares them, and so their
-            weights, with it.
-        classes: Number of classes, without pixels that don't count.
-        filters: Channels of each branch and of what they are joined to. Defaults to
-            256.
-        atrous_rates: Dilations of the 3x3 convolutions, one each. Defaults to
-            `(6, 12, 18)` for an output stride of 16, and `(12, 24, 36)` for 8; for 32
-            they must be given.
+            with `output_stride=16` or `8`. The model shares its layers up to the last
+            block, with their weights, and ignores its classifier.
+        classes: Number of classes, without the label of ignored pixels.
+        filters: Number of channels of each branch and of the projection that joins
+            them. Defaults to 256.
+        atrous_rates: Dilation of each 3x3 convolution. Defaults to `(6, 12, 18)` for an
+            output stride of 16, and `(12, 24, 36)` for 8; required for 32.
         dropout: Rate of the dropout before the classifier, in [0, 1). Defaults to
             0.1.
-        weights: `None` (the head is random, and the backbone as it is), or the path of
-            a file of a model that this function made: `.keras`, `.weights.h5` or `.h5`.
-            Defaults to `None`.
-        skip_mismatch: Whether the file may be that of a model with other classes:
-            then the classifier stays random, with a warning, and all other weights
-            are loaded. Defaults to `False`.
+        weights: Path of a `.keras`, `.weights.h5` or `.h5` file of such a model, or
+            `None` for a random head on the backbone as it is. Defaults to `None`.
+        skip_mismatch: Whether `weights` may be those of a model with another number of
+            classes: its classifier is skipped, with a warning. Defaults to `False`.
         name: Name of the model.
 
     Returns:
@@ -71,13 +72,14 @@ def DeepLabV3(
         `(N, classes, H, W)` with `"channels_first"`.
 
     Raises:
-        ValueError: if an argument is out of its range, or does not fit another.
+        ValueError: If an argument is out of its range, or does not fit another.
 
     Example:
 
-    Masks are integers `(N, H, W)`, with 255 for pixels that don't count, as in
-    `keras_coordatt.data.load_segmentation`; the loss is the mean over those that do.
-    (The metric `"accuracy"` would count the others as wrong.)
+    Masks are integers `(N, H, W)`, from 0 to `classes - 1` or 255 for ignored pixels,
+    as from `keras_coordatt.data.load_segmentation`, which checks them; Keras does not
+    on every backend. The loss is the mean over the other pixels. (The metric
+    `"accuracy"` would count ignored pixels as errors.)
 
     >>> backbone = MobileNetV2CA((96, 96, 3), include_top=False, output_stride=16,
     ...                          weights=None)
@@ -92,8 +94,8 @@ def DeepLabV3(
     >>> model.fit(images, masks)
     >>> model.predict(images).argmax(-1)  # a class for each pixel
 
-    With `"channels_first"`, Keras's loss and metric don't know the axis of the classes
-    on every backend. Train what shares its weights and has them last:
+    With `"channels_first"`, Keras's loss and metric don't support the axis of the
+    classes on every backend. Train a model that shares the weights and has it last:
 
     >>> keras.Model(model.input, keras.layers.Permute((2, 3, 1))(model.output))
 
@@ -124,7 +126,7 @@ def DeepLabV3(
     x = layers.GlobalAveragePooling2D(keepdims=True, name="aspp_mean", **settings)(
         features
     )
-    # Its batch normalization has one value per image.
+    # One value per channel and image, of which Keras's layer would need several
     x = conv_bn_relu(x, filters, 1, "aspp_pool", norm=BatchNormalization, **settings)
     branches.append(ResizeLike(name="aspp_pool_resize", **settings)([x, features]))
 
@@ -155,7 +157,7 @@ def conv_bn_relu(x, filters, kernel_size, name, *, dtype, **settings):
 
 
 def _image_and_features(backbone):
-    """The backbone's image, its last map, and the map's stride."""
+    """Returns the backbone's image, its last feature map, and the output stride."""
     try:
         *_, (level, features) = pyramid_outputs(backbone).items()
     except ValueError as error:

@@ -6,12 +6,12 @@ from keras_coordatt.validation import check_choice
 
 @keras.saving.register_keras_serializable("keras_coordatt")
 class ResizeLike(keras.layers.Layer):
-    """Resizes a feature map bilinearly to the height and width of another.
+    """Resizes a feature map bilinearly to the height and width of another tensor.
 
-    Unlike `keras.layers.Resizing` and `UpSampling2D`, it meets a size that is known
-    only when the network runs, and one that is no multiple of the map's. Pixels are
-    squares whose centers lie half a pixel inwards, as in TensorFlow 2, JAX, and PyTorch
-    with `align_corners=False`; beyond the outer centers, the map goes on as it is there.
+    Unlike in `keras.layers.Resizing` and `UpSampling2D`, the size may be known only at
+    run time, and need not be a multiple of the feature map's. Pixel centers are at half
+    integers, as in TensorFlow 2, JAX, and PyTorch with `align_corners=False`; the edge
+    values extend to the border.
 
     Args:
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
@@ -19,15 +19,16 @@ class ResizeLike(keras.layers.Layer):
         **kwargs: `name`, `dtype`.
 
     Call arguments:
-        inputs: `(x, like)`: the map, `(N, h, w, C)`, and a tensor `(N, H, W, ...)`
-            whose height and width it gets; `(N, C, h, w)` and `(N, ..., H, W)` with
-            `"channels_first"`.
+        inputs: `(x, like)`: the feature map, `(N, h, w, C)`, and a tensor
+            `(N, H, W, ...)` of the target height and width; `(N, C, h, w)` and
+            `(N, ..., H, W)` with `"channels_first"`.
 
     Output shape:
         `(N, H, W, C)`, or `(N, C, H, W)` with `"channels_first"`.
 
     Raises:
-        ValueError: if `data_format` is unknown, or the inputs are not two maps.
+        ValueError: If `data_format` is unknown, or the inputs are not two tensors of
+            rank 4.
 
     Example:
 
@@ -49,8 +50,8 @@ class ResizeLike(keras.layers.Layer):
     def build(self, input_shape):
         if len(input_shape) != 2 or any(len(shape) != 4 for shape in input_shape):
             raise ValueError(
-                "ResizeLike needs two inputs of rank 4, the map and what to make it "
-                f"like. Received: input_shape={input_shape}"
+                "ResizeLike needs two inputs of rank 4: the feature map, and a tensor "
+                f"of the target size. Received: input_shape={input_shape}"
             )
 
     def call(self, inputs):
@@ -59,7 +60,7 @@ class ResizeLike(keras.layers.Layer):
         new = [ops.shape(like)[axis] for axis in axes]
         if None not in [y.shape[axis] for y in inputs for axis in axes]:
             return ops.image.resize(x, new, data_format=self.data_format)
-        # Sizes that a graph of TensorFlow's doesn't know yet, `resize` refuses.
+        # `resize` needs sizes that are known when a TensorFlow graph is traced.
         shape = list(ops.shape(x))
         old = [shape[axis] for axis in axes]
         for axis, side in zip(axes, new):
