@@ -141,6 +141,7 @@ def prepare_builder(
     name: str | os.PathLike | tfds.core.DatasetBuilder,
     data_dir: str | os.PathLike | None,
     on_error: str,
+    validation_split: float | None,
     folder: Callable,
     needs: str,
     fits: Callable[[dict], bool],
@@ -151,7 +152,9 @@ def prepare_builder(
         name: Same as in `load_classification`.
         data_dir: Same as in `load_classification`.
         on_error: Same as in `load_classification`.
-        folder: Builds the builder of a folder, from its path and `on_error`.
+        validation_split: Same as in `load_classification`.
+        folder: Builds the builder of a folder, from its path, and from
+            `validation_split` and `on_error` by keyword.
         needs: The features that the task needs, in words.
         fits: Tells whether a dict of TFDS features has them.
 
@@ -169,11 +172,13 @@ def prepare_builder(
     check_on_error(on_error)
     by_name = False
     if isinstance(name, os.PathLike) or (isinstance(name, str) and os.path.isdir(name)):
-        builder = folder(name, on_error=on_error)
-    elif on_error != "raise":
+        builder = folder(name, validation_split=validation_split, on_error=on_error)
+    elif on_error != "raise" or validation_split is not None:
         raise ValueError(
-            "`on_error` is for a folder, and is given to the builder if there is one. "
-            f"Received: {on_error!r}, with name={name!r}"
+            "`on_error` and `validation_split` are for a folder, and are given to the "
+            "builder if there is one; a part of TFDS data is a split such as "
+            f"'train[:90%]'. Received: {on_error!r} and {validation_split!r}, with "
+            f"name={name!r}"
         )
     elif isinstance(name, str):
         by_name = True

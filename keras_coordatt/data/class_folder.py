@@ -11,20 +11,28 @@ from pathlib import Path
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from keras_coordatt.data.folder import Folder, decode_image
+from keras_coordatt.data.folder import (
+    Folder,
+    decode_image,
+    split_name,
+    split_off_validation,
+)
 from keras_coordatt.data.reading import image_size, list_folder
 
 
 class ClassFolder(Folder, skip_registration=True):
-    """Images in one folder per class, in one folder per split.
+    """Images in one folder per class, in one folder per split or in none.
 
     ```
-    path/
-      train/cat/         # any names: IMG_0001.JPG, scan.png, ...
-      train/dog/
-      test/cat/
+    path/                    or    path/
+      train/cat/                     cat/     # any names: IMG_0001.JPG, scan.png, ...
+      train/dog/                     dog/
+      val/cat/                       ...
       ...
     ```
+
+    Splits are called train, validation and test, whatever their folders are called.
+    Without folders of splits, all images are train.
 
     Like a TFDS data set, it has the features `image` and `label`, and splits that can
     be sliced. It differs from `tfds.ImageFolder`: pictures are read as a viewer shows
@@ -37,6 +45,8 @@ class ClassFolder(Folder, skip_registration=True):
 
     Args:
         path: The folder.
+        validation_split: The part of `train` to use as `validation`, in (0, 1), if
+            there is none. It is always the same part. Defaults to none.
         on_error: What to do with images that cannot be read: `"raise"` one error that
             names all of them, or `"skip"` (or `"repair"`, which is the same here) to
             leave them out, with one warning that names them. Defaults to `"raise"`.
@@ -53,18 +63,24 @@ class ClassFolder(Folder, skip_registration=True):
     ```
     """
 
-    def __init__(self, path: str | os.PathLike, *, on_error: str = "raise"):
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        validation_split: float | None = None,
+        on_error: str = "raise",
+    ):
         path = Path(path).expanduser()
         found = {}
         remarks = []
         unread = collections.Counter()
-        for split in list_folder(path)[2]:
-            loose, _, folders = list_folder(split)
+        for split, where in _find_splits(path).items():
+            loose, _, folders = list_folder(where)
             if loose:
-                remarks.append(f"{len(loose)} images in {split} are in no class")
+                remarks.append(f"{len(loose)} images in {where} are in no class")
             for folder in folders:
                 images, others, subfolders = list_folder(folder)
-                found.setdefault(split.name, {})[folder.name] = images
+                found.setdefault(split, {})[folder.name] = images
                 unread.update(file.suffix or "no ending" for file in others)
                 remarks += [f"{subfolder} is not read" for subfolder in subfolders]
         names = {name for classes in found.values() for name in classes}
@@ -74,14 +90,14 @@ class ClassFolder(Folder, skip_registration=True):
         if not classes:
             raise ValueError(
                 f"There are no images in {path}. They must be in folders like "
-                f"{path / 'train' / 'cat'}, one per split and class"
+                f"{path / 'train' / 'cat'} or {path / 'cat'}"
             )
         remarks += [
             f"The class {name!r} has no images and does not count"
             for name in sorted(names.difference(classes))
         ]
         remarks += [
-            f"The class {name!r} has no images in {path / 'train'}"
+            f"The class {name!r} has no images in the split 'train'"
             for name in classes
             if "train" in found and not found["train"].get(name)
         ]
@@ -101,8 +117,14 @@ class ClassFolder(Folder, skip_registration=True):
             # So that slices have all classes. In the order of tfds.ImageFolder.
             random.Random(split).shuffle(examples)
             if examples:
-                files, labels = zip(*examples, strict=True)
-                splits[split] = {"image": files, "label": labels}
+                splits[split] = examples
+        splits = split_off_validation(splits, validation_split)
+        splits = {
+            split: dict(
+                zip(("image", "label"), zip(*examples, strict=True), strict=True)
+            )
+            for split, examples in splits.items()
+        }
         label = tfds.features.ClassLabel(names=classes)
         super().__init__(path, {"label": label}, splits, on_error)
 
@@ -115,3 +137,20 @@ class ClassFolder(Folder, skip_registration=True):
             "image/filename": example["image"],
             "label": tf.cast(example["label"], "int64"),
         }
+
+
+def _find_splits(path: Path) -> dict[str, Path]:
+    """Returns the folder of each split."""
+    folders = list_folder(path)[2]
+    # Folders with images are classes, and those with folders of images are splits.
+    if any(list_folder(folder)[0] for folder in folders) and not any(
+        split_name(folder.name) in ("train", "validation", "test") for folder in folders
+    ):
+        return {"train": path}
+    splits = {}
+    for folder in folders:
+        name = split_name(folder.name)
+        if name in splits:
+            raise ValueError(f"{folder} and {splits[name]} are both called {name!r}")
+        splits[name] = folder
+    return splits

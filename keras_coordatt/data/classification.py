@@ -30,6 +30,7 @@ def load_classification(
     seed: int | None = None,
     data_dir: str | os.PathLike | None = None,
     on_error: str = "raise",
+    validation_split: float | None = None,
 ) -> tf.data.Dataset:
     """Loads labelled images from a folder or from TFDS, in batches.
 
@@ -68,6 +69,9 @@ def load_classification(
         on_error: What to do with files of a folder that cannot be used: `"raise"`,
             `"skip"` or `"repair"`, same as in `ClassFolder`, `VOCFolder` and
             `MaskFolder`. A builder has its own.
+        validation_split: The part of a folder's `train` to use as `validation`, in
+            (0, 1), if it has none. It is always the same part, so it can be loaded
+            apart. A builder has its own.
 
     Returns:
         A `tf.data.Dataset` of `(images, labels)`, with images float32 of shape
@@ -104,7 +108,12 @@ def load_classification(
     )
     check_choice("one_hot", one_hot, (True, False))
     check_mixing(augment, one_hot)
-    builder = open_images(name, data_dir=data_dir, on_error=on_error)
+    builder = open_images(
+        name,
+        data_dir=data_dir,
+        on_error=on_error,
+        validation_split=validation_split,
+    )
     num_classes = builder.info.features["label"].num_classes
 
     def read(example):
@@ -124,13 +133,15 @@ def open_images(
     *,
     data_dir: str | os.PathLike | None = None,
     on_error: str = "raise",
+    validation_split: float | None = None,
 ) -> tfds.core.DatasetBuilder:
     """Returns the builder of a folder of images, or of a TFDS name.
 
     Args:
-        data: A folder `<split>/<class>/*.jpg`, a TFDS name, or a builder.
+        data: A folder, as for `ClassFolder`, a TFDS name, or a builder.
         data_dir: Same as in `load_classification`.
         on_error: Same as in `load_classification`.
+        validation_split: Same as in `load_classification`.
 
     Returns:
         The builder, with its data ready.
@@ -148,6 +159,7 @@ def open_images(
         data,
         data_dir,
         on_error,
+        validation_split,
         ClassFolder,
         "a 'label' that is a ClassLabel",
         lambda features: isinstance(features.get("label"), tfds.features.ClassLabel),

@@ -34,6 +34,7 @@ def load_detection(
     seed: int | None = None,
     data_dir: str | os.PathLike | None = None,
     on_error: str = "raise",
+    validation_split: float | None = None,
 ) -> tf.data.Dataset:
     """Loads images with boxes around their objects, in batches.
 
@@ -60,8 +61,8 @@ def load_detection(
             that only change colours get the images alone. Several layers go into a
             `keras.layers.Pipeline`. On every backend, functions get TensorFlow tensors.
             Boxes that leave the image are dropped.
-        preprocess, shuffle, drop_remainder, seed, data_dir, on_error: Same as in
-            `load_classification`.
+        preprocess, shuffle, drop_remainder, seed, data_dir, on_error, validation_split:
+            Same as in `load_classification`.
 
     Returns:
         A `tf.data.Dataset` of `(images, objects)`, with images float32 of shape
@@ -111,6 +112,7 @@ def load_detection(
         name,
         data_dir,
         on_error,
+        validation_split,
         _voc_folder,
         "'objects' with a 'bbox' and a 'label' that is a ClassLabel",
         _has_boxes,
@@ -178,10 +180,10 @@ def _check_sides(boxes, labels):
         return tf.identity(boxes)
 
 
-def _voc_folder(path: str | os.PathLike, on_error: str) -> tfds.core.DatasetBuilder:
+def _voc_folder(path: str | os.PathLike, **arguments) -> tfds.core.DatasetBuilder:
     from keras_coordatt.data.voc_folder import VOCFolder
 
-    return VOCFolder(path, on_error=on_error)
+    return VOCFolder(path, **arguments)
 
 
 def _has_boxes(features: dict) -> bool:

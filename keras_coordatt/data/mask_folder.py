@@ -15,6 +15,8 @@ from keras_coordatt.data.folder import (
     check_classes,
     decode_image,
     images_by_name,
+    split_name,
+    split_off_validation,
 )
 from keras_coordatt.data.reading import (
     check_mask,
@@ -56,6 +58,8 @@ class MaskFolder(Folder, skip_registration=True):
         values: The value in the masks of each class, in their order, such as `(0, 255)`
             for black and white masks; a 255 in it is a class, and not ignored. Defaults
             to 0, 1, 2, ...
+        validation_split: The part of `train` to use as `validation`, in (0, 1), if
+            there is none. It is always the same part. Defaults to none.
         on_error: What to do with images and masks that cannot be used: `"raise"` one
             error that names all of them, or `"skip"` (or `"repair"`, which is the same
             here) to leave them out, with one warning that names them. Defaults to
@@ -82,6 +86,7 @@ class MaskFolder(Folder, skip_registration=True):
         ignored: int | str | None = None,
         classes: Sequence[str] | None = None,
         values: Sequence[int] | None = None,
+        validation_split: float | None = None,
         on_error: str = "raise",
     ):
         check_on_error(on_error)
@@ -126,16 +131,19 @@ class MaskFolder(Folder, skip_registration=True):
             _, wrong = find_faults(check_mask, [masks[name] for name in names])
             faults += filter(None, wrong)
             names = [n for n, fault in zip(names, wrong, strict=True) if not fault]
-            splits[folder.parent.name] = {
-                "image": [os.fspath(images[name]) for name in names],
-                "mask": [os.fspath(masks[name]) for name in names],
-            }
+            splits[split_name(folder.parent.name)] = [
+                (os.fspath(images[name]), os.fspath(masks[name])) for name in names
+            ]
         if not splits:
             raise ValueError(f"`path` must have <split>/masks. Received: {path}")
         report_faults(faults, on_error, "files cannot be used", "left out")
-        splits = {name: columns for name, columns in splits.items() if columns["image"]}
+        splits = {split: pairs for split, pairs in splits.items() if pairs}
         if not splits:
             raise ValueError(f"There is no image that can be used in {path}")
+        splits = {
+            split: dict(zip(("image", "mask"), zip(*pairs, strict=True), strict=True))
+            for split, pairs in split_off_validation(splits, validation_split).items()
+        }
         labels = [classes[i] for i in kept]
         features = {"segmentation_mask": tfds.features.LabeledImage(labels=labels)}
         super().__init__(path, features, splits, on_error)

@@ -37,6 +37,7 @@ def load_segmentation(
     seed: int | None = None,
     data_dir: str | os.PathLike | None = None,
     on_error: str = "raise",
+    validation_split: float | None = None,
 ) -> tf.data.Dataset:
     """Loads images with a class for each pixel, in batches.
 
@@ -58,8 +59,8 @@ def load_segmentation(
             channel. A layer gets them float, with a second channel of 255 less the
             first: where that no longer holds, the layer filled in what was outside of
             the image, and the pixel becomes `IGNORED`.
-        preprocess, shuffle, drop_remainder, seed, data_dir, on_error: Same as in
-            `load_classification`.
+        preprocess, shuffle, drop_remainder, seed, data_dir, on_error, validation_split:
+            Same as in `load_classification`.
 
     Returns:
         A `tf.data.Dataset` of `(images, masks)`, with images float32 of shape
@@ -101,6 +102,7 @@ def load_segmentation(
         name,
         data_dir,
         on_error,
+        validation_split,
         _mask_folder,
         "a 'segmentation_mask' of one channel",
         _has_mask,
@@ -137,10 +139,10 @@ def load_segmentation(
     return batches.load(builder, read, finish)
 
 
-def _mask_folder(path: str | os.PathLike, on_error: str) -> tfds.core.DatasetBuilder:
+def _mask_folder(path: str | os.PathLike, **arguments) -> tfds.core.DatasetBuilder:
     from keras_coordatt.data.mask_folder import MaskFolder
 
-    return MaskFolder(path, on_error=on_error)
+    return MaskFolder(path, **arguments)
 
 
 def _has_mask(features: dict) -> bool:

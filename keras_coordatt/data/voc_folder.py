@@ -7,6 +7,7 @@ import dataclasses
 import math
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
@@ -20,6 +21,8 @@ from keras_coordatt.data.folder import (
     check_classes,
     decode_image,
     images_by_name,
+    split_name,
+    split_off_validation,
 )
 from keras_coordatt.data.reading import (
     IMAGE_SUFFIXES,
@@ -41,6 +44,10 @@ class VOCFolder(Folder, skip_registration=True):
       ImageSets/Main/    # train.txt, test.txt, ...: one image per line, like 000005
     ```
 
+    The folders may be called `images` and `annotations` too, or all files may be in one
+    folder. Without lists, all images with an annotation are train. The lists `val` and
+    `valid` are called validation.
+
     Like a TFDS data set, it has the features `image` and `objects`, with `bbox`,
     `label` and `is_difficult`, and splits that can be sliced. Annotations are checked
     at once, and images when their split is opened, before training starts.
@@ -54,6 +61,8 @@ class VOCFolder(Folder, skip_registration=True):
         path: The folder.
         classes: The names of the classes, in their order. Defaults to those of all
             objects, in alphabetical order.
+        validation_split: The part of `train` to use as `validation`, in (0, 1), if
+            there is none. It is always the same part. Defaults to none.
         on_error: What to do with what cannot be used. `"raise"`: one error that lists
             all boxes, or files, that are wrong. `"skip"`: leave out the images with
             such boxes or files. `"repair"`: sort the corners of boxes that are swapped,
@@ -83,18 +92,35 @@ class VOCFolder(Folder, skip_registration=True):
         path: str | os.PathLike,
         *,
         classes: Sequence[str] | None = None,
+        validation_split: float | None = None,
         on_error: str = "raise",
     ):
         check_on_error(on_error)
         path = Path(path).expanduser()
-        images = images_by_name(path / "JPEGImages")
-        splits = _read_splits(path / "ImageSets" / "Main", images)
+        images_folder = _find_folder(path, ("JPEGImages", "images", "Images"))
+        images = images_by_name(images_folder)
+        folder = _find_folder(path, ("Annotations", "annotations"))
+        lists = path / "ImageSets" / "Main"
+        if lists.is_dir():
+            splits = _read_splits(lists, images)
+        else:
+            names = [file.stem for file in sorted(folder.glob("[!.]*.xml"))]
+            splits = {"train": names}
+            if unlisted := sorted(images.keys() - set(names)):
+                warnings.warn(
+                    f"{len(unlisted)} images in {images_folder} have no annotation and "
+                    f"are left out, such as {unlisted[0]!r}",
+                    stacklevel=2,
+                )
+        if not any(splits.values()):
+            raise ValueError(f"There are no annotations, *.xml, in {folder}")
+        splits = split_off_validation(splits, validation_split)
         listed = dict.fromkeys(name for names in splits.values() for name in names)
-        files = {name: path / "Annotations" / f"{name}.xml" for name in listed}
+        files = {name: folder / f"{name}.xml" for name in listed}
 
         def read(name):
             if name not in images:
-                raise ValueError(f"{files[name]} has no image in {path / 'JPEGImages'}")
+                raise ValueError(f"{files[name]} has no image in {images_folder}")
             return _read_annotation(files[name])
 
         found, faults = find_faults(read, listed)
@@ -257,6 +283,11 @@ def _check_boxes(files: dict, annotations: dict, on_error: str) -> None:
     report_faults(faults, on_error, what, outcome)
 
 
+def _find_folder(path: Path, names: Sequence[str]) -> Path:
+    """Returns the first folder of one of these names, or the path itself."""
+    return next((path / name for name in names if (path / name).is_dir()), path)
+
+
 def _read_splits(folder: Path, images: dict[str, Path]) -> dict[str, list[str]]:
     """Returns the names of the images of each split."""
     splits = {}
@@ -269,7 +300,7 @@ def _read_splits(folder: Path, images: dict[str, Path]) -> dict[str, list[str]]:
         if any(name in images for name in names) or not all(
             re.fullmatch(r".+\s(-1|0|1)", line) for line in lines
         ):
-            splits[file.stem] = names
+            splits[split_name(file.stem)] = names
     if not any(splits.values()):
         raise ValueError(f"There are no lists of images, like train.txt, in {folder}")
     return {split: names for split, names in splits.items() if names}

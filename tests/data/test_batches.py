@@ -150,3 +150,42 @@ def test_values_of_masks_out_of_range(folders):
         tf.errors.InvalidArgumentError, match="Labels must.*from 0 to 1"
     ):
         list(load_segmentation(builder, "train", 16))
+
+
+def test_groups_and_boxes_without_an_area_are_left_out(tmp_path):
+    boxes = [[0.1, 0.2, 0.5, 0.9], [0.0, 0.0, 1.0, 1.0], [0.3, 0.3, 0.3, 0.6]]
+    builder = tfds.dataset_builders.store_as_tfds_dataset(
+        "crowd",
+        version="1.0.0",
+        features=tfds.features.FeaturesDict(
+            {
+                "image": tfds.features.Image(shape=(8, 8, 3)),
+                "objects": tfds.features.Sequence(
+                    {
+                        "bbox": tfds.features.BBoxFeature(),
+                        "label": tfds.features.ClassLabel(num_classes=5),
+                        "is_crowd": np.bool_,
+                    }
+                ),
+            }
+        ),
+        split_datasets={
+            "train": tf.data.Dataset.from_tensors(
+                {
+                    "image": np.zeros((8, 8, 3), "uint8"),
+                    "objects": {
+                        "bbox": np.array(boxes, "float32"),
+                        "label": [4, 3, 2],
+                        "is_crowd": [False, True, False],
+                    },
+                }
+            )
+        },
+        data_dir=tmp_path,
+    )
+    dataset = load_detection(builder, "train", 8, max_boxes=3)
+    ((_, objects),) = tfds.as_numpy(dataset)
+    boxes, labels = objects["boxes"], objects["labels"]
+    assert list(labels[0]) == [4, -1, -1]
+    np.testing.assert_allclose(boxes[0, 0], [0.2, 0.1, 0.9, 0.5], atol=1e-6)
+    assert (boxes[0, 1:] == 0).all()

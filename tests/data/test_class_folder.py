@@ -49,6 +49,51 @@ def test_splits_are_sliced(folder):
     assert sorted([*parts[0], *parts[1]]) == files(builder)
 
 
+def test_a_flat_folder(tmp_path, recwarn):
+    for i in range(5):
+        for name in ("cat", "dog"):
+            write(tmp_path / f"{name}/{i}.jpg", encode(IMAGE))
+    builder = ClassFolder(tmp_path)
+    assert names(builder) == ["cat", "dog"]
+    assert {s: x.num_examples for s, x in builder.info.splits.items()} == {"train": 10}
+
+    def paths(split, part=0.3):
+        builder = ClassFolder(tmp_path, validation_split=part)
+        examples = tfds.as_numpy(builder.as_dataset(split=split))
+        return {example["image/filename"] for example in examples}
+
+    # The same part each time.
+    train, validation = paths("train"), paths("validation")
+    assert (len(train), len(validation)) == (7, 3)
+    assert len(train | validation) == 10
+    assert paths("validation") == validation
+    images, _ = next(
+        iter(load_classification(tmp_path, "validation", 32, validation_split=0.3))
+    )
+    assert len(images) == 3
+    assert not recwarn.list
+    for part in (0, 1.0, 0.01, "0.3"):
+        with pytest.raises(ValueError, match="`validation_split`.*Received"):
+            ClassFolder(tmp_path, validation_split=part)
+
+
+@pytest.mark.parametrize("name", ["val", "valid", "validation", "Val"])
+def test_splits_are_named_alike(folder, name):
+    (folder / "test").rename(folder / name)
+    builder = ClassFolder(folder)
+    assert set(builder.info.splits) == {"train", "validation"}
+    assert len(files(builder, f"{name}[:50%]+train")) == 3
+    with pytest.raises(ValueError, match="`validation_split` is for data without"):
+        ClassFolder(folder, validation_split=0.5)
+
+
+def test_two_folders_of_one_split(folder):
+    (folder / "test").rename(folder / "val")
+    write(folder / "valid/cat/a.jpg", encode(IMAGE))
+    with pytest.raises(ValueError, match="both called 'validation'"):
+        ClassFolder(folder)
+
+
 def test_an_image_folder_is_read_alike(folder):
     write(folder / "train/dog/sideways.jpg", encode(IMAGE, orientation=6))
     builder = tfds.ImageFolder(str(folder))
@@ -140,7 +185,7 @@ def test_all_formats_are_read(folder, recwarn):
     assert not recwarn.list
 
 
-@pytest.mark.parametrize("layout", [(), ("cat/a.jpg",), ("train/a.jpg",)])
+@pytest.mark.parametrize("layout", [(), ("a.jpg",), ("train/a.jpg",)])
 def test_a_folder_without_images_in_classes(tmp_path, layout):
     for name in layout:
         write(tmp_path / name, encode(IMAGE))
@@ -168,7 +213,9 @@ def test_on_error(folder):
         ClassFolder(folder, on_error="ignore")
     with pytest.raises(ValueError, match="`on_error` must be.*'ignore'"):
         load_classification(folder, "train", 32, on_error="ignore")
-    with pytest.raises(ValueError, match="`on_error` is for a folder"):
+    with pytest.raises(
+        ValueError, match="`on_error` and `validation_split` are for a folder"
+    ):
         load_classification(ClassFolder(folder), "train", 32, on_error="skip")
     builder = ClassFolder(folder, on_error="skip")
     assert open_images(builder) is builder

@@ -1,6 +1,5 @@
 """load_detection and VOCFolder against rectangles that were drawn."""
 
-import shutil
 import socket
 
 import keras
@@ -56,12 +55,6 @@ def template(pictures, tmp_path_factory):
     (lists / "test.txt").write_text("".join(f"{i:02}\n" for i in range(8, 12)))
     (lists / "ant_test.txt").write_text("08 -1\n09  1\n10  1\n11  0\n")
     return path
-
-
-@pytest.fixture
-def folder(template, tmp_path):
-    """A copy to damage."""
-    return shutil.copytree(template, tmp_path / "voc")
 
 
 @pytest.fixture
@@ -328,92 +321,6 @@ def test_classes_in_a_given_order(template):
     assert list(labels[3, :4]) == [3, 2, 0, -1]
 
 
-def test_boxes_are_cut_to_the_image_and_may_have_one_pixel(folder):
-    objects = [("ant", (-3, -1, 5, 6), 0), ("bee", (39, 29, 99, 31), 0)]
-    (folder / "Annotations/00.xml").write_text(annotation(objects))
-    with pytest.warns(UserWarning, match="2 cut"):
-        builder = VOCFolder(folder, on_error="repair")
-    _, boxes, labels = read(load_detection(builder, "train[:1]", 8))
-    assert list(labels[0, :3]) == [0, 1, -1]
-    expected = [[0, 0, 5 / 40, 6 / 30], [39 / 40, 29 / 30, 1, 1]]
-    np.testing.assert_allclose(boxes[0, :2], expected, atol=1e-6)
-
-
-def test_an_image_without_objects(folder):
-    (folder / "Annotations/00.xml").write_text(annotation([]))
-    images, boxes, labels = read(load_detection(VOCFolder(folder), "train[:1]", 8))
-    assert len(images) == 1
-    assert (labels == -1).all()
-    assert (boxes == 0).all()
-
-
-def test_an_image_that_is_not_of_its_annotations_size(folder):
-    (folder / "Annotations/00.xml").write_text(annotation([], size=(40, 30)))
-    with pytest.raises(ValueError, match=r"00\.png.*<size>"):
-        read(load_detection(VOCFolder(folder), "train", 8))
-
-
-BOMB = "<!DOCTYPE a [<!ENTITY b0 'boom'>{}]><annotation>&b9;</annotation>".format(
-    "".join(f"<!ENTITY b{i} '{f'&b{i - 1};' * 99}'>" for i in range(1, 10))
-)
-
-
-@pytest.mark.parametrize(
-    ("file", "text", "message"),
-    [
-        ("Annotations/00.xml", None, "00.xml"),
-        ("Annotations/00.xml", "<annotation>", "00.xml.*no element|00.xml.*unclosed"),
-        ("Annotations/00.xml", BOMB, "00.xml.*amplification"),
-        ("Annotations/00.xml", "<annotation/>", "00.xml.*<size/height>"),
-        (
-            "Annotations/00.xml",
-            annotation([("ant", (1, 1, 9, 9), 0)]).replace("xmax", "xmix"),
-            "00.xml.*<bndbox/xmax>",
-        ),
-        (
-            "Annotations/00.xml",
-            annotation([("", (1, 1, 9, 9), 0)]),
-            "00.xml.*<name>",
-        ),
-        (
-            "Annotations/00.xml",
-            annotation([("ant", (1, 1, 9, 9), 0)]).replace("<xmin>2", "<xmin>left"),
-            "00.xml.*left",
-        ),
-        (
-            "Annotations/00.xml",
-            annotation([("ant", (1, 1, 9, 9), 0)]).replace("<xmin>2", "<xmin>nan"),
-            "00.xml.*box",
-        ),
-        ("Annotations/00.xml", annotation([], size=(0, "inf")), "00.xml.*infinity"),
-        ("Annotations/00.xml", annotation([("ant", (9, 1, 9, 9), 0)]), "00.xml.*box"),
-        ("Annotations/00.xml", annotation([("ant", (9, 1, 5, 9), 0)]), "00.xml.*box"),
-        ("Annotations/00.xml", annotation([("ant", (50, 1, 55, 9), 0)]), "00.xml.*box"),
-        ("JPEGImages/00.png", None, "00.xml has no image"),
-        ("JPEGImages/00.jpg", "", "00.png.*00.jpg"),
-        ("ImageSets/Main/train.txt", "99\n", "99.xml"),
-        ("ImageSets", None, "no lists of images.*Main"),
-        ("JPEGImages", None, "no images.*JPEGImages"),
-    ],
-)
-def test_a_damaged_folder(folder, file, text, message):
-    if text is not None:
-        (folder / file).write_text(text)
-    elif (folder / file).is_dir():
-        shutil.rmtree(folder / file)
-    else:
-        (folder / file).unlink()
-    with pytest.raises(ValueError, match=f"(?s){message}"):
-        VOCFolder(folder)
-
-
-@pytest.mark.parametrize("classes", ["ant", [], ["ant", "ant"], [0, 1], ["ant", "bee"]])
-def test_classes_that_do_not_fit(template, classes):
-    message = r"\.xml.*'cat'" if "bee" in classes else "`classes` must be"
-    with pytest.raises(ValueError, match=message):
-        VOCFolder(template, classes=classes)
-
-
 def test_scenes_of_digits_have_boxes_tight_around_their_masks(monkeypatch, tmp_path):
     monkeypatch.setattr(digits, "_DIGITS", {"test": digits._DIGITS["test"]})
     monkeypatch.setattr(digits, "_SCENES", {"test": range(1000, 1006)})
@@ -432,43 +339,6 @@ def test_scenes_of_digits_have_boxes_tight_around_their_masks(monkeypatch, tmp_p
             np.testing.assert_allclose(box, [x1, y1, x2, y2], atol=1e-3)
             compared += 1
     assert compared >= 12
-
-
-def test_groups_and_boxes_without_an_area_are_left_out(tmp_path):
-    boxes = [[0.1, 0.2, 0.5, 0.9], [0.0, 0.0, 1.0, 1.0], [0.3, 0.3, 0.3, 0.6]]
-    builder = tfds.dataset_builders.store_as_tfds_dataset(
-        "crowd",
-        version="1.0.0",
-        features=tfds.features.FeaturesDict(
-            {
-                "image": tfds.features.Image(shape=(8, 8, 3)),
-                "objects": tfds.features.Sequence(
-                    {
-                        "bbox": tfds.features.BBoxFeature(),
-                        "label": tfds.features.ClassLabel(num_classes=5),
-                        "is_crowd": np.bool_,
-                    }
-                ),
-            }
-        ),
-        split_datasets={
-            "train": tf.data.Dataset.from_tensors(
-                {
-                    "image": np.zeros((8, 8, 3), "uint8"),
-                    "objects": {
-                        "bbox": np.array(boxes, "float32"),
-                        "label": [4, 3, 2],
-                        "is_crowd": [False, True, False],
-                    },
-                }
-            )
-        },
-        data_dir=tmp_path,
-    )
-    _, boxes, labels = read(load_detection(builder, "train", 8, max_boxes=3))
-    assert list(labels[0]) == [4, -1, -1]
-    np.testing.assert_allclose(boxes[0, 0], [0.2, 0.1, 0.9, 0.5], atol=1e-6)
-    assert (boxes[0, 1:] == 0).all()
 
 
 @pytest.mark.parametrize("name", ["voc/2007", "coco/2017"])

@@ -129,6 +129,15 @@ def test_hidden_folders_are_no_splits(folder):
     assert set(MaskFolder(folder).info.splits) == {"train"}
 
 
+def test_a_validation_split(folder):
+    (folder / "train").rename(folder / "training")
+    assert len(read(folder, validation_split=0.3)) == 2
+    assert set(MaskFolder(folder, validation_split=0.3).info.splits) == {
+        "train",
+        "validation",
+    }
+
+
 @pytest.mark.parametrize("values", [(0,), (0, 0), (0, 256), (0, 1.5), "ab", 3])
 def test_bad_values(folder, values):
     with pytest.raises(ValueError, match="`values` must be 2 different integers"):

@@ -1,5 +1,7 @@
 """VOCFolder with lists, boxes and pictures as people have them."""
 
+import shutil
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
@@ -69,6 +71,47 @@ def test_lists(folder, content):
     assert len(examples) == 3
     for image, boxes in examples:
         assert_on_object(image, *boxes)
+
+
+@pytest.mark.parametrize(
+    "names", [("images", "annotations"), (".", "."), ("JPEGImages", "Annotations")]
+)
+def test_layouts_without_lists(folder, names):
+    shutil.rmtree(folder / "ImageSets")
+    for old, new in zip(("JPEGImages", "Annotations"), names, strict=True):
+        for file in list((folder / old).iterdir()):
+            (folder / new).mkdir(exist_ok=True)
+            file.rename(folder / new / file.name)
+    for old in {"JPEGImages", "Annotations"} - set(names):
+        (folder / old).rmdir()
+    examples = list(read(folder))
+    assert len(examples) == 3
+    for image, boxes in examples:
+        assert_on_object(image, *boxes)
+    # An image that nobody annotated.
+    write(folder / names[0] / "new.JPG", encode(scene()[0]))
+    with pytest.warns(UserWarning, match="1 images .*no annotation.*'new'"):
+        assert len(list(read(folder))) == 3
+
+
+def test_a_validation_split(folder):
+    def names(split):
+        builder = VOCFolder(folder, validation_split=0.3)
+        examples = tfds.as_numpy(builder.as_dataset(split=split))
+        return {example["image/filename"] for example in examples}
+
+    assert len(names("train")) == 2
+    assert len(names("validation")) == 1
+    assert len(names("train") | names("validation")) == 3
+    assert len(list(read(folder, validation_split=0.3))) == 2
+
+
+def test_lists_called_val(folder):
+    write(folder / "ImageSets/Main/val.txt", "IMG 1")
+    builder = VOCFolder(folder)
+    assert set(builder.info.splits) == {"train", "validation"}
+    with pytest.raises(ValueError, match="`validation_split` is for data without"):
+        VOCFolder(folder, validation_split=0.5)
 
 
 def test_annotations_in_utf16(folder):
@@ -167,6 +210,75 @@ def test_one_error_lists_all_bad_images(folder):
     with pytest.warns(UserWarning, match="2 images of 'train' .*, left out"):
         ((image, boxes),) = read(folder, on_error="skip")
     assert_on_object(image, *boxes)
+
+
+SIZE = (48, 32)
+GOOD = annotation(SIZE, (2, 2, 9, 9))
+BOMB = "<!DOCTYPE a [<!ENTITY b0 'boom'>{}]><annotation>&b9;</annotation>".format(
+    "".join(f"<!ENTITY b{i} '{f'&b{i - 1};' * 99}'>" for i in range(1, 10))
+)
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("Annotations/IMG 0.xml", None, "0.xml"),
+        ("Annotations/IMG 0.xml", "<annotation>", "0.xml.*(no element|unclosed)"),
+        ("Annotations/IMG 0.xml", BOMB, "0.xml.*amplification"),
+        ("Annotations/IMG 0.xml", "<annotation/>", "0.xml.*<size/height>"),
+        ("Annotations/IMG 0.xml", annotation((0, 0)), "0.xml.*<size>.*positive"),
+        ("Annotations/IMG 0.xml", annotation(("inf", 9)), "0.xml.*infinity"),
+        (
+            "Annotations/IMG 0.xml",
+            GOOD.replace("xmax", "xmix"),
+            "0.xml.*<bndbox/xmax>",
+        ),
+        ("Annotations/IMG 0.xml", GOOD.replace("thing", ""), "0.xml.*<name>"),
+        (
+            "Annotations/IMG 0.xml",
+            GOOD.replace("<xmin>2", "<xmin>left"),
+            "0.xml.*left",
+        ),
+        (
+            "Annotations/IMG 0.xml",
+            GOOD.replace("<xmin>2", "<xmin>nan"),
+            r"0.xml.*\(nan, 2, 9, 9\).*no pixel",
+        ),
+        (
+            "Annotations/IMG 0.xml",
+            annotation(SIZE, (60, 2, 70, 9)),
+            r"0.xml.*\(60, 2, 70, 9\).*no pixel",
+        ),
+        ("JPEGImages/IMG 0.jpg", None, "IMG 0.xml has no image"),
+        ("JPEGImages/IMG 0.png", "", "IMG 0.png and .*IMG 0.jpg have the same name"),
+        ("ImageSets/Main/train.txt", "99", "99.xml"),
+        ("JPEGImages", None, "no images in"),
+    ],
+)
+def test_a_damaged_folder(folder, file, text, message):
+    if text is not None:
+        write(folder / file, text)
+    elif (folder / file).is_dir():
+        shutil.rmtree(folder / file)
+    else:
+        (folder / file).unlink()
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        VOCFolder(folder)
+
+
+def test_boxes_of_one_pixel_and_images_without_objects(folder):
+    write(folder / "Annotations/IMG 0.xml", annotation(SIZE, (48, 32, 48, 32)))
+    write(folder / "Annotations/IMG 1.xml", annotation(SIZE))
+    (_, one), (_, none), _ = read(folder)
+    np.testing.assert_allclose(one, [(47, 31, 48, 32)], atol=1e-4)
+    assert len(none) == 0
+
+
+@pytest.mark.parametrize("classes", ["ant", [], ["ant", "ant"], [0, 1], ["ant", "bee"]])
+def test_classes_that_do_not_fit(folder, classes):
+    message = r"\.xml.*'thing'" if "bee" in classes else "`classes` must be"
+    with pytest.raises(ValueError, match=message):
+        VOCFolder(folder, classes=classes)
 
 
 def test_no_image_is_left(folder):
