@@ -13,6 +13,8 @@ from keras_coordatt import (
     MobileNetV2CA,
     benchmark,
 )
+from keras_coordatt.benchmark import measure, references
+from keras_coordatt.benchmark.memory import peak_memory
 
 
 def test_functions_are_timed_in_turns(monkeypatch):
@@ -25,8 +27,8 @@ def test_functions_are_timed_in_turns(monkeypatch):
 
         return run
 
-    monkeypatch.setattr(benchmark, "time", types.SimpleNamespace())
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[0], raising=False)
+    clock_module = types.SimpleNamespace(perf_counter=lambda: clock[0])
+    monkeypatch.setattr(measure, "time", clock_module)
     functions = {"a": takes("a", 1.0), "b": takes("b", 3.0)}
     times = benchmark.interleaved(functions, rounds=2, calls=3)
     assert times == {"a": [1.0, 1.0], "b": [3.0, 3.0]}
@@ -41,8 +43,8 @@ def test_rounds_are_shared_among_fresh_starts(monkeypatch):
         prepared.append(model.name)
         return lambda: called.append(len(prepared))
 
-    measure = benchmark.Measure("fake", prepare, images=1, calls=1, starts=2)
-    monkeypatch.setitem(benchmark.MEASURES, "train_fake", measure)
+    fake = benchmark.Measure("fake", prepare, images=1, calls=1, starts=2)
+    monkeypatch.setitem(benchmark.MEASURES, "train_fake", fake)
     arguments = {"image_size": 32, "alpha": 0.25, "memory": False}
     benchmark.benchmark(measures=["train_fake"], attentions=[], rounds=5, **arguments)
     # With two calls to warm up, 3 rounds and then 2.
@@ -87,8 +89,8 @@ def test_the_plain_port_is_the_layer():
 def test_activations_are_as_in_a_network_that_was_trained():
     model = MobileNetV2CA((32, 32, 3), 0.25, weights=None)
     maps = [layer.output for layer in model.layers if layer.name.endswith("_BN")]
-    awake = keras.Model(benchmark._awake(model).input, maps)
-    for x in awake(images(8, 32, 32, 3), training=False):
+    calibrated = keras.Model(measure.calibrate_batch_norm(model).input, maps)
+    for x in calibrated(images(8, 32, 32, 3), training=False):
         assert 0.2 < np.std(ops.convert_to_numpy(x)) < 2
     assert model.get_layer("bn_Conv1").momentum == 0.9
 
@@ -108,13 +110,13 @@ def test_measures_run_the_networks(eager):
         # Four bytes a parameter, and one.
         assert 1 < row["size_float32"] / (4 * row["parameters"]) < 1.1
         assert 1 < row["size_int8"] / row["parameters"] < 1.5
-    for measure in measures:
-        assert plain[measure]["ratio"] == (1, 1, 1)
-        ratio = coordinate[measure]["seconds"] / plain[measure]["seconds"]
-        assert coordinate[measure]["ratio"][1] == pytest.approx(ratio, rel=1e-3)
-        images = benchmark.MEASURES[measure].images
+    for name in measures:
+        assert plain[name]["ratio"] == (1, 1, 1)
+        ratio = coordinate[name]["seconds"] / plain[name]["seconds"]
+        assert coordinate[name]["ratio"][1] == pytest.approx(ratio, rel=1e-3)
+        images = benchmark.MEASURES[name].images
         for row in (plain, coordinate):
-            rate, seconds = row[measure]["per_second"], row[measure]["seconds"]
+            rate, seconds = row[name]["per_second"], row[name]["seconds"]
             assert rate == pytest.approx(images / seconds)
 
 
@@ -122,9 +124,8 @@ def test_measures_run_the_networks(eager):
 def test_peak_memory_is_that_of_the_feature_maps():
     ballast = np.ones(2**27)  # that this process has a gigabyte does not count
     rows = [
-        benchmark._in_a_process(
-            benchmark._peak_memory,
-            "MobileNetV2CA",
+        peak_memory(
+            MobileNetV2CA,
             {
                 "input_shape": (size, size, 3),
                 "alpha": 0.25,
@@ -199,8 +200,8 @@ def test_build_times_are_ratios_to_keras(monkeypatch):
     }
     clock = [0.0]
     build = lambda builder: clock.append(clock[-1] + seconds[builder])
-    monkeypatch.setattr(benchmark, "_build", build)
-    monkeypatch.setattr(benchmark.time, "perf_counter", lambda: clock[-1])
+    monkeypatch.setattr(references, "_build", build)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[-1])
     assert benchmark.build_times(repeats=2) == {
         "MobileNetV2CA": [1.5, 1.5],
         "EfficientNetCA b0": [0.25, 0.25],

@@ -1,0 +1,41 @@
+"""Cost of each attention: speed, size and memory, side by side.
+
+All networks are timed in turns within one run, so that the machine is the same for all,
+and the result is the ratio to the same network without attention. The command is
+`keras-coordatt benchmark`.
+"""
+
+from keras_coordatt.benchmark.measure import (
+    MEASURES,
+    MODELS,
+    Measure,
+    benchmark,
+    interleaved,
+    multiply_adds,
+)
+from keras_coordatt.benchmark.references import (
+    REFERENCES,
+    PassesOnly,
+    PlainPort,
+    build_times,
+    check_official,
+    official_rows,
+)
+from keras_coordatt.benchmark.report import picture, table
+
+__all__ = [
+    "MEASURES",
+    "MODELS",
+    "REFERENCES",
+    "Measure",
+    "PassesOnly",
+    "PlainPort",
+    "benchmark",
+    "build_times",
+    "check_official",
+    "interleaved",
+    "multiply_adds",
+    "official_rows",
+    "picture",
+    "table",
+]

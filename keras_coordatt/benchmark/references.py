@@ -1,0 +1,185 @@
+"""References: the layer as usually written, the authors' network, Keras's builders."""
+
+import contextlib
+import functools
+import importlib
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+
+import keras
+from keras import layers, ops
+
+from keras_coordatt.applications import EfficientNetCA, MobileNetV2CA
+from keras_coordatt.benchmark.measure import interleaved, summarize
+
+
+class PlainPort(layers.Layer):
+    """Coordinate attention as it is usually written in Keras, channels last."""
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        self.shared = layers.Conv2D(max(8, channels // 32), 1)
+        self.norm = layers.BatchNormalization(momentum=0.9, epsilon=1e-5)
+        self.height_gate = layers.Conv2D(channels, 1, activation="sigmoid")
+        self.width_gate = layers.Conv2D(channels, 1, activation="sigmoid")
+
+    def call(self, inputs, training=None):
+        height = inputs.shape[1]
+        rows = ops.mean(inputs, axis=2, keepdims=True)
+        columns = ops.mean(inputs, axis=1, keepdims=True)
+        columns = ops.transpose(columns, (0, 2, 1, 3))
+        both = self.shared(ops.concatenate([rows, columns], axis=1))
+        both = ops.hard_swish(self.norm(both, training=training))
+        rows, columns = ops.split(both, [height], axis=1)
+        columns = ops.transpose(columns, (0, 2, 1, 3))
+        return inputs * self.height_gate(rows) * self.width_gate(columns)
+
+
+class PassesOnly(layers.Layer):
+    """Lower bound of the layer's cost: two means and two multiplications, no gates.
+
+    No implementation is faster as long as each of these is a separate operation.
+    """
+
+    def call(self, inputs):
+        rows = ops.mean(inputs, axis=2, keepdims=True)
+        columns = ops.mean(inputs, axis=1, keepdims=True)
+        return inputs * rows * columns
+
+
+# Baselines for the layer: `benchmark(extra=REFERENCES)`.
+REFERENCES = {"plain port": PlainPort, "passes only": PassesOnly}
+
+
+def check_official(path: pathlib.Path) -> None:
+    """Raises a ValueError unless the folder holds the authors' network."""
+    if not (path / "mbv2_ca.py").is_file():
+        raise ValueError(f"`path` must have the file mbv2_ca.py. Received: {path}")
+
+
+def official_rows(path: str | os.PathLike, rounds: int = 10) -> list[dict]:
+    """Measures the authors' PyTorch network, with and without its attention.
+
+    Args:
+        path: The folder of your copy of the authors' repository, with `mbv2_ca.py`.
+            It is imported, and so executed.
+        rounds: Number of rounds.
+
+    Returns:
+        One dict per network, same as from `benchmark`, with the measures `torch_1`,
+        `torch_16` and `torch_train_32`. If timm is installed, its variant of the layer
+        is measured in the same network.
+
+    Raises:
+        ValueError: If there is no `mbv2_ca.py`, or PyTorch is not installed.
+    """
+    path = pathlib.Path(path)
+    check_official(path)
+    try:
+        import torch
+    except ImportError as error:
+        raise ValueError(
+            "The authors' network needs PyTorch to be installed"
+        ) from error
+
+    sys.path.insert(0, str(path))
+    try:
+        official = importlib.import_module("mbv2_ca")
+    finally:
+        sys.path.remove(str(path))
+
+    def without(make):
+        def build():
+            network = official.MBV2_CA()
+            for parent in list(network.modules()):
+                for name, child in list(parent.named_children()):
+                    if type(child).__name__ == "CoordAtt":
+                        channels = child.conv1.in_channels
+                        setattr(parent, name, make(channels))
+            return network
+
+        return build
+
+    builders = {
+        None: without(lambda channels: torch.nn.Identity()),
+        "official": official.MBV2_CA,
+    }
+    with contextlib.suppress(ImportError):
+        from timm.layers import CoordAttn
+
+        builders["timm"] = without(CoordAttn)
+    networks = {name: build().eval() for name, build in builders.items()}
+    rows = [
+        {
+            "model": "MobileNetV2 (PyTorch)",
+            "attention": name,
+            "parameters": sum(p.numel() for p in network.parameters()),
+        }
+        for name, network in networks.items()
+    ]
+
+    def inference(network, batch_size):
+        images = torch.randn(batch_size, 3, 224, 224)
+
+        def run():
+            with torch.inference_mode():
+                network(images)
+
+        return run
+
+    def training(network, batch_size):
+        images = torch.randn(batch_size, 3, 224, 224)
+        labels = torch.zeros(batch_size, dtype=torch.long)
+        optimizer = torch.optim.SGD(network.parameters(), 0.01)
+
+        def run():
+            network.train()
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(network(images), labels).backward()
+            optimizer.step()
+
+        return run
+
+    for measure, prepare, batch_size, calls in (
+        ("torch_1", inference, 1, 5),
+        ("torch_16", inference, 16, 1),
+        ("torch_train_32", training, 32, 1),
+    ):
+        runs = {name: prepare(net, batch_size) for name, net in networks.items()}
+        times = interleaved(runs, rounds, calls)
+        for row in rows:
+            row[measure] = summarize(times[row["attention"]], times[None], batch_size)
+    return rows
+
+
+def build_times(repeats: int = 5) -> dict[str, list[float]]:
+    """Compares the time to build networks with that of Keras's plain ones.
+
+    Args:
+        repeats: How often each is built, in turns.
+
+    Returns:
+        Dict from networks to the ratios, one per repeat.
+
+    Example:
+
+    >>> build_times(repeats=3)
+    {'MobileNetV2CA': [1.2, 1.1, 1.2], 'EfficientNetCA b0': [0.9, 0.8, 0.9]}
+    """
+    pairs = {
+        "MobileNetV2CA": (MobileNetV2CA, keras.applications.MobileNetV2),
+        "EfficientNetCA b0": (EfficientNetCA, keras.applications.EfficientNetB0),
+    }
+    ratios = {}
+    for name, (ours, theirs) in pairs.items():
+        builders = {build: functools.partial(_build, build) for build in (ours, theirs)}
+        times = interleaved(builders, repeats)
+        ratios[name] = [a / b for a, b in zip(times[ours], times[theirs])]
+    return ratios
+
+
+def _build(builder: Callable) -> None:
+    keras.backend.clear_session()
+    builder(weights=None)
