@@ -1,7 +1,7 @@
-"""The paper's ablation: what each attention brings, by seed, at the same budget.
+"""The paper's ablation: accuracy by attention and seed, at the same training budget.
 
-The results are written to a file as they come, and a run that was cut off goes on from
-there. `keras-coordatt ablation DATA` is the command.
+Each result is added to a file when its run ends, and an interrupted ablation continues
+after the last one. The command is `keras-coordatt ablation DATA`.
 """
 
 import functools
@@ -13,6 +13,7 @@ import statistics
 import keras
 
 from keras_coordatt.applications import MobileNetV2CA
+from keras_coordatt.files import atomic_file
 from keras_coordatt.training import train_classifier
 from keras_coordatt.validation import check_positive_int
 
@@ -32,23 +33,27 @@ def ablation(
 ) -> list[dict]:
     """Trains MobileNetV2 from scratch with each attention and each seed.
 
-    All get the same images in the same order, the same schedule and the same number
-    of steps. What differs between seeds is the order and the starting weights.
+    All networks get the same images in the same order, the same schedule and the same
+    number of steps. Seeds differ in the order and in the initial weights.
 
     Args:
         data: A folder `train/<class>/*.jpg`, `test/<class>/*.jpg`, or a TFDS name. Runs
-            are told apart by the folder's name, without its path.
-        output: A file that gets a line of JSON a run, as it ends. Runs that are in
-            it are not made again.
-        seeds: The seeds, each an integer.
-        steps: Training steps of each network.
+            are identified by the folder's name, without its path.
+        output: File of one line of JSON per run, written when the run ends. Runs that
+            are already in it are not repeated.
+        seeds: Sequence of integers.
+        steps: Training steps per network.
         image_size: Height and width of the images, in pixels.
-        alpha: The networks' width multiplier.
-        batch_size: Images a step.
+        alpha: Width multiplier of the networks.
+        batch_size: Images per step.
         learning_rate: The highest learning rate of the schedule.
 
     Returns:
-        A dict a run: its settings, `parameters`, test `accuracy`, and `seconds`.
+        One dict per run: its settings, `parameters`, test `accuracy`, and `seconds`.
+
+    Raises:
+        ValueError: If an argument is out of its range, the data can't be used, or a
+            line of `output` isn't JSON.
 
     Example:
 
@@ -66,14 +71,15 @@ def ablation(
         "learning_rate": learning_rate,
     }
     output = pathlib.Path(output)
-    lines = output.read_text().splitlines() if output.exists() else []
+    lines = _lines(output)
     runs = []
     for number, line in enumerate(lines, 1):
         try:
             run = json.loads(line)
         except json.JSONDecodeError as error:
             raise ValueError(
-                f"`output` has no JSON in line {number}: {line!r}"
+                "`output` must have JSON in every line. "
+                f"Received in line {number}: {line!r}"
             ) from error
         if settings.items() <= run.items():
             runs.append(run)
@@ -84,11 +90,17 @@ def ablation(
             if (seed, attention) not in done:
                 run = {"seed": seed, "attention": attention, **settings}
                 run |= _train(**{**run, "data": data})
-                with output.open("a") as file:
-                    file.write(json.dumps(run) + "\n")
+                # Not appended: a process that is killed would leave half a line.
+                lines = [*_lines(output), json.dumps(run)]
+                with atomic_file(output) as temporary:
+                    temporary.write_text("".join(f"{line}\n" for line in lines))
                 print(json.dumps(run), flush=True)
                 runs.append(run)
     return runs
+
+
+def _lines(path):
+    return path.read_text().splitlines() if path.exists() else []
 
 
 def _train(seed: int, attention: str | None, steps: int, alpha: float, **settings):
@@ -101,13 +113,13 @@ def _train(seed: int, attention: str | None, steps: int, alpha: float, **setting
 
 
 def table(runs: list[dict]) -> str:
-    """Formats an ablation as Markdown, with the mean and the spread over seeds.
+    """Formats an ablation as a Markdown table, with mean and deviation over seeds.
 
     Args:
-        runs: What `ablation` returned.
+        runs: Return value of `ablation`.
 
     Returns:
-        A table, one row an attention.
+        A table, one row per attention.
     """
     rows = [
         "| attention | parameters | test accuracy | over none, same seed | runs |",
@@ -126,13 +138,13 @@ def table(runs: list[dict]) -> str:
         ]
         rows.append(
             f"| {attention or 'none'} | {chosen[0]['parameters']:,} "
-            f"| {_mean_and_spread(accuracy)} % | {_mean_and_spread(gain, '+')} "
+            f"| {_mean_and_deviation(accuracy)} % | {_mean_and_deviation(gain, '+')} "
             f"| {len(chosen)} |"
         )
     return "\n".join(rows)
 
 
-def _mean_and_spread(values: list[float], sign: str = "") -> str:
+def _mean_and_deviation(values: list[float], sign: str = "") -> str:
     if not values:
         return ""
     mean = f"{statistics.mean(values):{sign}.2f}"

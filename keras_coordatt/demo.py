@@ -1,6 +1,8 @@
-"""The main job: build, train on real images, save, load back. `make demo` runs it.
+"""Demo: builds networks, trains them on real images, saves one and loads it back.
 
-`python -m keras_coordatt.demo [FOLDER]` saves the models in FOLDER (`runs/demo`).
+    python -m keras_coordatt.demo [FOLDER]
+
+saves the models in FOLDER, `runs/demo` by default. `make demo` runs it.
 """
 
 import pathlib
@@ -22,7 +24,7 @@ EPOCHS = 16
 
 
 def train(attention, images, test):
-    """Trains a small network from scratch, and gives it with its test accuracy."""
+    """Trains a small network from scratch, and returns it and its test accuracy."""
     keras.utils.set_random_seed(0)
     model = MobileNetV2CA(
         (SIZE, SIZE, 3), alpha=0.25, weights=None, classes=10, attention=attention
@@ -32,7 +34,7 @@ def train(attention, images, test):
     optimizer = keras.optimizers.Lamb(warmup_cosine(EPOCHS * len(images), 1e-2))
     model.compile(optimizer, "sparse_categorical_crossentropy", metrics=["accuracy"])
 
-    # With all its variables made before, TensorFlow traces the step once, not twice.
+    # Building the optimizer first lets TensorFlow trace the step once, not twice.
     optimizer.build(model.trainable_variables)
     print(f"Untrained: {model.evaluate(test, verbose=0)[1]:.1%} test accuracy")
 
@@ -58,7 +60,7 @@ def main(folder: str = "runs/demo") -> None:
         print(f"\nMobileNetV2CA, alpha 0.25, attention={attention!r}")
         models[attention], accuracies[attention] = train(attention, training, test)
     print(f"\nTrained both in {time.perf_counter() - start:.0f} s.")
-    print("Accuracy on 510 test digits, from forms that were never trained on:")
+    print("Accuracy on 510 test digits, from forms that were not in the training data:")
     for attention, accuracy in accuracies.items():
         parameters = models[attention].count_params()
         print(f"  {attention or 'none':<12}{accuracy:7.1%}  {parameters:,} parameters")
