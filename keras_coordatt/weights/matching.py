@@ -207,7 +207,7 @@ def _problems(expected, arrays, allowed=()):
             problems["misshapen"].append(
                 f"misshapen: {name}, shape {shape}, expected {weight.shape}"
             )
-        elif _kind(dtype) != _kind(weight.dtype):
+        if _kind(dtype) != _kind(weight.dtype):
             problems["dtype"].append(
                 f"not {_kind(weight.dtype)}: {name}, dtype {dtype}"
             )
@@ -237,15 +237,15 @@ def _cause(problems, expected, arrays):
         and not any(name in arrays for name in heads)
     ):
         return "it has no classifier, as with `include_top=False`"
+    if problems["dtype"]:
+        return "the numbers are of another kind, as if one of them is quantized"
     if missing and unexpected:
         return "the layers differ, as of another architecture or `attention`"
     if missing:
         return "it lacks layers of the network"
     if unexpected:
         return "it has layers that the network lacks"
-    if problems["misshapen"]:
-        return "the layers are the same, of other sizes"
-    return "the numbers are of another kind, as those of a quantized network"
+    return "the layers are the same, of other sizes"
 
 
 def _listed(problems):
