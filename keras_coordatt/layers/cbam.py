@@ -7,27 +7,28 @@ from keras_coordatt.validation import check_number, check_positive_int
 
 @keras.saving.register_keras_serializable("keras_coordatt")
 class CBAM(ChannelAttention):
-    """Convolutional block attention: a gate a channel, then a gate a position.
+    """Convolutional block attention: one gate per channel, then one per position.
 
-    The channels' gates come from the map's mean and its maximum, which pass
-    through one perceptron; the positions' gates from the channels' maximum and
-    mean, by one convolution with batch normalization:
+    A perceptron computes the channel gates from the mean and the maximum of each
+    channel. A convolution with batch normalization computes the spatial gates from the
+    maximum and the mean over the channels:
 
         g[n, c]    = gate_activation(mlp(mean over h and w of x) + mlp(max of x))
         y          = x * g
         s[n, h, w] = gate_activation(BN(conv([max over c of y, mean over c of y])))
         out        = y * s
 
-    Under a half-precision policy the gates are computed in float32 and then cast.
+    Under a half-precision policy the gates are computed in float32 and then cast, for
+    which the whole feature map is converted to float32 to be averaged.
 
     Args:
         reduction: Positive integer. The perceptron's hidden layer has
-            `max(1, channels // reduction)` units. Defaults to 16, the CBAM
-            paper's; the coordinate attention paper's networks have 24.
-        kernel_size: Positive odd integer, the size of the convolution. Defaults to
-            7.
+            `max(1, channels // reduction)` units. Defaults to 16, as in the
+            CBAM paper. The networks of the coordinate attention paper use 24.
+        kernel_size: Positive odd integer, the size of the spatial convolution.
+            Defaults to 7.
         activation: Activation of the hidden layer. Defaults to `"relu"`.
-        gate_activation: Activation that makes the gates. Defaults to
+        gate_activation: Activation of the gates. Defaults to
             `"sigmoid"`.
         momentum: Momentum of the moving averages, in [0, 1). Defaults to 0.99, as
             in the official code (which PyTorch calls 0.01).
@@ -37,6 +38,10 @@ class CBAM(ChannelAttention):
         kernel_initializer: Initializer of the kernels. Defaults to
             `"glorot_uniform"`.
         kernel_regularizer: Regularizer of the kernels, or `None`.
+        sublayers: Arguments of sublayers that differ from this layer's own, as a dict
+            from a sublayer's name to `trainable`, `dtype`, `lora_rank`,
+            `lora_alpha` or `quantization_config`. `{"norm": {"trainable": False}}`
+            keeps batch normalization frozen. Defaults to `None`.
         **kwargs: `name`, `dtype`, `trainable`.
 
     Input shape:
@@ -44,10 +49,10 @@ class CBAM(ChannelAttention):
         may be unknown.
 
     Output shape:
-        The input's.
+        Same as the input's.
 
     Raises:
-        ValueError: if an argument is out of its range, or the input is not a
+        ValueError: If an argument is out of its range, or the input is not a
             floating-point tensor of rank 4 with a known number of channels.
 
     Example:
@@ -61,6 +66,8 @@ class CBAM(ChannelAttention):
         https://arxiv.org/abs/1807.06521) (ECCV 2018)
     """
 
+    SUBLAYERS = (*ChannelAttention.SUBLAYERS, "conv", "norm")
+
     def __init__(
         self,
         reduction: int = 16,
@@ -72,6 +79,7 @@ class CBAM(ChannelAttention):
         data_format: str | None = None,
         kernel_initializer="glorot_uniform",
         kernel_regularizer=None,
+        sublayers: dict | None = None,
         **kwargs,
     ):
         super().__init__(
@@ -81,6 +89,7 @@ class CBAM(ChannelAttention):
             data_format=data_format,
             kernel_initializer=kernel_initializer,
             kernel_regularizer=kernel_regularizer,
+            sublayers=sublayers,
             **kwargs,
         )
         self.kernel_size = check_positive_int("kernel_size", kernel_size)
@@ -91,34 +100,35 @@ class CBAM(ChannelAttention):
 
     def build(self, input_shape):
         super().build(input_shape)
-        # What it sees is stacked on the last axis, whatever the data format.
-        self.conv = keras.layers.Conv2D(
+        # Its two input channels are stacked on the last axis in either data format.
+        self.conv = self._make(
+            keras.layers.Conv2D,
+            "conv",
             1,
             self.kernel_size,
             padding="same",
             use_bias=False,
             data_format="channels_last",
-            kernel_initializer=self._fresh_initializer(),
+            kernel_initializer=self._new_initializer(),
             kernel_regularizer=self.kernel_regularizer,
-            dtype=self._gate_policy,
-            trainable=self.trainable,
-            name="conv",
         )
         self.conv.build((None, None, None, 2))
-        self.norm = keras.layers.BatchNormalization(
+        self.norm = self._make(
+            keras.layers.BatchNormalization,
+            "norm",
             momentum=self.momentum,
             epsilon=self.epsilon,
-            dtype=self._gate_policy,
-            trainable=self.trainable,
-            name="norm",
         )
         self.norm.build((None, None, None, 1))
+
+    def sublayers(self):
+        return [*super().sublayers(), self.conv, self.norm]
 
     def call(self, inputs, training=None):
         x = super().call(inputs)
         axis = self._channel_axis
-        seen = ops.stack([self._max(x, axis), self._mean(x, axis)], axis=-1)
-        gate = self.gate_activation(self.norm(self.conv(seen), training=training))
+        pooled = ops.stack([self._max(x, axis), self._mean(x, axis)], axis=-1)
+        gate = self.gate_activation(self.norm(self.conv(pooled), training=training))
         gate = ops.expand_dims(ops.squeeze(gate, -1), axis)
         return x * ops.cast(gate, x.dtype)
 

@@ -5,28 +5,33 @@ from keras_coordatt.layers.channel_attention import ChannelAttention
 
 @keras.saving.register_keras_serializable("keras_coordatt")
 class SqueezeExcite(ChannelAttention):
-    """Squeeze-and-excitation: a gate for every channel, blind to position.
+    """Squeeze-and-excitation layer: one gate per channel, the same at every position.
 
-    The map is squeezed to its mean, from which a perceptron with a narrow hidden
-    layer makes the gates:
+    A perceptron with one narrow hidden layer computes the gates from the mean of each
+    channel:
 
         s[n, c] = mean over h and w of x
         out[n, h, w, c] = x * gate_activation(expand(activation(reduce(s))))[n, c]
 
-    Under a half-precision policy the gates are computed in float32 and then cast.
+    Under a half-precision policy the gates are computed in float32 and then cast, for
+    which the whole feature map is converted to float32 to be averaged.
 
     Args:
         reduction: Positive integer. The hidden layer has
-            `max(1, channels // reduction)` units. Defaults to 16, the SE paper's;
-            the coordinate attention paper's networks have 24.
+            `max(1, channels // reduction)` units. Defaults to 16, as in the SE
+            paper. The networks of the coordinate attention paper use 24.
         activation: Activation of the hidden layer. Defaults to `"relu"`.
-        gate_activation: Activation that makes the gates. Defaults to
+        gate_activation: Activation of the gates. Defaults to
             `"sigmoid"`.
         data_format: `"channels_last"` or `"channels_first"`. Defaults to
             `keras.config.image_data_format()`.
         kernel_initializer: Initializer of the kernels. Defaults to
             `"glorot_uniform"`.
         kernel_regularizer: Regularizer of the kernels, or `None`.
+        sublayers: Arguments of sublayers that differ from this layer's own, as a dict
+            from a sublayer's name to `trainable`, `dtype`, `lora_rank`,
+            `lora_alpha` or `quantization_config`. `{"expand": {"trainable": False}}`
+            freezes the second dense layer. Defaults to `None`.
         **kwargs: `name`, `dtype`, `trainable`.
 
     Input shape:
@@ -34,10 +39,10 @@ class SqueezeExcite(ChannelAttention):
         may be unknown.
 
     Output shape:
-        The input's.
+        Same as the input's.
 
     Raises:
-        ValueError: if an argument is out of its range, or the input is not a
+        ValueError: If an argument is out of its range, or the input is not a
             floating-point tensor of rank 4 with a known number of channels.
 
     Example:
@@ -50,6 +55,28 @@ class SqueezeExcite(ChannelAttention):
         [Squeeze-and-Excitation Networks](https://arxiv.org/abs/1709.01507)
         (CVPR 2018)
     """
+
+    def __init__(
+        self,
+        reduction: int = 16,
+        activation="relu",
+        gate_activation="sigmoid",
+        data_format: str | None = None,
+        kernel_initializer="glorot_uniform",
+        kernel_regularizer=None,
+        sublayers: dict | None = None,
+        **kwargs,
+    ):
+        super().__init__(
+            reduction=reduction,
+            activation=activation,
+            gate_activation=gate_activation,
+            data_format=data_format,
+            kernel_initializer=kernel_initializer,
+            kernel_regularizer=kernel_regularizer,
+            sublayers=sublayers,
+            **kwargs,
+        )
 
     def _squeeze(self, x):
         return [self._mean(x, self._spatial_axes)]

@@ -3,7 +3,7 @@ import pytest
 from backends import BACKEND, gradient
 from keras import ops
 
-from keras_coordatt.layers import passes
+from keras_coordatt.layers.strip_pooling import strip_mean, strip_scale
 
 AXES = [(1, 2), (2, 3)]
 
@@ -45,7 +45,7 @@ def agree(function, plain, x):
 @pytest.mark.parametrize("shape", [(2, 5, 7, 3), (2, 4, 1, 6), (1, 1, 1, 1)])
 def test_mean(shape, axes):
     agree(
-        lambda x: passes.mean(x, *axes),
+        lambda x: strip_mean(x, *axes),
         lambda x: plain_mean(x, *axes),
         images(*shape),
     )
@@ -66,7 +66,7 @@ def test_multiply(axes, which):
 
         return function
 
-    agree(of(passes.multiply), of(plain_multiply), arrays[which])
+    agree(of(strip_scale), of(plain_multiply), arrays[which])
 
 
 def test_second_derivatives():
@@ -81,7 +81,7 @@ def test_second_derivatives():
 
         return first
 
-    ours = _second(penalty(passes.mean, passes.multiply), x)
+    ours = _second(penalty(strip_mean, strip_scale), x)
     theirs = _second(penalty(plain_mean, plain_multiply), x)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
@@ -130,5 +130,5 @@ def test_no_map_is_kept_but_the_input():
             multiply(x, *gates, 1, 2)
         return sum(size == x.numel() for size in sizes)
 
-    assert kept(passes.multiply) == 1
+    assert kept(strip_scale) == 1
     assert kept(plain_multiply) == 2

@@ -1,24 +1,22 @@
-"""Coordinate attention's passes over the feature map, while training.
+"""Strip pooling and scaling of coordinate attention, with gradients for training.
 
-Automatic differentiation spreads the gradient of each mean over a map of its own, and
-then adds up the maps; and it keeps the map between the two multiplications. With these
-gradients, rows and columns are added to the map as they are, and no map is kept but the
-input.
+Autodiff materialises one full-size gradient per mean and keeps the intermediate
+product. These gradients broadcast instead, and keep only the input.
 """
 
 from keras import ops
 
 
-def mean(x, height: int, width: int):
-    """Averages a map along its width and along its height.
+def strip_mean(x, height: int, width: int):
+    """Averages feature maps along their width and along their height.
 
     Args:
-        x: A batch of feature maps, in floating point.
-        height: The index of its height axis.
-        width: The index of its width axis, the next one.
+        x: Floating-point tensor of feature maps.
+        height: Index of the height axis.
+        width: Index of the width axis, which is `height + 1`.
 
     Returns:
-        The means of all rows and then those of all columns, along the axis `height`.
+        The means of all rows, then those of all columns, along the axis `height`.
     """
 
     @ops.custom_gradient
@@ -38,18 +36,18 @@ def mean(x, height: int, width: int):
     return both(x)
 
 
-def multiply(x, rows, columns, height: int, width: int):
-    """Multiplies a map by a gate a row and a gate a column.
+def strip_scale(x, rows, columns, height: int, width: int):
+    """Multiplies feature maps by one gate per row and one per column.
 
     Args:
-        x: A batch of feature maps.
-        rows: The gates of its rows, of length 1 along `width`.
-        columns: The gates of its columns, of length 1 along `height`.
-        height: The index of its height axis.
-        width: The index of its width axis.
+        x: Tensor of feature maps.
+        rows: Gates of the rows, of length 1 along `width`.
+        columns: Gates of the columns, of length 1 along `height`.
+        height: Index of the height axis.
+        width: Index of the width axis.
 
     Returns:
-        The gated map.
+        The gated feature maps.
     """
 
     @ops.custom_gradient

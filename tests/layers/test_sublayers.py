@@ -1,0 +1,129 @@
+"""What is changed on an attention layer's sublayers survives saving and cloning."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from keras_coordatt import CBAM, CoordinateAttention, SqueezeExcite
+from keras_coordatt.layers import freeze_batch_norm
+
+each_attention = pytest.mark.parametrize(
+    "attention", [CoordinateAttention, SqueezeExcite, CBAM]
+)
+X = np.random.default_rng(0).normal(size=(2, 4, 4, 16)).astype("float32")
+
+
+def network(attention, **arguments):
+    image = keras.Input((4, 4, 16))
+    x = attention(reduction=2, name="attention", **arguments)(image)
+    return keras.Model(image, layers.Dense(2, name="head")(x))
+
+
+def reloaded(model, tmp_path):
+    model.save(tmp_path / "it.keras")
+    return keras.models.load_model(tmp_path / "it.keras")
+
+
+@pytest.mark.parametrize("attention", [CoordinateAttention, CBAM])
+def test_frozen_normalization_stays_frozen(attention, tmp_path):
+    model = network(attention)
+    everything = len(model.trainable_weights)
+    model.get_layer("attention").norm.trainable = False
+    configured = network(attention, sublayers={"norm": {"trainable": False}})
+    for copy in (
+        reloaded(model, tmp_path),
+        keras.models.clone_model(model),
+        keras.models.clone_model(keras.models.clone_model(model)),
+        reloaded(keras.Sequential([keras.Input((4, 4, 16)), model]), tmp_path),
+        configured,
+    ):
+        assert len(copy.trainable_weights) == everything - 2
+        before = copy.get_weights()
+        copy.compile("sgd", "mse")
+        copy.fit(X, X[..., :2], verbose=0)
+        for weight, old, new in zip(copy.weights, before, copy.get_weights()):
+            if "norm" in weight.path:
+                np.testing.assert_array_equal(new, old, weight.path)
+
+
+@each_attention
+def test_parts_keep_their_own_flag_under_a_frozen_layer(attention, tmp_path):
+    model = network(attention)
+    layer = model.get_layer("attention")
+    layer.trainable = False
+    layer.sublayers()[0].trainable = True
+    copy = reloaded(model, tmp_path).get_layer("attention")
+    assert not copy.trainable
+    assert [x.trainable for x in copy.sublayers()] == [
+        x.trainable for x in layer.sublayers()
+    ]
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+@each_attention
+def test_quantized_networks_load(attention, mode, tmp_path):
+    model = network(attention)
+    model.quantize(mode)
+    expected = model.predict(X, verbose=0)
+    copy = reloaded(model, tmp_path)
+    modes = [getattr(x, "quantization_mode", None) for x in layers_of(copy)]
+    assert modes.count(mode) == len(
+        [x for x in layers_of(model) if isinstance(x, layers.Dense)]
+    )
+    np.testing.assert_allclose(copy.predict(X, verbose=0), expected, atol=1e-6)
+
+
+def layers_of(model):
+    return model.get_layer("attention").sublayers()
+
+
+@pytest.mark.parametrize("quantized", [False, True])
+@each_attention
+def test_lora_is_kept(attention, quantized, tmp_path):
+    model = network(attention)
+    for layer in layers_of(model):
+        if isinstance(layer, layers.Dense):
+            layer.enable_lora(2)
+            layer.lora_kernel_b.assign(np.ones(layer.lora_kernel_b.shape))
+    if quantized:
+        model.quantize("int8")
+    copy = reloaded(model, tmp_path)
+    assert len(copy.trainable_weights) == len(model.trainable_weights)
+    np.testing.assert_allclose(
+        copy.predict(X, verbose=0),
+        model.predict(X, verbose=0),
+        atol=0.02 if quantized else 1e-6,
+    )
+
+
+def test_configurations_without_changes_are_those_of_earlier_versions():
+    layer = network(CoordinateAttention).get_layer("attention")
+    assert "sublayers" not in layer.get_config()
+
+
+@pytest.mark.parametrize(
+    "sublayers", ["norm", ["norm"], {"bn": {}}, {"norm": False}, {"norm": {"axis": 1}}]
+)
+@each_attention
+def test_bad_sublayers(attention, sublayers):
+    with pytest.raises(ValueError, match="`sublayers` must be"):
+        attention(sublayers=sublayers)
+
+
+def test_freeze_batch_norm_reaches_nested_models_and_sublayers(tmp_path):
+    inner = network(CoordinateAttention)
+    image = keras.Input((4, 4, 16))
+    x = layers.BatchNormalization()(inner(image))
+    x = layers.TimeDistributed(layers.BatchNormalization())(x)
+    model = keras.Model(image, CBAM()(layers.Dense(16)(x)))
+    everything = len(model.trainable_weights)
+    assert freeze_batch_norm(model) == 4
+    assert len(model.trainable_weights) == everything - 4 * 2
+    assert not inner.get_layer("attention").norm.trainable
+    # Keras itself forgets what is inside TimeDistributed.
+    assert len(reloaded(model, tmp_path).trainable_weights) <= everything - 3 * 2
+    with pytest.raises(TypeError, match="`model`"):
+        freeze_batch_norm("model")
+    with pytest.raises(ValueError, match="`model` must be built"):
+        freeze_batch_norm(CoordinateAttention())
