@@ -1,7 +1,7 @@
-"""Input pipelines, and the embedded digits.
+"""Input pipelines for classification, detection and segmentation.
 
-The data set's builder is in `keras_coordatt.data.digits`; it is not imported here, as
-that registers it with TFDS.
+The embedded digits are in `keras_coordatt.data.digits`, which is not imported here:
+importing it registers them with TFDS.
 """
 
 from keras_coordatt.data.class_folder import ClassFolder

@@ -18,7 +18,7 @@ from keras_coordatt.validation import check_choice, check_positive_int
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-# Bytes of decoded examples that one pipeline may keep, to cache or to shuffle.
+# Bytes of decoded examples that a pipeline may hold in its cache or shuffle buffer.
 _MEMORY = 256 * 2**20
 
 
@@ -83,16 +83,15 @@ class Batches:
         """
         import tensorflow_datasets as tfds
 
-        # tfds refuses to reorder the files of an ordered data set, and ImageFolder,
-        # whose files lie in a shuffled order already, would reorder them without our
-        # seed.
+        # TFDS refuses to reorder the files of an ordered data set, and ImageFolder, whose
+        # files are in shuffled order already, would reorder them without our seed.
         ordered = builder.info.disable_shuffling or isinstance(
             builder, tfds.ImageFolder
         )
         dataset = builder.as_dataset(
             split=self.split,
             shuffle_files=self.shuffle and not ordered,
-            # The images are cached below, once resized.
+            # The images are cached below, after they are resized.
             read_config=tfds.ReadConfig(shuffle_seed=self.seed, try_autocache=False),
         )
         if self.drop_remainder and 0 <= dataset.cardinality() < self.batch_size:
@@ -115,7 +114,7 @@ class Batches:
         if self.shuffle:
             dataset = dataset.shuffle(room, seed=self.seed)
 
-        # Keras's layers and `preprocess_input` expect it too.
+        # Keras's layers and `preprocess_input` expect the global data format.
         channels_first = keras.config.image_data_format() == "channels_first"
 
         def finish_batch(images, target):
@@ -123,13 +122,13 @@ class Batches:
             if channels_first:
                 images = tf.transpose(images, (0, 3, 1, 2))
             images, target = finish(images, target)
-            # Under a mixed precision policy, a layer gives half precision.
+            # Under a mixed precision policy, layers return half precision.
             images = tf.cast(images, "float32")
             if self.preprocess is not None:
                 images = self.preprocess(images)
             return images, target
 
-        # In parallel, batches would draw an augmentation's random numbers in any order.
+        # In parallel, batches would draw the random numbers in any order.
         in_turn = self.augment is not None and self.seed is not None
         dataset = dataset.batch(self.batch_size, self.drop_remainder).map(
             finish_batch, num_parallel_calls=None if in_turn else tf.data.AUTOTUNE
@@ -208,8 +207,8 @@ def prepare_builder(
         try:
             builder.download_and_prepare()
         except OSError:
-            # Did another process prepare the same data meanwhile? TFDS renames a
-            # finished folder to its place, which fails where there is one.
+            # Another process may have prepared the same data in the meantime. TFDS
+            # renames the finished folder, which fails if the target exists.
             builder = tfds.builder(name, data_dir=data_dir)
             if not builder.is_prepared():
                 raise

@@ -1,4 +1,4 @@
-"""Images with boxes around their objects, in batches for `model.fit`."""
+"""Images with bounding boxes, in batches for `model.fit`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from keras_coordatt.validation import check_choice, check_positive_int
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-# Longer sides are not those of boxes relative to the image, however it was zoomed.
+# A longer side means boxes in pixels: no zoom enlarges an object that much.
 _LONGEST_SIDE = 10
 
 
@@ -42,9 +42,9 @@ def load_detection(
     relative to the image's size, so they hold at every size.
 
     Groups of objects in one box (`is_crowd`, as in COCO) are left out, and so are
-    objects that are hard to recognize (`is_difficult`, as in Pascal VOC): a network is
-    not to learn from them. Nor does the VOC score count the latter, neither as found
-    nor as missed, so whoever computes it needs `keep_difficult` and the marks.
+    objects that are hard to recognize (`is_difficult`, as in Pascal VOC), so that a
+    network does not learn from them. The score of VOC counts the latter neither as
+    found nor as missed: to compute it, set `keep_difficult` and use the marks.
 
     Args:
         name: A folder, as for `VOCFolder`; a TFDS name such as `"digits/scenes"`,

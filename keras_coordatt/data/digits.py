@@ -1,11 +1,11 @@
 """Real handwritten digits as small TFDS data sets, built without any download.
 
-`digits/classification` has one digit an image, `digits/scenes` has several, with
+`digits/classification` has one digit per image, `digits/scenes` has several, with
 boxes and a mask. Both are drawn from the 1,797 digits of 8 x 8 pixels in
 `digits.npz`: the test set of "Optical Recognition of Handwritten Digits" by
 E. Alpaydin and C. Kaynak (UCI Machine Learning Repository, 1998,
-https://doi.org/10.24432/C50P49, CC BY 4.0), as scikit-learn's `load_digits` has it.
-Here they are enlarged, coloured and put on backgrounds.
+https://doi.org/10.24432/C50P49, CC BY 4.0), the same as in
+scikit-learn's `load_digits`. They are enlarged, coloured and put on backgrounds.
 """
 
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ import tensorflow_datasets as tfds
 _DESCRIPTION = """
 1,797 real handwritten digits, drawn in random sizes, places and colours.
 
-The digits lie in the order of the 14 forms that they were written on: the same 130
-labels come again in every form, but for up to eight that are missing and, in one form,
-one that differs. `train` is the first ten forms, `test` the last four, so no form is on
-both sides. UCI says that 13 writers filled the forms but not who filled which, so a
-split between forms is as near to a split between writers as the data allow.
+The digits are in the order of the 14 forms that they were written on: every form has
+the same 130 labels, except that up to eight are missing and, in one form, one differs.
+`train` is the first ten forms and `test` the last four, so no form is in both. UCI says
+that 13 writers filled in the forms but not who filled in which, so a split between
+forms is as close to a split between writers as the data allow.
 """
 
 _CITATION = """
@@ -36,7 +36,7 @@ _CITATION = """
 }
 """
 
-# Form by form: 1287 begins the eleventh.
+# The eleventh form starts at 1287.
 _DIGITS = {"train": range(1287), "test": range(1287, 1797)}
 _SCENES = {"train": range(1000), "test": range(1000, 1250)}
 
@@ -45,14 +45,14 @@ class Digits(tfds.core.GeneratorBasedBuilder):
     """Handwritten digits, to classify or to find in cluttered scenes.
 
     `digits/classification`: `image` (32, 32, 3), `label`, and `index`, the digit's
-    place in the source. Examples keep the source's order, form after form:
-    `train[:1157]` and `train[1157:]` are nine forms and the tenth, so the latter
-    is a validation split that shares no form with the former.
+    position in the source. Examples keep the source's order, form after form:
+    `train[:1157]` has nine forms and `train[1157:]` the tenth, so the latter is a
+    validation split that shares no form with the former.
 
     `digits/scenes`: `image` (128, 128, 3) with two to six digits of different sizes,
     `objects` with `bbox` and `label`, `segmentation_mask` (128, 128, 1) with 0 for
-    background and 1 + digit for ink, and `indices`, the digits' places in the source.
-    Boxes are tight around the mask and never overlap. Test scenes are made of test
+    background and 1 + digit for ink, and `indices`, the digits' positions in the
+    source. Boxes are tight around the mask and never overlap. Test scenes have test
     digits only.
 
     Each image depends only on its config, split and index: every build is the same.
@@ -109,7 +109,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
             homepage="https://archive.ics.uci.edu/dataset/80",
             citation=_CITATION,
             license="CC BY 4.0",
-            # Only the order of the digits means something.
+            # Only the order of the single digits has a meaning.
             disable_shuffling=self.builder_config.name == "classification",
         )
 
@@ -136,7 +136,7 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
 
 def load_arrays() -> tuple[np.ndarray, np.ndarray]:
-    """Reads the digits as they were published.
+    """Returns the digits as they were published.
 
     Returns:
         Images, uint8 from 0 to 16 of shape `(1797, 8, 8)`, and labels, uint8 of
@@ -197,14 +197,14 @@ def _draw_scene(
 
 
 def _ink(digit: np.ndarray, side: int) -> np.ndarray:
-    """Enlarges a digit to (side, side): 1 where ink covers the pixel, 0 where none."""
+    """Enlarges a digit to (side, side): 1 where ink covers the pixel, otherwise 0."""
     scale = len(digit) / side
     positions = (np.arange(side) + 0.5) * scale - 0.5
-    # Linear interpolation as a matrix, from zeros outside of the digit.
+    # Linear interpolation as a matrix, with zeros outside the digit.
     weights = np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(len(digit))))
     grey = weights @ (digit / 16) @ weights.T
-    # Steeper than the source, as the edges of an enlarged digit are blurred. Rounded,
-    # so that the last bit of a float never decides what is ink.
+    # More contrast than the source, as enlarging blurs the edges. Rounded, so that the
+    # last bit of a float never decides what is ink.
     return np.round(np.clip(2 * grey - 0.4, 0, 1), 6)
 
 
@@ -225,7 +225,7 @@ def _places(
 
 
 def _clutter(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Draws dark blobs and lines on a background that changes from side to side."""
+    """Draws dark blobs and lines on a gradient."""
     y, x = (axis / size for axis in np.ogrid[:size, :size])
     image = sum(
         (vertical * horizontal)[..., None] * _dark(rng)
@@ -238,7 +238,7 @@ def _clutter(rng: np.random.Generator, size: int) -> np.ndarray:
         image[blob] = _dark(rng)
     for _ in range(rng.integers(6, 12, endpoint=True)):
         (top, left), (down, right) = rng.random(2), rng.uniform(-0.6, 0.6, 2)
-        # The nearest point of the segment, as a fraction of the way along it.
+        # The nearest point of the segment, as a fraction of its length.
         along = (y - top) * down + (x - left) * right
         along = np.clip(along / (down**2 + right**2), 0, 1)
         distance = (y - top - along * down) ** 2 + (x - left - along * right) ** 2
@@ -246,7 +246,7 @@ def _clutter(rng: np.random.Generator, size: int) -> np.ndarray:
     return image
 
 
-# No dark colour comes within 60 of a light one, in any channel.
+# In every channel, dark and light colours differ by at least 60.
 def _dark(rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(0, 100, 3)
 
