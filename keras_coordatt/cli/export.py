@@ -2,7 +2,9 @@
 
 OUT ends in `.tflite` or `.onnx`, or is the name of a folder. The network is read as by
 `convert`. The file is compared with it: LiteRT on the test images of DATA if given,
-otherwise on random ones. For int8, the training images of DATA calibrate the ranges.
+otherwise on drawn ones. For int8, the training images of DATA calibrate the ranges.
+How images are prepared is read from the network. If that does not record it, say it by
+--preprocessing, or by --mean and --std.
 """
 
 import argparse
@@ -16,9 +18,21 @@ from keras_coordatt.cli.options import (
     add_network_options,
     check_not_a_folder,
 )
-from keras_coordatt.preprocessing import preprocessing_of
+from keras_coordatt.detection import SSDLite
+from keras_coordatt.preprocessing import (
+    IMAGENET,
+    RAW_PIXELS,
+    Preprocessing,
+    preprocessing_of,
+)
 from keras_coordatt.weights import FILE_TYPES
 from keras_coordatt.weights.network_file import read_network
+
+PREPROCESSINGS = {
+    "imagenet": IMAGENET,
+    "raw": RAW_PIXELS,
+    "tf": Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -44,6 +58,40 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="height and width, if the network takes images of any size",
     )
+    preparing = parser.add_argument_group("preprocessing")
+    preparing.add_argument(
+        "--preprocessing",
+        choices=PREPROCESSINGS,
+        help="imagenet: ImageNet's mean and standard deviation; raw: values in "
+        "[0, 255]; tf: values in [-1, 1] (default: as recorded on the network)",
+    )
+    preparing.add_argument(
+        "--mean", type=float, nargs="+", help="mean per channel, of values in [0, 1]"
+    )
+    preparing.add_argument(
+        "--std", type=float, nargs="+", help="standard deviation per channel"
+    )
+    detection = parser.add_argument_group("detection")
+    detection.add_argument(
+        "--detector",
+        action="store_true",
+        help="export boxes, labels and scores of an SSDLite, not its raw offsets",
+    )
+    detection.add_argument(
+        "--score-threshold", type=float, default=0.05, help="default: %(default)s"
+    )
+    detection.add_argument(
+        "--iou-threshold", type=float, default=0.5, help="default: %(default)s"
+    )
+    detection.add_argument(
+        "--max-detections", type=int, default=100, help="default: %(default)s"
+    )
+    detection.add_argument(
+        "--no-suppression",
+        dest="suppress",
+        action="store_false",
+        help="keep the boxes of all positions, as int8 needs it",
+    )
 
 
 def run(
@@ -53,6 +101,14 @@ def run(
     data: str | None,
     labels: pathlib.Path | None,
     image_size: int | None,
+    preprocessing: str | None,
+    mean: list[float] | None,
+    std: list[float] | None,
+    detector: bool,
+    score_threshold: float,
+    iou_threshold: float,
+    max_detections: int,
+    suppress: bool,
     **network,
 ) -> None:
     suffix = output.suffix
@@ -69,15 +125,22 @@ def run(
         )
     if precision == "int8" and data is None:
         raise ValueError("--precision int8 needs --data")
+    prepared = _preprocessing(preprocessing, mean, std)
     model = read_network(source, **network)
+    if detector:
+        if not isinstance(model, SSDLite):
+            raise ValueError(f"--detector needs an SSDLite. Received: {model.name}")
+        model = model.detector(score_threshold, iou_threshold, max_detections, suppress)
 
-    options = {}
+    options = {"preprocessing": prepared}
     if suffix in (".tflite", ".onnx"):
         options["image_size"] = image_size
     if suffix == ".tflite":
         options["precision"] = precision
         if data is not None:
-            options |= _data_options(model, data, image_size, precision)
+            options |= _data_options(
+                model, data, image_size, precision, prepared, detector
+            )
     if labels is not None:
         options["labels"] = labels.read_text(encoding="utf-8-sig").splitlines()
     write = {".tflite": writers.litert, ".onnx": writers.onnx}
@@ -85,9 +148,21 @@ def run(
     print(write.get(suffix, writers.saved_model)(model, output, **options))
 
 
-def _data_options(model, data, image_size, precision):
+def _preprocessing(name, mean, std):
+    """What the user says about preprocessing, or `None`."""
+    if (mean is None) != (std is None) or (mean and name):
+        raise ValueError(
+            "Give --mean and --std together, or --preprocessing alone. "
+            f"Received: --preprocessing {name}, --mean {mean}, --std {std}"
+        )
+    if mean is not None:
+        return Preprocessing(tuple(mean), tuple(std))
+    return PREPROCESSINGS.get(name)
+
+
+def _data_options(model, data, image_size, precision, preprocessing, detector):
     """Images to calibrate and to compare on, and the names of the classes."""
-    from keras_coordatt.data import ClassFolder, load_classification
+    from keras_coordatt.data import ClassFolder, load_classification, load_detection
     from keras_coordatt.data.classification import open_images
 
     first = keras.config.image_data_format() == "channels_first"
@@ -96,18 +171,18 @@ def _data_options(model, data, image_size, precision):
         if image_size is None:
             raise ValueError("--data needs --image-size: the network takes any size")
         size = image_size
-    preprocessing = preprocessing_of(model)
+    preprocessing = preprocessing or preprocessing_of(model)
     if preprocessing is None:
         raise ValueError(
-            "--data needs a network that records its preprocessing, as those of this "
-            f"package do. Received: {model.name}"
+            "--data needs to know how images are prepared, and the network does not "
+            "record it: say it by --preprocessing, or by --mean and --std. "
+            f"Received: {model.name}"
         )
-    builder = open_images(data)
+    load = load_detection if detector else load_classification
+    builder = data if detector else open_images(data)
 
     def images(split, count):
-        dataset = load_classification(
-            builder, split, size, 1, preprocess=preprocessing.normalize
-        )
+        dataset = load(builder, split, size, 1, preprocess=preprocessing.normalize)
         return dataset.take(count)
 
     options = {"images": images("test", 1000)}

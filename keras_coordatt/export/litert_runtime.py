@@ -19,10 +19,7 @@ def fixed_batches(images, batch_size):
 
 def run_litert(path, images, batch_size, names):
     """What a file gives for the images, and its float tensors inside."""
-    import tensorflow as tf
-
-    with _quiet():
-        interpreter = tf.lite.Interpreter(str(path))
+    interpreter = _interpreter(model_path=str(path))
     runner = interpreter.get_signature_runner("serving_default")
     (given,) = runner.get_input_details().values()
     taken = runner.get_output_details()
@@ -39,13 +36,18 @@ def run_litert(path, images, batch_size, names):
     return [np.concatenate(x)[: len(images)] for x in zip(*batches)], float_tensors
 
 
-@contextlib.contextmanager
-def _quiet():
-    """Without TensorFlow's advice on its interpreter, which is not for our users."""
+def _interpreter(**options):
+    try:
+        from ai_edge_litert.interpreter import Interpreter
+    except ImportError as error:
+        raise ImportError(
+            "To check a LiteRT file, its runtime is needed: "
+            f"pip install 'keras_coordatt[export]' ({error})"
+        ) from error
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", r"\s*Warning: tf.lite.Interpreter is")
+        # It advises against the option that keeps all tensors, for speed.
         warnings.filterwarnings("ignore", r".*`experimental_preserve_all_tensors`")
-        yield
+        return Interpreter(**options)
 
 
 def _quantized(x, tensor):
@@ -81,12 +83,9 @@ def layer_errors(rounded, exact, images, batch_size):
 
 def _tensors(content, images, batch_size):
     """What each tensor of a file is for the images, in floating point."""
-    import tensorflow as tf
-
-    with _quiet():
-        interpreter = tf.lite.Interpreter(
-            model_content=content, experimental_preserve_all_tensors=True
-        )
+    interpreter = _interpreter(
+        model_content=content, experimental_preserve_all_tensors=True
+    )
     runner = interpreter.get_signature_runner("serving_default")
     (given,) = runner.get_input_details().values()
     found = {}

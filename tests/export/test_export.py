@@ -83,12 +83,11 @@ def x():
 
 def interpret(path, x):
     """What a LiteRT file gives for images one by one, and its operations."""
-    import tensorflow as tf
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     # The delegate would hide the operations.
-    kind = tf.lite.experimental.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    with pytest.warns(UserWarning, match="tf.lite.Interpreter is deprecated"):
-        interpreter = tf.lite.Interpreter(str(path), experimental_op_resolver_type=kind)
+    kind = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = Interpreter(str(path), experimental_op_resolver_type=kind)
     interpreter.allocate_tensors()
     (given,), (taken,) = (
         interpreter.get_input_details(),
@@ -105,10 +104,9 @@ def interpret(path, x):
 
 
 def run_lite(path, x):
-    import tensorflow as tf
+    from ai_edge_litert.interpreter import Interpreter
 
-    with pytest.warns(UserWarning, match="deprecated"):
-        runner = tf.lite.Interpreter(str(path)).get_signature_runner()
+    runner = Interpreter(str(path)).get_signature_runner()
     parts = [runner(image=image[None]) for image in x]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 

@@ -7,8 +7,9 @@ from backends import BACKEND, needs_tensorflow
 from keras import layers
 from networks import outputs
 
-from keras_coordatt import export
-from keras_coordatt.detection import NonMaxSuppression
+from keras_coordatt import MobileNetV2CA, export
+from keras_coordatt.cli import main
+from keras_coordatt.detection import NonMaxSuppression, SSDLite
 from keras_coordatt.export.detections import compare_detections
 from keras_coordatt.export.inference import all_layers, in_float32
 from keras_coordatt.export.pictures import draw_pictures
@@ -331,3 +332,44 @@ def test_labels_of_detectors_and_segmenters_are_counted(tmp_path):
     for model, classes in ((segmenter, 4), (detector(), 3)):
         with pytest.raises(ValueError, match=f"one per class, {classes} of them"):
             export.saved_model(model, tmp_path / "it", labels=["a", "b"])
+
+
+# The command line
+
+
+def command(*arguments):
+    return main(["export", *map(str, arguments)])
+
+
+NAME = {"tensorflow": "it.tflite", "jax": "it", "torch": "it.onnx"}[BACKEND]
+
+
+def test_the_command_takes_preprocessing_that_is_not_recorded(tmp_path, capsys):
+    if BACKEND == "torch":
+        pytest.importorskip("onnxruntime")
+    KNOWN["foreign"][0]().save(tmp_path / "it.keras")
+    it = (tmp_path / "it.keras", tmp_path / NAME)
+    assert command(*it) == 0
+    assert "preprocessing unknown" in capsys.readouterr().out
+    assert export.read_metadata(it[1])["preprocessing"] is None
+    half = ["0.5", "0.5", "0.5"]
+    for options in (["--preprocessing", "tf"], ["--mean", *half, "--std", *half]):
+        assert command(*it, *options) == 0
+        found = export.read_metadata(it[1])["preprocessing"]
+        assert found["mean"] == found["std"] == [0.5, 0.5, 0.5]
+    assert command(*it, "--mean", "0.5") == 1
+    assert "Give --mean and --std together" in capsys.readouterr().err
+
+
+@needs_tensorflow
+def test_the_command_exports_a_detector(tmp_path, capsys):
+    backbone = MobileNetV2CA((64, 64, 3), alpha=0.25, weights=None, include_top=False)
+    SSDLite(backbone, 2).save(tmp_path / "it.keras")
+    it = (tmp_path / "it.keras", tmp_path / "it.tflite", "--detector")
+    assert command(*it, "--no-suppression") == 0
+    assert "scores: largest difference" in capsys.readouterr().out
+    assert command(*it, "--score-threshold", 0.001, "--max-detections", 7) == 0
+    assert "detections compared" in capsys.readouterr().out
+    KNOWN["foreign"][0]().save(tmp_path / "it.keras")
+    assert command(*it) == 1
+    assert "--detector needs an SSDLite" in capsys.readouterr().err
