@@ -149,16 +149,21 @@ def _differing_outputs(classifier, arrays):
     A detector's classifier has several predictors, each with the same number of
     outputs for each of its boxes: then the numbers of the first are returned.
     """
-    pairs = []
+    pairs, same = [], set()
     for weight in classifier:
-        shape = list(arrays[weight.name].shape) if weight.name in arrays else []
+        if weight.name not in arrays:
+            return None
+        shape = list(arrays[weight.name].shape)
+        if tuple(shape) == weight.shape:  # as those of quantization may be
+            same |= {weight.shape[weight.axis]} if weight.shape else set()
+            continue
         if len(shape) != len(weight.shape):
             return None
         pairs.append((shape[weight.axis], weight.shape[weight.axis]))
         shape[weight.axis] = weight.shape[weight.axis]
         if tuple(shape) != weight.shape:
             return None
-    if not pairs or pairs[0][0] == pairs[0][1]:
+    if not pairs or same & {ours for _, ours in pairs}:
         return None
     theirs, ours = pairs[0]
     in_proportion = all(a * ours == b * theirs for a, b in pairs)

@@ -158,6 +158,27 @@ def test_quantized(tmp_path, suffix, mode):
     assert_refused(other, path, "as if one of them is quantized")
 
 
+@NATIVE
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+def test_a_quantized_classifier(tmp_path, suffix, mode):
+    def build(classes):
+        head = layers.Dense(classes, name="predictions")
+        model = keras.Sequential([keras.Input((8,)), layers.Dense(6, name="a"), head])
+        model.quantize(mode)
+        return model
+
+    model, same, other = build(3), build(3), build(4)
+    path = save(model, tmp_path / f"model{suffix}")
+    load_weights(same, path)
+    assert_same(same, model)
+    with pytest.warns(UserWarning, match="has 3 outputs, the network's 4"):
+        load_weights(other, path, skip_mismatch=True)
+    for ours, theirs in zip(other.layers[0].weights, model.layers[0].weights):
+        np.testing.assert_array_equal(
+            *map(ops.convert_to_numpy, (ours.value, theirs.value))
+        )
+
+
 # Names that Keras numbers
 
 
