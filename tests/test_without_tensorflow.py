@@ -23,6 +23,7 @@ import numpy as np
 
 import keras_coordatt
 from keras_coordatt import MobileNetV2CA, fuse_attention, insert_attention, weights
+from keras_coordatt.cli import main
 
 shape = (32, 32, 3)
 model = MobileNetV2CA(shape, 0.1, weights=None, classes=3, attention=None)
@@ -35,6 +36,7 @@ keras.saving.load_model("model.keras")
 model = MobileNetV2CA(shape, 0.1, weights=None, classes=3)
 weights.save_safetensors(model, "model.safetensors")
 weights.load_weights(model, "model.safetensors")
+assert main(["convert", "model.safetensors", "model.weights.h5"]) == 0
 
 arguments = {"alpha": 0.1, "include_top": False, "weights": None}
 keras_coordatt.detection.SSDLite(MobileNetV2CA(shape, **arguments), 3).detector()

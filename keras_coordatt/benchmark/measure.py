@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable
 
 import keras
 import numpy as np
-from keras import layers, ops
+from keras import ops
 
 from keras_coordatt.applications import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 from keras_coordatt.benchmark.memory import peak_memory
+from keras_coordatt.layers.freezing import nested_layers
 from keras_coordatt.validation import check_choice, check_positive_int
 
 MODELS = {
@@ -232,10 +233,9 @@ def calibrate_batch_norm(model):
     scales are then so small that LiteRT falls back to slower kernels.
     """
     norms = [
-        part
-        for layer in model.layers
-        for part in (layer, *vars(layer).values())
-        if isinstance(part, layers.BatchNormalization)
+        layer
+        for layer in nested_layers(model)
+        if isinstance(layer, keras.layers.BatchNormalization)
     ]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:

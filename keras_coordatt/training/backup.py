@@ -46,7 +46,7 @@ class Backup(keras.callbacks.Callback):
     def check(self) -> None:
         """Raises a ValueError if the folder has a backup of another training."""
         if self.weights_path.exists():
-            saved = None
+            saved = "which are not known"
             if self.settings_path.exists():
                 saved = self.settings_path.read_text(encoding="utf-8")
             if saved != self.settings:
