@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 import keras
 import numpy as np
 
+from keras_coordatt.detection.objects import check_objects
 from keras_coordatt.detection.ssdlite import SSDLite
 
 # One detector per evaluated model, because building and tracing it takes seconds
@@ -44,7 +45,8 @@ def evaluate_detections(
 
     Raises:
         ImportError: If pycocotools is not installed.
-        ValueError: If `model` isn't a detector, or `batches` is empty.
+        ValueError: If `model` isn't a detector, `batches` is empty, a label is out of
+            range, or boxes are not `"rel_xyxy"`.
 
     Example:
 
@@ -59,8 +61,9 @@ def evaluate_detections(
             "Average precision needs pycocotools: "
             f"pip install 'keras_coordatt[detection]' ({error})"
         ) from error
+    classes = None
     if isinstance(model, SSDLite):
-        model = _detector(model)
+        classes, model = model.classes, _detector(model)
     outputs = model.output if isinstance(model, keras.Model) else None
     if not isinstance(outputs, dict) or set(outputs) != set(NAMES):
         raise ValueError(
@@ -70,6 +73,7 @@ def evaluate_detections(
 
     objects, detections, images = [], [], 0
     for x, y in batches:
+        check_objects(y, classes)
         found = model.predict_on_batch(np.asarray(x))
         for i in range(len(x)):
             image = images + i

@@ -7,12 +7,12 @@ import keras
 import numpy as np
 
 
-def check_objects(y, classes: int) -> None:
+def check_objects(y, classes: int | None = None) -> None:
     """Checks the boxes and labels of a batch.
 
     Args:
         y: A dict of `"boxes"`, `(N, M, 4)`, and `"labels"`, `(N, M)`.
-        classes: Number of classes, without the background.
+        classes: Number of classes, without the background; `None` if unknown.
 
     Raises:
         ValueError: If `y` isn't such a dict, a label is not an integer from -1 to
@@ -26,13 +26,16 @@ def check_objects(y, classes: int) -> None:
             "`y` must have 'boxes' of shape (N, M, 4) and 'labels' of shape (N, M). "
             f"Received: {boxes.shape} and {labels.shape}"
         )
-    wrong = (labels < -1) | (labels >= classes) | (labels != np.floor(labels))
+    wrong = (labels < -1) | (labels != np.floor(labels))
+    upper = ""
+    if classes is not None:
+        wrong |= labels >= classes
+        upper = f" to {classes - 1}, as the model has {classes} classes"
     if wrong.any():
         found = np.unique(labels[wrong])
         raise ValueError(
-            f"`y['labels']` must be integers from 0 to {classes - 1}, as the model has "
-            f"{classes} classes, or -1 where there is no object. "
-            f"Received: {', '.join(map(str, found[:5].tolist()))}"
+            f"`y['labels']` must be integers from 0{upper}, or -1 where there is no "
+            f"object. Received: {', '.join(map(str, found[:5].tolist()))}"
         )
     boxes = boxes[labels >= 0]
     # Boxes may reach out of the image, but not by its whole size.

@@ -146,6 +146,12 @@ def test_bad_arguments(oracle, tiny_backbone):
         evaluate_detections(oracle, [])
     with pytest.raises(ValueError, match=r"`class_names`.*Received: \['a'\].* 1"):
         evaluate_detections(oracle, [batch(([], [A, C]))], class_names=["a"])
+    images, y = batch(([], [A, C]))
+    with pytest.raises(ValueError, match=r"`y\['boxes'\]`.*fractions.*Received"):
+        evaluate_detections(oracle, [(images, {**y, "boxes": 64 * y["boxes"]})])
+    ssdlite = SSDLite(tiny_backbone(), 1, box_shapes=ssd_box_shapes(2))
+    with pytest.raises(ValueError, match=r"`y\['labels'\]`.*1 classes.*Received: 1"):
+        evaluate_detections(ssdlite, [(images, y)])
     for model in (None, tiny_backbone()):
         with pytest.raises(ValueError, match="`model`.*Received: "):
             evaluate_detections(model, [])
