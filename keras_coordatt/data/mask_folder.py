@@ -28,6 +28,7 @@ from keras_coordatt.data.reading import (
     report_faults,
 )
 from keras_coordatt.data.segmentation import IGNORED
+from keras_coordatt.data.voc_folder import read_lists
 
 
 class MaskFolder(Folder, skip_registration=True):
@@ -41,6 +42,10 @@ class MaskFolder(Folder, skip_registration=True):
       test/images/
       ...
     ```
+
+    The layout of Pascal VOC is read too: `JPEGImages`, `SegmentationClass` and, for
+    several splits, `ImageSets/Segmentation`. Without a `labels.txt`, its classes are
+    called class_0, class_1, ...
 
     Like a TFDS data set, it has the features `image` and `segmentation_mask`, a
     `LabeledImage`, and splits that can be sliced. Masks are PNGs of one channel, grey
@@ -91,12 +96,16 @@ class MaskFolder(Folder, skip_registration=True):
     ):
         check_on_error(on_error)
         path = Path(path).expanduser()
+        is_voc = (path / "SegmentationClass").is_dir()
         if classes is None:
             try:
                 lines = read_text(path / "labels.txt").strip().splitlines()
+                classes = [line.strip() for line in lines]
             except OSError as error:
-                raise ValueError(f"`path` must have a labels.txt: {error}") from error
-            classes = [line.strip() for line in lines]
+                if not is_voc:
+                    message = f"`path` must have a labels.txt: {error}"
+                    raise ValueError(message) from error
+                classes = _number_classes(path / "SegmentationClass")
         self._classes = classes = check_classes(classes)
         if len(classes) > IGNORED:
             raise ValueError(f"At most {IGNORED} classes. Received: {len(classes)}")
@@ -118,20 +127,18 @@ class MaskFolder(Folder, skip_registration=True):
 
         splits = {}
         faults = []
-        for folder in sorted(path.glob("[!.]*/masks")):
-            images = images_by_name(folder.parent / "images")
-            masks = images_by_name(folder)
-            for name in sorted(images.keys() ^ masks.keys()):
-                other = folder if name in images else folder.parent / "images"
-                faults.append(
-                    f"{images.get(name, masks.get(name))} must have a file of the same "
-                    f"name in {other}"
-                )
-            names = [name for name in images if name in masks]
+        listed = _list_voc(path) if is_voc else _list_splits(path)
+        for split, (names, images, masks) in listed.items():
+            for name in names:
+                if name not in images or name not in masks:
+                    found = images.get(name, masks.get(name, name))
+                    other = "an image" if name not in images else "a mask"
+                    faults.append(f"{found} must have {other} of the same name")
+            names = [name for name in names if name in images and name in masks]
             _, wrong = find_faults(check_mask, [masks[name] for name in names])
             faults += filter(None, wrong)
             names = [n for n, fault in zip(names, wrong, strict=True) if not fault]
-            splits[split_name(folder.parent.name)] = [
+            splits[split] = [
                 (os.fspath(images[name]), os.fspath(masks[name])) for name in names
             ]
         if not splits:
@@ -193,6 +200,35 @@ class MaskFolder(Folder, skip_registration=True):
             "image/filename": example["image"],
             "segmentation_mask": tf.ensure_shape(mask, (None, None))[..., None],
         }
+
+
+def _list_splits(path: Path) -> dict[str, tuple[list, dict, dict]]:
+    """Returns the names, images and masks of each split."""
+    listed = {}
+    for folder in sorted(path.glob("[!.]*/masks")):
+        images = images_by_name(folder.parent / "images")
+        masks = images_by_name(folder)
+        names = sorted(images.keys() | masks.keys())
+        listed[split_name(folder.parent.name)] = names, images, masks
+    return listed
+
+
+def _list_voc(path: Path) -> dict[str, tuple[list, dict, dict]]:
+    """Does the same for the layout of Pascal VOC."""
+    images = images_by_name(path / "JPEGImages")
+    masks = images_by_name(path / "SegmentationClass")
+    lists = path / "ImageSets" / "Segmentation"
+    # Most images of VOC have no mask.
+    splits = read_lists(lists, images) if lists.is_dir() else {"train": list(masks)}
+    return {split: (names, images, masks) for split, names in splits.items()}
+
+
+def _number_classes(folder: Path) -> list[str]:
+    """Names the classes that occur in masks: class_0, class_1, ..."""
+    masks = images_by_name(folder).values()
+    found, _ = find_faults(lambda mask: np.unique(read_mask(mask)), masks)
+    values = {int(x) for values in found if values is not None for x in values}
+    return [f"class_{i}" for i in range(max(values - {IGNORED}, default=0) + 1)]
 
 
 def _check_values(values: Sequence[int] | None, count: int) -> list[int]:

@@ -102,7 +102,7 @@ class VOCFolder(Folder, skip_registration=True):
         folder = _find_folder(path, ("Annotations", "annotations"))
         lists = path / "ImageSets" / "Main"
         if lists.is_dir():
-            splits = _read_splits(lists, images)
+            splits = read_lists(lists, images)
         else:
             names = [file.stem for file in sorted(folder.glob("[!.]*.xml"))]
             splits = {"train": names}
@@ -288,8 +288,19 @@ def _find_folder(path: Path, names: Sequence[str]) -> Path:
     return next((path / name for name in names if (path / name).is_dir()), path)
 
 
-def _read_splits(folder: Path, images: dict[str, Path]) -> dict[str, list[str]]:
-    """Returns the names of the images of each split."""
+def read_lists(folder: Path, images: dict[str, Path]) -> dict[str, list[str]]:
+    """Reads lists such as train.txt and val.txt.
+
+    Args:
+        folder: The folder of the lists.
+        images: The images by their names, which lists may give with an ending.
+
+    Returns:
+        The names of the images of each split.
+
+    Raises:
+        ValueError: If there are no lists, or one is not in UTF-8.
+    """
     splits = {}
     for file in sorted(folder.glob("[!.]*.txt")):
         lines = [line.strip() for line in read_text(file).splitlines()]

@@ -117,7 +117,7 @@ def test_files_without_a_partner_and_of_another_kind(folder):
     write(folder / "train/masks/photo 1.png", encode(scene()[0], "PNG"))
     with pytest.raises(ValueError, match="2 files cannot be used") as error:
         MaskFolder(folder)
-    assert "photo 0.png must have a file" in str(error.value)
+    assert "photo 0.png must have an image" in str(error.value)
     assert "photo 1.png must be a PNG, grey" in str(error.value)
     with pytest.warns(UserWarning, match="2 files cannot be used, left out"):
         (example,) = read(folder, on_error="skip")
@@ -127,6 +127,31 @@ def test_files_without_a_partner_and_of_another_kind(folder):
 def test_hidden_folders_are_no_splits(folder):
     (folder / ".ipynb_checkpoints/masks").mkdir(parents=True)
     assert set(MaskFolder(folder).info.splits) == {"train"}
+
+
+@pytest.mark.parametrize("lists", [True, False])
+def test_the_layout_of_pascal_voc(tmp_path, lists):
+    for i in range(3):
+        image, _, mask = scene(i)
+        palette = Image.fromarray(mask)
+        palette.putpalette([0, 0, 0, 128, 0, 0] + [224, 224, 192] * 254)
+        write(tmp_path / f"JPEGImages/photo {i}.jpg", encode(image))
+        mask = encode(palette, "PNG")
+        write(tmp_path / f"SegmentationClass/photo {i}.png", mask)
+    write(tmp_path / "JPEGImages/without.jpg", encode(image))
+    if lists:
+        folder = tmp_path / "ImageSets/Segmentation"
+        write(folder / "train.txt", "photo 0\nphoto 1")
+        write(folder / "val.txt", "photo 2")
+    builder = MaskFolder(tmp_path)
+    sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
+    assert sizes == ({"train": 2, "validation": 1} if lists else {"train": 3})
+    feature = builder.info.features["segmentation_mask"]
+    assert feature.names == ["class_0", "class_1"]
+    for image, mask in read(tmp_path):
+        assert_on_object(image, mask)
+    named = MaskFolder(tmp_path, classes=CLASSES)
+    assert named.info.features["segmentation_mask"].names == CLASSES
 
 
 def test_a_validation_split(folder):

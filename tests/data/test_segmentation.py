@@ -284,8 +284,8 @@ def test_files_that_are_no_masks(folder, mask, suffix):
     ("path", "message"),
     [
         ("labels.txt", "labels.txt"),
-        ("train/images/00.png", r"masks.00\.png must have.*images"),
-        ("test/masks/09.png", r"images.09\.png must have.*masks"),
+        ("train/images/00.png", r"masks.00\.png must have an image"),
+        ("test/masks/09.png", r"images.09\.png must have a mask"),
         ("train/images", "no images in.*images"),
     ],
 )
