@@ -1,6 +1,7 @@
 """Export as ONNX."""
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 
@@ -113,6 +114,8 @@ def _write_from_tensorflow(model, image, names, path):
     function = constant_function(model, (None, *image.shape), image.dtype, names)
     graph = _with_inlined_functions(function.graph.as_graph_def())
     outputs = function.structured_outputs
+    # Its optimizer logs a traceback for each pass that it skips.
+    logging.getLogger("tf2onnx").setLevel(logging.CRITICAL)
     proto, _ = tf2onnx.convert.from_graph_def(
         graph,
         input_names=["image:0"],

@@ -370,6 +370,10 @@ def test_the_command_exports_a_detector(tmp_path, capsys):
     assert "scores: largest difference" in capsys.readouterr().out
     assert command(*it, "--score-threshold", 0.001, "--max-detections", 7) == 0
     assert "detections compared" in capsys.readouterr().out
+    int8 = ("--precision", "int8", "--data", "digits/scenes")
+    assert command(*it, *int8) == 1
+    assert "suppress=False" in capsys.readouterr().err
+    assert command(*it, *int8, "--no-suppression") == 0
     KNOWN["foreign"][0]().save(tmp_path / "it.keras")
     assert command(*it) == 1
     assert "--detector needs an SSDLite" in capsys.readouterr().err

@@ -1,0 +1,83 @@
+"""What the tests of exports share: a network, its images, runtimes."""
+
+import collections
+
+import keras
+import numpy as np
+import pytest
+from backends import BACKEND, needs_tensorflow
+from keras import layers
+from networks import images, lively
+
+from keras_coordatt import CoordinateAttention, export
+from keras_coordatt.preprocessing import IMAGENET, PreprocessingRecord
+
+needs_saved_model = pytest.mark.skipif(BACKEND == "torch", reason="no SavedModel")
+SIZE = (32, 24)
+LABELS = ["ant", "bee", "cat", "dog", "elk"]
+
+
+def network(attentions=(CoordinateAttention,), size=SIZE, dtype=None):
+    """A block of MobileNetV2 with a head."""
+    image = keras.Input((*size, 3))
+    x = PreprocessingRecord(IMAGENET)(image)
+    x = layers.Conv2D(48, 3, strides=2, use_bias=False, dtype=dtype)(x)
+    x = layers.BatchNormalization(dtype=dtype)(x)
+    x = layers.DepthwiseConv2D(3, padding="same", dtype=dtype, name="depthwise")(x)
+    x = layers.ReLU(6.0, dtype=dtype)(x)
+    for attention in attentions:
+        x = attention(dtype=dtype)(x)
+    x = layers.GlobalAveragePooling2D(dtype=dtype)(x)
+    x = layers.Dropout(0.1, dtype=dtype)(x)
+    x = layers.Dense(5, "softmax", dtype=dtype, name="predictions")(x)
+    model = keras.Model(image, x, name="small")
+    lively(model, pictures(8, *[side or 32 for side in size]))
+    # Classes that are told apart.
+    head = model.get_layer("predictions")
+    kernel, bias = head.get_weights()
+    head.set_weights([5 * (kernel - kernel.mean(1, keepdims=True)), 0 * bias])
+    return model
+
+
+def pictures(*shape, seed=0):
+    """Normalized images that differ in colour too, as noise does not."""
+    colour = np.random.default_rng(seed).normal(size=(shape[0], 1, 1, 3))
+    return (images(*shape, 3, seed=seed) + 2 * colour).astype("float32")
+
+
+def interpret(path, x):
+    """What a LiteRT file gives for images one by one, and its operations."""
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    # The delegate would hide the operations.
+    kind = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = Interpreter(str(path), experimental_op_resolver_type=kind)
+    interpreter.allocate_tensors()
+    (given,), (taken,) = (
+        interpreter.get_input_details(),
+        interpreter.get_output_details(),
+    )
+    results = []
+    for image in x:
+        interpreter.set_tensor(given["index"], image[None].astype(given["dtype"]))
+        interpreter.invoke()
+        results.append(interpreter.get_tensor(taken["index"]))
+    operations = [x["op_name"] for x in interpreter._get_ops_details()]
+    results = np.concatenate(results) if results else None
+    return results, collections.Counter(operations), interpreter
+
+
+def run_lite(path, x):
+    from ai_edge_litert.interpreter import Interpreter
+
+    runner = Interpreter(str(path)).get_signature_runner()
+    parts = [runner(image=image[None]) for image in x]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+FORMATS = {
+    "saved_model": pytest.param(export.saved_model, "it", marks=needs_saved_model),
+    "litert": pytest.param(export.litert, "it.tflite", marks=needs_tensorflow),
+    "onnx": pytest.param(export.onnx, "it.onnx"),
+}
+each_format = pytest.mark.parametrize("write, name", FORMATS.values(), ids=FORMATS)
