@@ -941,7 +941,7 @@ def test_twice():
 
 
 def test_layer_must_give_a_layer():
-    with pytest.raises(TypeError, match="`layer` must give a Keras layer.*'not a l"):
+    with pytest.raises(TypeError, match="`layer` must return a Keras layer.*'not a l"):
         insert_attention(network(), layer=lambda: "not a layer")
 
 
@@ -959,3 +959,47 @@ def test_wrong_model(edit, model):
         ValueError, match="`model` must be a functional model.*Received"
     ):
         edit(model)
+
+
+def with_frozen_normalization():
+    model = trained(insert_attention(network()))
+    for layer in attentions(model):
+        layer.norm.trainable = False
+    return model
+
+
+@pytest.mark.parametrize(
+    "operation", [fuse_attention, lambda model: insert_attention(model, "project")]
+)
+def test_frozen_normalization_inside_attention_stays_frozen(operation):
+    model = with_frozen_normalization()
+    new = operation(model)
+    (frozen,) = [x for x in attentions(new) if x.name == attentions(model)[0].name]
+    assert not frozen.norm.trainable and frozen.shared.trainable
+    before = frozen.norm.get_weights()
+    new(images(2, 8, 8, 6), training=True)
+    for old, now in zip(before, frozen.norm.get_weights(), strict=True):
+        np.testing.assert_array_equal(now, old)
+
+
+def test_a_frozen_part_of_a_layer_stays_frozen():
+    inputs = keras.Input((8, 8, 6))
+    wrapper = layers.TimeDistributed(layers.BatchNormalization(), name="wrapper")
+    model = keras.Model(inputs, layers.Conv2D(4, 1, name="conv")(wrapper(inputs)))
+    wrapper.layer.trainable = False
+    new = insert_attention(model, "conv")
+    assert not new.get_layer("wrapper").layer.trainable
+    assert new.get_layer("wrapper").trainable
+
+
+@pytest.mark.parametrize("mode", ["int8", "lora"])
+def test_quantized_attention_is_copied_and_not_fused(mode):
+    model = trained(insert_attention(network()))
+    (attention,) = attentions(model)
+    for part in attention.sublayers():
+        if isinstance(part, layers.Dense):
+            part.enable_lora(2) if mode == "lora" else part.quantize(mode)
+    for new in (fuse_attention(model), insert_attention(model, "project")):
+        copy = new.get_layer(attention.name)
+        assert copy.identity_init
+        assert_same(model, new, images(2, 8, 8, 6))
