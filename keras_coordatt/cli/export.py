@@ -78,13 +78,22 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="export boxes, labels and scores of an SSDLite, not its raw offsets",
     )
     detection.add_argument(
-        "--score-threshold", type=float, default=0.05, help="default: %(default)s"
+        "--score-threshold",
+        type=float,
+        default=0.05,
+        help="lowest score of a box that is kept",
     )
     detection.add_argument(
-        "--iou-threshold", type=float, default=0.5, help="default: %(default)s"
+        "--iou-threshold",
+        type=float,
+        default=0.5,
+        help="overlap above which a box is suppressed",
     )
     detection.add_argument(
-        "--max-detections", type=int, default=100, help="default: %(default)s"
+        "--max-detections",
+        type=int,
+        default=100,
+        help="highest number of boxes per image",
     )
     detection.add_argument(
         "--no-suppression",

@@ -57,7 +57,7 @@ class Backup(keras.callbacks.Callback):
                 )
 
     def restore(self, model: keras.Model, steps_per_epoch: int) -> int:
-        """Makes the folder, and restores the last complete epoch if there is one.
+        """Creates the folder, and restores the last complete epoch if there is one.
 
         Args:
             model: The compiled model.

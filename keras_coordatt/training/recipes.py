@@ -1,4 +1,4 @@
-"""What makes a network learn in a few hundred steps."""
+"""Recipes that let a network learn in a few hundred steps."""
 
 import keras
 
