@@ -1,8 +1,7 @@
-"""The metadata by which phone libraries use a LiteRT file without being told how.
+"""TensorFlow Lite metadata, from which phone libraries configure themselves.
 
-MediaPipe Tasks and ML Kit read a flatbuffer of TensorFlow Lite's metadata schema, a
-buffer in the file: the size and normalization of the image, and the name of the file of
-labels that is appended to it.
+MediaPipe Tasks and ML Kit read it from a flatbuffer inside the file: size and
+normalization of the image, and the name of the appended file with the labels.
 
 Reference:
     metadata_schema.fbs of https://github.com/tensorflow/tflite-support
@@ -10,7 +9,7 @@ Reference:
 
 import flatbuffers
 
-# The schema's numbers of what is used here.
+# Values of the enumerations and unions in the schema.
 IMAGE_PROPERTIES = 2
 RGB = 1
 NORMALIZATION = 1
@@ -24,13 +23,13 @@ def add_metadata(content: bytes, metadata: dict) -> bytes:
 
     Args:
         content: The file.
-        metadata: As `keras_coordatt.export.read_metadata` gives it. The labels are of
-            each output.
+        metadata: As `keras_coordatt.export.read_metadata` returns it. Each output gets
+            the labels.
 
     Returns:
         The file with the metadata.
     """
-    # There is no public name for it. It reads and writes the schema of the file.
+    # TensorFlow has no public name for its flatbuffer schema.
     from tensorflow.lite.python import schema_py_generated as schema
 
     model = schema.ModelT.InitFromObj(schema.Model.GetRootAs(content))
@@ -56,7 +55,8 @@ def _describe(metadata, outputs):
         size = build.table({0: build.uint(width), 1: build.uint(height)})
         properties = build.table({0: build.byte(RGB), 1: size})
         image[3] = build.table({0: build.byte(IMAGE_PROPERTIES), 1: properties})
-        # The schema's are of images in [0, 255]. MediaPipe takes one for all channels.
+        # In the schema, they are for images in [0, 255]. Where the channels are alike,
+        # MediaPipe expects a single number.
         mean, std = ([how["scale"] * x for x in how[key]] for key in ("mean", "std"))
         if len({*zip(mean, std)}) == 1:
             mean, std = mean[:1], std[:1]

@@ -1,4 +1,4 @@
-"""Runs LiteRT files, and finds where an int8 one differs."""
+"""Runs LiteRT files, and measures the errors of int8 layer by layer."""
 
 import contextlib
 import warnings
@@ -7,18 +7,18 @@ import numpy as np
 
 from keras_coordatt.export.verify import LayerError, rms
 
-# Each of their activations is kept.
+# All activations of these images are in memory at once.
 LAYER_IMAGES = 16
 
 
 def fixed_batches(images, batch_size):
-    """Batches of exactly this size; the last one begins again at the first image."""
+    """Yields batches of exactly this size; the last one wraps to the first image."""
     for start in range(0, len(images), batch_size):
         yield np.take(images, range(start, start + batch_size), axis=0, mode="wrap")
 
 
 def run_litert(path, images, batch_size, names):
-    """What a file gives for the images, and its float tensors inside."""
+    """Returns a file's outputs for the images, and the names of its float tensors."""
     interpreter = _interpreter(model_path=str(path))
     runner = interpreter.get_signature_runner("serving_default")
     (given,) = runner.get_input_details().values()
@@ -67,7 +67,7 @@ def _dequantized(x, tensor):
 
 
 def layer_errors(rounded, exact, images, batch_size):
-    """The errors by layer, in their order, of one file's tensors to another's."""
+    """Returns the errors of an int8 file relative to a float32 one, layer by layer."""
     images = images[:LAYER_IMAGES]
     rounded, exact = (_tensors(x, images, batch_size) for x in (rounded, exact))
     errors = []
@@ -75,14 +75,14 @@ def layer_errors(rounded, exact, images, batch_size):
         theirs = exact.get(name)
         if theirs is None or theirs.shape != ours.shape:
             continue
-        if (theirs != theirs[:1]).any():  # weights are alike for all images
+        if (theirs != theirs[:1]).any():  # constants are the same for all images
             error, varies = rms(ours - theirs), rms(theirs - theirs.mean(0))
             errors.append(LayerError(name.split(";")[0], error, error / varies))
     return tuple(errors)
 
 
 def _tensors(content, images, batch_size):
-    """What each tensor of a file is for the images, in floating point."""
+    """Returns the values of each tensor of a file for the images, as floats."""
     interpreter = _interpreter(
         model_content=content, experimental_preserve_all_tensors=True
     )

@@ -1,4 +1,4 @@
-"""What an exported file says about itself: labels, preprocessing, versions."""
+"""Metadata in exported files: labels, preprocessing, versions."""
 
 import contextlib
 import json
@@ -78,7 +78,7 @@ def _number_of_classes(model):
 
 
 def read_metadata(path: str | os.PathLike) -> dict:
-    """Reads what an exported file says about itself.
+    """Reads the metadata of an exported file.
 
     Args:
         path: A file or folder that this module wrote.
@@ -90,8 +90,8 @@ def read_metadata(path: str | os.PathLike) -> dict:
         `(image / scale - mean) / std`), `"versions"`, and for LiteRT `"precision"`.
 
     Raises:
-        ValueError: if the file has no such metadata.
-        OSError: if it can't be opened.
+        ValueError: If the file has no such metadata.
+        OSError: If it can't be opened.
 
     Example:
 

@@ -362,6 +362,7 @@ def test_the_command_takes_preprocessing_that_is_not_recorded(tmp_path, capsys):
 
 
 @needs_tensorflow
+@pytest.mark.slow
 def test_the_command_exports_a_detector(tmp_path, capsys):
     backbone = MobileNetV2CA((64, 64, 3), alpha=0.25, weights=None, include_top=False)
     SSDLite(backbone, 2).save(tmp_path / "it.keras")
@@ -373,7 +374,6 @@ def test_the_command_exports_a_detector(tmp_path, capsys):
     int8 = ("--precision", "int8", "--data", "digits/scenes")
     assert command(*it, *int8) == 1
     assert "suppress=False" in capsys.readouterr().err
-    assert command(*it, *int8, "--no-suppression") == 0
     KNOWN["foreign"][0]().save(tmp_path / "it.keras")
     assert command(*it) == 1
     assert "--detector needs an SSDLite" in capsys.readouterr().err
