@@ -62,7 +62,8 @@ def litert(
     `"float16"` (10 % for bfloat16). To see how good a quantized network is, pass
     `images` and look at the report's `agreement`.
 
-    Works on the TensorFlow backend.
+    Works on the TensorFlow backend, with the packages of
+    `pip install 'keras_coordatt[export]'`.
 
     Args:
         model: A functional or Sequential model of one image input. A model in mixed
@@ -96,6 +97,7 @@ def litert(
         ValueError: If an argument is invalid, the backend isn't TensorFlow, an
             operation does not exist in this precision, or the file does not give what
             the model gives. Nothing is written then.
+        ImportError: If the LiteRT runtime, which checks the file, is missing.
 
     Example:
 
