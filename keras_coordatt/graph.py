@@ -8,13 +8,15 @@ from keras import layers
 
 @dataclasses.dataclass(eq=False)
 class Call:
+    """One call of an operation, with the symbolic tensors it reads and returns."""
+
     op: keras.Operation
     inputs: list
     outputs: list
 
 
 class StandIn(keras.Operation):
-    """Gives the shapes of an operation, whose own record of calls stays as it is."""
+    """Has an operation's output shapes, and leaves the operation's own nodes alone."""
 
     def __init__(self, op):
         super().__init__(name=op.name)
@@ -25,19 +27,20 @@ class StandIn(keras.Operation):
 
 
 class Graph:
-    """The calls of a functional or `Sequential` model, in the order of a run."""
+    """The calls of a functional or `Sequential` model, in execution order."""
 
     def __init__(self, model):
         if isinstance(model, keras.Sequential):
             struct = model.inputs[0], model.outputs[0]
         else:
             struct = model.input, model.output
-        # The same graph as a plain model, which is not compiled.
+        # The same graph as a plain model, since a subclass may not be cloned.
         self.model = keras.Model(*struct, name=model.name)
         self.calls = []
         copy = keras.models.clone_model(
             self.model, clone_function=StandIn, call_function=self._record
         )
+        self.inputs = copy.inputs
         self.outputs = {id(x) for x in copy.outputs}
         self.producer = {id(x): call for call in self.calls for x in call.outputs}
         self.readers = {}
@@ -52,7 +55,7 @@ class Graph:
         return outputs
 
     def new_inputs(self):
-        """Inputs like the model's, of the same names."""
+        """Returns new inputs with the shapes, dtypes and names of the model's."""
         inputs = {
             id(layer.output): layer
             for layer in self.model.layers
@@ -64,38 +67,44 @@ class Graph:
         )
 
     def own_layers(self):
-        """The layers, without inputs and bare operations, each once."""
+        """Returns the layers, each once, without input layers and `keras.ops`."""
         ops = {id(call.op): call.op for call in self.calls}
         return [op for op in ops.values() if isinstance(op, layers.Layer)]
 
     def data_format(self, op):
-        """The data format of a layer, or else of the first that has one."""
+        """Returns a layer's data format, or else that of the first layer with one."""
         formats = (getattr(x, "data_format", None) for x in (op, *self.own_layers()))
         return next(filter(None, formats), keras.config.image_data_format())
 
 
 def tensors(args, kwargs):
+    """Returns the symbolic tensors among the arguments of a call."""
     leaves = keras.tree.flatten((args, kwargs))
     return [x for x in leaves if isinstance(x, keras.KerasTensor)]
 
 
 def is_network(op):
+    """Whether it is a model whose graph can be read."""
     return isinstance(op, keras.Model) and isinstance(
         op, (keras.Function, keras.Sequential)
     )
 
 
 def read_graphs(model):
-    """The graphs of a model and of those nested in it, by the models' ids."""
+    """Returns the graphs of a model and of all nested models, keyed by `id(model)`.
+
+    Raises:
+        ValueError: If the model isn't functional, nor `Sequential` and built.
+    """
     if not is_network(model) or not model.built:
         raise ValueError(
             "`model` must be a functional model, or a Sequential one that knows its "
             f"input shape. Received: {model!r}"
         )
-    graphs, rest = {}, [model]
-    while rest:
-        network = rest.pop(0)
+    graphs, queue = {}, [model]
+    while queue:
+        network = queue.pop(0)
         if id(network) not in graphs:
             graphs[id(network)] = graph = Graph(network)
-            rest += [op for op in graph.own_layers() if is_network(op)]
+            queue += [op for op in graph.own_layers() if is_network(op)]
     return graphs

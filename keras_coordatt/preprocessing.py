@@ -14,6 +14,7 @@ import numpy as np
 from keras import layers
 from keras.applications import imagenet_utils
 
+from keras_coordatt.graph import Graph
 from keras_coordatt.validation import check_choice
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "area", "lanczos3", "lanczos5")
@@ -205,47 +206,21 @@ def _records(model):
     """The preprocessings recorded where images enter; None for each other reader."""
     if not isinstance(model, (keras.Function, keras.Sequential)) or not model.built:
         return {None}
-    found, images = set(), None
-
-    def trace(stand_in, *args, **kwargs):
-        nonlocal images
-        if images is None:
-            images = {id(x) for x in inputs}
-        outputs = stand_in(*args, **kwargs)
-        leaves = keras.tree.flatten((args, kwargs))
-        if any(id(x) in images for x in leaves):
-            op = stand_in.op
-            if isinstance(op, PreprocessingRecord):
-                found.add(op.preprocessing)
-            elif isinstance(op, keras.Model):
-                found.update(_records(op))
-            elif isinstance(op, TRANSPARENT):
-                images.update(id(x) for x in keras.tree.flatten(outputs))
-            else:
-                found.add(None)
-        return outputs
-
-    if isinstance(model, keras.Sequential):
-        model = keras.Model(model.inputs, model.outputs)
-    else:
-        # A subclass of its own may not be cloned.
-        model = keras.Model(model.inputs, keras.tree.flatten(model.outputs))
-    inputs = [keras.Input(batch_shape=x.shape, dtype=x.dtype) for x in model.inputs]
-    keras.models.clone_model(
-        model, inputs, clone_function=_StandIn, call_function=trace
-    )
+    graph, found = Graph(model), set()
+    images = {id(x) for x in graph.inputs}
+    for call in graph.calls:
+        if not any(id(x) in images for x in call.inputs):
+            continue
+        op = call.op
+        if isinstance(op, PreprocessingRecord):
+            found.add(op.preprocessing)
+        elif isinstance(op, keras.Model):
+            found.update(_records(op))
+        elif isinstance(op, TRANSPARENT):
+            images.update(id(x) for x in call.outputs)
+        else:
+            found.add(None)
     return found
-
-
-class _StandIn(keras.Operation):
-    """Has an operation's output shapes, and leaves the operation's own nodes alone."""
-
-    def __init__(self, op):
-        super().__init__(name=op.name)
-        self.op = op
-
-    def compute_output_spec(self, *args, **kwargs):
-        return self.op.compute_output_spec(*args, **kwargs)
 
 
 def preprocess_input(x, data_format: str | None = None):

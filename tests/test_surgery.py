@@ -901,7 +901,7 @@ def test_fused_costs_no_operation_more_than_plain():
             "`after` matched no layer.*'no_such'.*expand, depthwise",
         ),
         ({"after": lambda layer: False}, "`after` matched no layer.*lambda.*expand"),
-        ({"after": "("}, "`after` is no regular expression.*Received: '\\('"),
+        ({"after": "("}, "`after` is not a valid regular expression.*Received: '\\('"),
         ({"after": 3}, "`after` must be.*Received: 3"),
         ({"after": layers.ReLU()}, "`after` must be.*Received: <ReLU"),
         ({"after": None}, "`after` must be.*Received: None"),

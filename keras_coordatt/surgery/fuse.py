@@ -8,8 +8,8 @@ from keras_coordatt.graph import read_graphs
 from keras_coordatt.layers import CoordinateAttention
 from keras_coordatt.surgery.rebuild import copy_layer, rebuild
 
-# By what it does to a positive factor of its inputs. No subclasses: they may do
-# something else.
+# Layers by their effect on a positive factor of their inputs. Subclasses don't count,
+# since they may compute something else.
 LINEAR = (
     layers.Conv2D,
     layers.Dense,
@@ -37,30 +37,31 @@ HOMOGENEOUS = (
 
 
 def fuse_attention(model: keras.Model) -> keras.Model:
-    """Takes the extra factor of identity-initialised gates out, for deployment.
+    """Removes the extra factor of identity-initialised gates, for deployment.
 
-    With `identity_init=True` a gate of `CoordinateAttention` is twice a sigmoid, an
-    operation a gate more than the plain layer. The new model has plain layers with
-    the same weights, and the factor, 4 for two gates, is multiplied into the
-    weights of what follows (convolutions, dense layers, batch normalization; also
-    behind pooling, padding, dropout, ReLU and squeeze-and-excitation), or else of
-    what stands before. It is a power of two, so nothing is rounded: the outputs are
-    the same unless a number leaves the range of the floating-point type.
+    With `identity_init=True` a gate of `CoordinateAttention` is twice a sigmoid, which
+    costs one more operation per gate than in the plain layer. The new model has plain
+    layers with the same weights, and the factor, 4 for two gates, is multiplied into
+    the weights of the next layers (convolutions, dense layers, batch normalization;
+    also across pooling, padding, dropout, ReLU and squeeze-and-excitation), or else of
+    the previous one. It is a power of two, so nothing is rounded: the outputs are the
+    same unless a number leaves the range of the floating-point type.
 
-    Where there is no such place, for example between a ReLU6 and an output of the
-    model, the layer stays as it is. Batch statistics, weight decay and constraints
-    are not those of the old model, so fuse after training.
+    Where no layer can take the factor, for example between a ReLU6 and an output of the
+    model, or where the attention is quantized or has LoRA weights, it stays as it is.
+    Batch statistics, weight decay and constraints differ from those of the old model,
+    so fuse after training.
 
     Args:
         model: A functional model, or a `Sequential` model that knows its input
-            shape. It stays as it is.
+            shape. It isn't changed.
 
     Returns:
         A functional `keras.Model` of new layers, not compiled, with the same layer
         names.
 
     Raises:
-        ValueError: if `model` is neither.
+        ValueError: If `model` is neither.
 
     Example:
 
@@ -116,13 +117,13 @@ def _kind(op):
 
 @dataclasses.dataclass
 class _Plan:
-    """Where the factors go.
+    """Which layers take the factors.
 
     Attributes:
-        fused: The ids of the attention layers that become plain.
-        read: By a layer's id, the power of two that its input lacks.
-        written: By a layer's id, the power of two by which its output grows.
-        clash: The ids of the attention layers whose factors found no place.
+        fused: Ids of the attention layers that become plain.
+        read: Dict from a layer's id to the power of two that its input lacks.
+        written: Dict from a layer's id to the power of two by which its output grows.
+        clash: Ids of the attention layers whose factors no layer can take.
     """
 
     fused: set
@@ -132,13 +133,13 @@ class _Plan:
 
 
 def _plan(graph, fixed):
-    """Finds a place for as many factors as can be.
+    """Finds layers that take as many of the factors as possible.
 
     Args:
-        fixed: The ids of layers whose weights must stay.
+        fixed: Ids of layers whose weights must not change.
     """
-    # By attention layer: the layer before it that takes the factor, or None for what
-    # stands behind. That is tried first.
+    # Dict from an attention layer's id to the previous layer that takes its factor, or
+    # None for the next layers, which are tried first.
     takers = {
         id(op): None
         for op in graph.own_layers()
@@ -164,8 +165,8 @@ def _follow(graph, fixed, takers):
             plan.written[id(taker)] = plan.written.get(id(taker), 0) + gates[key]
             causes.setdefault(id(taker), set()).add(key)
 
-    # By tensor: the power of two that it lacks, and the attention layers that are the
-    # cause.
+    # Dict from a tensor's id to the power of two that it lacks, and the attention layers
+    # that cause it.
     nothing = 0, set()
     lack, read_causes = {}, {}
     for call in graph.calls:
@@ -180,7 +181,7 @@ def _follow(graph, fixed, takers):
         elif any(other != power for other, _ in inputs):
             plan.clash |= cause
         if kind in ("linear", "attention"):
-            # A layer that is called again must read the same there.
+            # A layer that is called several times must lack the same each time.
             read_causes[key] = read_causes.get(key, set()) | cause
             if plan.read.setdefault(key, power) != power:
                 plan.clash |= read_causes[key]
@@ -190,7 +191,7 @@ def _follow(graph, fixed, takers):
         if kind in ("linear", "other"):
             power, cause = -plan.written.get(key, 0), causes.get(key, set())
         elif key in takers:
-            # Each gate is a sigmoid now, which was twice one.
+            # Each gate is now a sigmoid instead of twice a sigmoid.
             power, cause = power + gates[key], cause | {key}
         for x in call.outputs:
             lack[id(x)] = (power, cause) if power else nothing
@@ -200,7 +201,7 @@ def _follow(graph, fixed, takers):
 
 
 def _scale(layer, read, written):
-    """Lets a layer read what lacks a factor, and write what has one in addition."""
+    """Scales weights for an input that lacks `read` and an output times `written`."""
     if isinstance(layer, CoordinateAttention):
         _multiply(layer.shared.kernel, read)
         return
@@ -221,8 +222,8 @@ def _multiply(variable, factor):
 
 
 def _scalable_source(graph, key):
-    """The layer before an attention layer, given by id, that can write its map
-    larger; None if there is none."""
+    """Returns the layer before an attention layer, given by id, whose output can take a
+    factor; None if there is none."""
     calls = [call for call in graph.calls if id(call.op) == key]
     x = calls[0].inputs[0]
     while len(calls) == 1 and (call := graph.producer.get(id(x))):

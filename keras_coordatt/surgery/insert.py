@@ -34,59 +34,57 @@ def insert_attention(
     *,
     replace: str | None = None,
 ) -> keras.Model:
-    """Puts attention into a trained functional model, which keeps its outputs.
+    """Inserts attention into a trained functional model without changing its outputs.
 
-    The attention stands behind each layer that `after` names: behind its
-    normalization and activation where they follow, so where the channels are
-    expanded and not behind the projection. By default it is coordinate attention
-    whose gates start at exactly 1, so until it is trained the new model gives the
-    outputs of the old one, layer by layer to the last bit. A compiler may round
-    otherwise in another graph: where attention stands between a normalization and
-    a residual sum, as in Xception and NASNet, TensorFlow's `predict` sums in another
-    order, with a difference of about 1e-7 of the largest value.
+    The attention is inserted after each layer that `after` selects, and after the
+    normalization and activation that follow it. By default it is coordinate attention
+    whose gates start at exactly 1, so until it is trained, each layer of the new model
+    returns exactly what it returns in the old one. A compiler may round differently in
+    another graph: where attention stands between a normalization and a residual sum,
+    as in Xception and NASNet, TensorFlow's `predict` sums in another order, and the
+    outputs differ by about 1e-7 of the largest value.
 
-    The new model is made of new layers with copies of the weights: `model` stays as
-    it is, and training one leaves the other alone. It has the old layers' names,
-    and `<matched layer>_attention` for the new ones, of which one that replaces a
-    `SqueezeExcite` layer has its name. What was frozen is frozen, but
-    the attention is not, even in a frozen nested model. The new model is a plain
-    `keras.Model` and is not compiled, whether or not `model` was: compile it; an
-    optimizer's state belongs to the weights of the old model and is not taken over.
-    An output behind which attention stands is called after the attention. With
-    `layer=None` or another registered layer it is saved and loaded as `.keras`
+    The new model consists of new layers with copies of the weights, so training one
+    model doesn't affect the other. Layers keep their names; an attention layer is
+    called `<matched layer>_attention`, or takes the name of the `SqueezeExcite` layer
+    that it replaces. Frozen layers stay frozen, and so do layers inside other layers,
+    but new attention is trainable, even in a frozen nested model. The new model is a
+    plain `keras.Model` and isn't compiled; the state of an optimizer isn't copied. An
+    output after which attention is inserted is named after the attention. With
+    `layer=None` or another registered layer, the model is saved and loaded as `.keras`
     without custom objects.
 
     Nested models, functional or `Sequential`, are searched and copied too, and stay
-    nested. A layer that is called several times, and one that several models share,
-    gets one attention, called as often. Two matches with the same place behind
-    them, such as a convolution and its normalization, get one attention, named
-    after the first.
+    nested. A layer that is called several times, or shared by several models, gets one
+    attention layer, called equally often. If two matches would get their attention at
+    the same place, such as a convolution and its normalization, one is inserted, named
+    after the first match.
 
     Args:
         model: A functional model, or a `Sequential` model that knows its input
             shape.
         after: `"depthwise"` (each `DepthwiseConv2D`, `SeparableConv2D`, and `Conv2D`
-            with a group a channel); a regular expression to be found in the names
-            of layers; or a predicate, a function from a layer to whether attention
-            stands behind it. Defaults to `"depthwise"`.
-        layer: Function that gives a layer, such as a layer's class, called with
-            `name=` if it takes one. Outputs stay the same only if it is the
-            identity at first. Defaults to `CoordinateAttention` with
+            with one group per channel); a regular expression, searched in the names of
+            layers; or a predicate, a function from a layer to a bool. Defaults to
+            `"depthwise"`.
+        layer: Function that returns a layer, such as a layer's class, called with
+            `name=` if it takes one. Outputs stay the same only if the layer starts as
+            the identity. Defaults to `CoordinateAttention` with
             `identity_init=True`, in the matched layer's precision and data format.
-        replace: `None`, or `"squeeze_excite"`: the attention takes the place of each
-            squeeze-and-excitation, that is each product of a map and of what two
-            convolutions or dense layers make of its global average. `after` must
-            keep its default then. Outputs do not stay the same, since the gates of
-            the squeeze-and-excitation are gone: train the network.
+        replace: `None`, or `"squeeze_excite"`: the attention replaces each
+            squeeze-and-excitation, that is each product of a feature map and gates
+            that two convolutions or dense layers compute from its global average.
+            `after` must keep its default then. The outputs change, since the old gates
+            are removed, so train the network.
 
     Returns:
-        A functional `keras.Model`, without the methods of a class of your own or of
-        `SSDLite`: put the attention into its backbone, and that under a new head.
+        A functional `keras.Model`, without the methods of a subclass such as `SSDLite`.
+        For a detector, insert the attention into the backbone and build a new head.
 
     Raises:
-        ValueError: if an argument is none of the above, nothing matched (the error
-            lists the layers), or what matched is no map.
-        TypeError: if `layer` gives something else than a Keras layer.
+        ValueError: If an argument is none of the above, if nothing matched (the error
+            lists the layers), or if a matched layer doesn't return a feature map.
+        TypeError: If `layer` returns something else than a Keras layer.
 
     Example:
 
@@ -107,7 +105,7 @@ def insert_attention(
         )
     if layer is not None and (not callable(layer) or isinstance(layer, layers.Layer)):
         raise ValueError(
-            "`layer` must be None or a function that gives a layer. "
+            "`layer` must be None or a function that returns a layer. "
             f"Received: {layer!r}"
         )
 
@@ -140,7 +138,7 @@ def _matcher(after):
             pattern = re.compile(after)
         except re.error as error:
             raise ValueError(
-                f"`after` is no regular expression: {error}. Received: {after!r}"
+                f"`after` is not a valid regular expression: {error}. Received: {after!r}"
             ) from error
         return lambda op: pattern.search(op.name)
     if callable(after) and not isinstance(after, layers.Layer):
@@ -158,7 +156,7 @@ def _is_depthwise(op):
 
 
 def _edits_behind(graph, matches, factory, attentions):
-    """The calls behind which attention stands, each with the call that adds it."""
+    """Returns a dict from calls to replacements that add attention after them."""
     matched = {id(op) for op in graph.own_layers() if matches(op)}
     edits = {}
     for call in graph.calls:
@@ -167,8 +165,8 @@ def _edits_behind(graph, matches, factory, attentions):
             continue
         if len(end.outputs) != 1 or len(end.outputs[0].shape) != 4:
             raise ValueError(
-                "Attention stands behind layers that give a map, of shape (N, H, W, "
-                f"C). `after` matched {call.op.name!r}, which gives "
+                "Attention needs a feature map of shape (N, H, W, C) or (N, C, H, W). "
+                f"`after` matched {call.op.name!r}, which returns "
                 f"{[tuple(x.shape) for x in end.outputs]}"
             )
         name = f"{call.op.name}_attention"
@@ -182,7 +180,7 @@ def _behind(attention):
 
 
 def _edits_for_squeeze_excite(graph, factory, attentions):
-    """The products that attention replaces, and the gates that then go."""
+    """Returns replacements for the gated products and for the calls of their gates."""
     edits = {}
     for call in graph.calls:
         found = _squeeze_excite(graph, call)
@@ -201,13 +199,13 @@ def _instead(attention, index):
 
 
 def _left_out(op, *args, **kwargs):
-    """Stands for a call that nothing reads any more."""
+    """Replaces a call whose outputs are no longer read."""
     x = tensors(args, kwargs)[0]
     return keras.KerasTensor(x.shape, x.dtype)
 
 
 def _attention(graph, matched, name, like, factory, attentions):
-    """The attention for `matched`, by default in the ways of the layer `like`."""
+    """Returns the attention for `matched`, by default in `like`'s dtype and format."""
     if id(matched) not in attentions:
         attentions[id(matched)] = _new_attention(graph, matched, name, like, factory)
     return attentions[id(matched)]
@@ -227,7 +225,7 @@ def _new_attention(graph, matched, name, like, factory):
 
 
 def _end_of_unit(graph, call):
-    """The last call of a layer, its normalization and its activation."""
+    """Returns the last call of a layer and its normalization and activation."""
     seen = {_role(call.op)}
     if getattr(call.op, "activation", keras.activations.linear) not in (
         None,
@@ -257,8 +255,8 @@ def _role(op):
 
 
 def _squeeze_excite(graph, product):
-    """The index of the map among the factors of a squeeze-and-excitation, a layer
-    of it, and the calls that make the gate. None if the call is none."""
+    """Returns the index of the feature map among the factors of a squeeze-and-excitation,
+    one of its layers, and the calls that compute the gate; None for another call."""
     if isinstance(product.op, SqueezeExcite):
         return 0, product.op, []
     if type(product.op).__name__ != "Multiply" or len(product.inputs) != 2:
@@ -283,8 +281,7 @@ def _squeeze_excite(graph, product):
 
 
 def _between(graph, x, y):
-    """The calls that make `y` of `x` alone, last call first; none if there
-    are no such calls."""
+    """Returns the calls that compute `y` from `x` alone, last call first, or `[]`."""
     calls, queue = [], [y]
     while queue:
         y = queue.pop()
@@ -300,7 +297,7 @@ def _between(graph, x, y):
 
 
 def _averages(op, data_format):
-    """Whether it averages a map over height and width."""
+    """Whether it averages feature maps over height and width."""
     if type(op).__name__ == "Mean":  # `keras.ops.mean`
         axes = {2, 3} if data_format == "channels_first" else {1, 2}
         return {axis % 4 for axis in getattr(op, "axis", None) or ()} == axes

@@ -16,13 +16,13 @@ def rebuild(model, graphs, edits, copy=copy_layer):
     """Builds a model from copies of its layers.
 
     Args:
-        graphs: What `read_graphs(model)` gives.
-        edits: For some of the calls, what to do in their place: a function of the
-            copied operation and the call's arguments.
+        graphs: Result of `read_graphs(model)`.
+        edits: Dict from calls to their replacements: functions of the copied operation
+            and the call's arguments.
         copy: Function from an operation, other than a model, to its copy.
 
     Returns:
-        `(model, copies)`, with the pairs of operations and copies.
+        `(model, copies)`, with pairs of an operation and its copy by `id(operation)`.
     """
     copies = {}
 
@@ -32,7 +32,7 @@ def rebuild(model, graphs, edits, copy=copy_layer):
             if graph is None:
                 new = copy(op)
             elif isinstance(op, keras.Sequential) and not edits.keys() & graph.calls:
-                # With its input, whose sizes may be open.
+                # With its input layer, whose sizes may be unknown.
                 chain = [graph.new_inputs(), *map(copy_once, op.layers)]
                 new = keras.Sequential(chain, name=op.name)
             else:
@@ -68,9 +68,9 @@ def _copy_state(old, new):
         for source, target in zip(olds, news):
             target.trainable = source.trainable
     for source, target in zip(old.variables, new.variables, strict=True):
-        # A copy, since JAX gives the arrays of one model away while it runs.
+        # A copy, since training on JAX donates the arrays of its model.
         target.assign(keras.ops.copy(source))
         target.trainable = source.trainable
     if hasattr(new, "finalize_state"):
-        # Normalization derives what it uses from its variables.
+        # Normalization computes its constants from its variables.
         new.finalize_state()
