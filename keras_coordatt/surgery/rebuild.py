@@ -67,7 +67,11 @@ def _copy_state(old, new):
         # Containers first, since setting `trainable` sets it on all that is inside.
         for source, target in zip(olds, news):
             target.trainable = source.trainable
-    for source, target in zip(old.variables, new.variables, strict=True):
+    sources, targets = old.variables, new.variables
+    if [x.name for x in sources] != [x.name for x in targets]:
+        # A layer quantized after it was built has them in another order than its copy.
+        sources, targets = (sorted(x, key=lambda y: y.path) for x in (sources, targets))
+    for source, target in zip(sources, targets, strict=True):
         # A copy, since training on JAX donates the arrays of its model.
         target.assign(keras.ops.copy(source))
         target.trainable = source.trainable

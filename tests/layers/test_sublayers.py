@@ -5,7 +5,12 @@ import numpy as np
 import pytest
 from keras import layers
 
-from keras_coordatt import CBAM, CoordinateAttention, SqueezeExcite
+from keras_coordatt import (
+    CBAM,
+    CoordinateAttention,
+    SqueezeExcite,
+    insert_attention,
+)
 from keras_coordatt.layers import freeze_batch_norm
 
 each_attention = pytest.mark.parametrize(
@@ -127,3 +132,14 @@ def test_freeze_batch_norm_reaches_nested_models_and_sublayers(tmp_path):
         freeze_batch_norm("model")
     with pytest.raises(ValueError, match="`model` must be built"):
         freeze_batch_norm(CoordinateAttention())
+
+
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+@each_attention
+def test_surgery_copies_quantized_attention(attention, mode):
+    model = network(attention)
+    model.quantize(mode)
+    copy = insert_attention(model, after="head", layer=layers.Identity)
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(copy(X)), keras.ops.convert_to_numpy(model(X))
+    )
