@@ -62,8 +62,7 @@ def litert(
     `"float16"` (10 % for bfloat16). To see how good a quantized network is, pass
     `images` and look at the report's `agreement`.
 
-    Works on the TensorFlow backend, with the packages of
-    `pip install 'keras_coordatt[export]'`.
+    Works on the TensorFlow backend.
 
     Args:
         model: A functional or Sequential model of one image input. A model in mixed

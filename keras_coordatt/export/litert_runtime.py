@@ -42,7 +42,7 @@ def _interpreter(**options):
     except ImportError as error:
         raise ImportError(
             "To check a LiteRT file, its runtime is needed: "
-            f"pip install 'keras_coordatt[export]' ({error})"
+            f"pip install ai-edge-litert ({error})"
         ) from error
     with warnings.catch_warnings():
         # It advises against the option that keeps all tensors, for speed.
