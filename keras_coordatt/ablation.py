@@ -93,14 +93,16 @@ def ablation(
                 # Not appended: a process that is killed would leave half a line.
                 lines = [*_lines(output), json.dumps(run)]
                 with atomic_file(output) as temporary:
-                    temporary.write_text("".join(f"{line}\n" for line in lines))
+                    temporary.write_text(
+                        "".join(f"{line}\n" for line in lines), encoding="utf-8"
+                    )
                 print(json.dumps(run), flush=True)
                 runs.append(run)
     return runs
 
 
 def _lines(path):
-    return path.read_text().splitlines() if path.exists() else []
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
 def _train(seed: int, attention: str | None, steps: int, alpha: float, **settings):

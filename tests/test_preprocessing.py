@@ -122,6 +122,9 @@ def test_is_unknown_where_something_stands_between(wrap, models):
     [
         lambda: keras.applications.MobileNetV2(SHAPE, weights=None),
         lambda: keras.applications.EfficientNetB0(input_shape=SHAPE, weights=None),
+        lambda: nested(
+            keras.applications.EfficientNetB0(input_shape=SHAPE, weights=None)
+        ),
         lambda: keras.Sequential([keras.Input(SHAPE), layers.Normalization()]),
         lambda: keras.Sequential([keras.Input(SHAPE), layers.Rescaling(1 / 255)]),
         lambda: MobileNetV2CA((32, 32, 4), 0.1, include_top=False, weights=None),

@@ -21,7 +21,7 @@ BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}
 
 # Attentions by name: the axes of coordinate attention, and the paper's baselines with
 # the reduction that its parameter counts imply.
-AXES = {"coordinate": "both", "height": "height", "width": "width"}
+COORDINATE_AXES = {"coordinate": "both", "height": "height", "width": "width"}
 BASELINES = {
     "se": functools.partial(SqueezeExcite, reduction=24),
     "cbam": functools.partial(CBAM, reduction=24, **BATCH_NORM),
@@ -203,9 +203,12 @@ def attention_factory(
             that doesn't take it.
     """
     named = isinstance(attention, str)
-    if named and attention in AXES:
+    if named and attention in COORDINATE_AXES:
         make = functools.partial(
-            CoordinateAttention, reduction, axes=AXES[attention], **BATCH_NORM
+            CoordinateAttention,
+            reduction,
+            axes=COORDINATE_AXES[attention],
+            **BATCH_NORM,
         )
     elif named and attention in BASELINES:
         make = BASELINES[attention]
@@ -215,11 +218,11 @@ def attention_factory(
         make = None
     else:
         raise ValueError(
-            f"`attention` must be one of {(*AXES, *BASELINES)}, None, or a callable "
+            f"`attention` must be one of {(*COORDINATE_AXES, *BASELINES)}, None, or a callable "
             f"that returns a layer. Received: {attention!r}"
         )
 
-    if reduction != default_reduction and not (named and attention in AXES):
+    if reduction != default_reduction and not (named and attention in COORDINATE_AXES):
         raise ValueError(
             "`reduction` is an argument of coordinate attention. For another reduction "
             "of another attention pass a callable, such as "

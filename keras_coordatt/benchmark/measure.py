@@ -60,10 +60,10 @@ def _converted(model, precision):
 
 def _litert(precision, threads):
     def prepare(model):
-        import tensorflow as tf
+        from ai_edge_litert.interpreter import Interpreter
 
         content = _converted(model, precision)
-        interpreter = tf.lite.Interpreter(model_content=content, num_threads=threads)
+        interpreter = Interpreter(model_content=content, num_threads=threads)
         interpreter.allocate_tensors()
         (image,) = interpreter.get_input_details()
         interpreter.set_tensor(image["index"], _images(model)[:1])

@@ -99,7 +99,7 @@ def run(
     if json:
         with atomic_file(json) as temporary:
             figures = json_module.dumps(rows + official_rows, indent=1)
-            temporary.write_text(f"{figures}\n")
+            temporary.write_text(f"{figures}\n", encoding="utf-8")
     if picture:
         with atomic_file(picture) as temporary:
             benchmark.picture(rows, temporary, measures[0])

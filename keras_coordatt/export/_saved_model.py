@@ -89,7 +89,7 @@ def saved_model(
         # TensorFlow Serving leaves this folder to the users.
         extra = temporary / "assets.extra"
         extra.mkdir()
-        (extra / "metadata.json").write_text(json.dumps(metadata, indent=1))
+        (extra / "metadata.json").write_text(json.dumps(metadata, indent=1), "utf-8")
 
         try:
             loaded = tf.saved_model.load(str(temporary))

@@ -101,7 +101,7 @@ def read_metadata(path: str | os.PathLike) -> dict:
     path = pathlib.Path(path)
     try:
         if path.is_dir():
-            text = (path / "assets.extra" / "metadata.json").read_text()
+            text = (path / "assets.extra" / "metadata.json").read_text("utf-8")
         elif path.suffix == ".onnx":
             return _read_onnx_metadata(path)
         else:
