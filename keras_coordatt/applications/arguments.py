@@ -139,8 +139,8 @@ def _image_input(
     if input_tensor is not None:
         if not keras.utils.is_keras_tensor(input_tensor):
             raise ValueError(
-                "`input_tensor` must be a Keras tensor, such as the output of `keras.Input` or "
-                f"of a layer. Received: {type(input_tensor)}"
+                "`input_tensor` must be a Keras tensor, such as the output of "
+                f"`keras.Input` or of a layer. Received: {type(input_tensor)}"
             )
         shape = tuple(input_tensor.shape[1:])
         if input_shape is not None and tuple(input_shape) != shape:

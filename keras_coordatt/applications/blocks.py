@@ -247,7 +247,8 @@ def classifier(
     x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
     x = layers.Dropout(dropout, name="top_dropout")(x)
     # Softmax in half precision is too coarse for scores and losses.
-    dtype = "float32" if _is_half(keras.config.dtype_policy()) else None
+    half = keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16")
+    dtype = "float32" if half else None
     return layers.Dense(
         classes,
         activation=activation,
@@ -255,10 +256,6 @@ def classifier(
         dtype=dtype,
         name="predictions",
     )(x)
-
-
-def _is_half(policy):
-    return policy.compute_dtype in ("float16", "bfloat16")
 
 
 def pool(x, pooling: str | None):

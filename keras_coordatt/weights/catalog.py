@@ -4,6 +4,8 @@ import dataclasses
 
 from keras import ops
 
+from keras_coordatt.preprocessing import IMAGENET, Preprocessing
+
 
 @dataclasses.dataclass(frozen=True)
 class Record:
@@ -90,8 +92,10 @@ class Record:
         start = (size - self.input_size) // 2
         end = start + self.input_size
         images = images[:, start:end, start:end]
-        mean, std = (ops.convert_to_tensor(x, "float32") for x in (self.mean, self.std))
-        return (images / 255 - mean) / std
+        scale, offset = Preprocessing(self.mean, self.std).scale_and_offset(
+            "channels_last"
+        )
+        return images * ops.convert_to_tensor(scale) + ops.convert_to_tensor(offset)
 
 
 CATALOG = {
@@ -111,8 +115,8 @@ CATALOG = {
         # PyTorch's usual evaluation; the paper does not say.
         crop=0.875,
         interpolation="bilinear",
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+        mean=IMAGENET.mean,
+        std=IMAGENET.std,
         license="MIT",
         source="https://github.com/houqb/CoordAttention",
     ),
@@ -130,8 +134,8 @@ CATALOG = {
         input_size=64,
         crop=1.0,
         interpolation="bilinear",
-        mean=(0.485, 0.456, 0.406),
-        std=(0.229, 0.224, 0.225),
+        mean=IMAGENET.mean,
+        std=IMAGENET.std,
         license="MIT",
         source="keras_coordatt",
         labels=(
