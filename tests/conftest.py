@@ -1,8 +1,9 @@
-"""Fixtures for golden files, and a summary of how near to them we came."""
+"""Fixtures for golden files, and a summary of the differences from them."""
 
 import contextlib
 import os
 import pathlib
+import tarfile
 
 import numpy as np
 import pytest
@@ -22,23 +23,19 @@ if os.environ.get("KERAS_BACKEND") == "jax" and not AS_USERS:
         "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
     )
 
-HERE = pathlib.Path(__file__).parent
-# The smaller golden files are committed; where the others are at hand, beside the
-# project, they are used too.
-GOLDEN = [HERE / "data" / "golden", HERE.parent.parent / "shared" / "golden"]
+DATA = pathlib.Path(__file__).parent / "data"
 
 
 @pytest.fixture(scope="session")
-def golden():
-    """Gives the path of a golden file by its name, or skips the test."""
+def golden(tmp_path_factory):
+    """Returns the path of a golden file by its name.
 
-    def find(name):
-        for folder in GOLDEN:
-            if (folder / name).exists():
-                return folder / name
-        pytest.skip(f"{name} is not at hand")
-
-    return find
+    The numbers in these files were computed with the code of the papers' authors.
+    """
+    folder = tmp_path_factory.mktemp("golden")
+    with tarfile.open(DATA / "golden.tar.xz") as archive:
+        archive.extractall(folder, filter="data")
+    return folder.joinpath
 
 
 @pytest.fixture
