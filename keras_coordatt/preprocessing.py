@@ -8,13 +8,14 @@ enters. As part of the graph it is saved, cloned, nested and copied with the net
 """
 
 import dataclasses
+import json
 
 import keras
 import numpy as np
 from keras import layers
 from keras.applications import imagenet_utils
 
-from keras_coordatt.graph import Graph
+from keras_coordatt.graph import Graph, is_network
 from keras_coordatt.validation import check_choice
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "area", "lanczos3", "lanczos5")
@@ -121,6 +122,9 @@ class PreprocessingRecord(layers.Layer):
 
     Args:
         preprocessing: A `Preprocessing`, or its attributes as a dict.
+        records: Task, labels, image size and metrics by the head that they belong to,
+            as a dict that can be written as JSON. `keras_coordatt.record` reads and
+            writes them. Defaults to none.
         **kwargs: `name`, `dtype`, `trainable`.
 
     Input shape:
@@ -138,7 +142,12 @@ class PreprocessingRecord(layers.Layer):
     True
     """
 
-    def __init__(self, preprocessing: Preprocessing | dict, **kwargs):
+    def __init__(
+        self,
+        preprocessing: Preprocessing | dict,
+        records: dict | None = None,
+        **kwargs,
+    ):
         # Bytes up to 255 would lose bits in half precision.
         super().__init__(autocast=False, **kwargs)
         if isinstance(preprocessing, dict):
@@ -149,7 +158,17 @@ class PreprocessingRecord(layers.Layer):
                 f"Received: {preprocessing!r}"
             )
         self.preprocessing = preprocessing
+        self.records = records or {}
         self.built = True
+
+    @property
+    def records(self) -> dict:
+        return json.loads(self._records)
+
+    @records.setter
+    def records(self, records: dict):
+        # As text, since Keras and TensorFlow would wrap and track a dict.
+        self._records = json.dumps(records)
 
     def call(self, inputs):
         return inputs
@@ -160,7 +179,8 @@ class PreprocessingRecord(layers.Layer):
     def get_config(self):
         record = dataclasses.asdict(self.preprocessing)
         record |= {"mean": list(record["mean"]), "std": list(record["std"])}
-        return {**super().get_config(), "preprocessing": record}
+        config = {**super().get_config(), "preprocessing": record}
+        return {**config, "records": self.records} if self.records else config
 
 
 # Layers that leave the values of images alone at inference, so that what is recorded
@@ -198,29 +218,35 @@ def preprocessing_of(model: keras.Model) -> Preprocessing | None:
     """
     if not isinstance(model, keras.Model):
         raise TypeError(f"`model` must be a keras.Model. Received: {model!r}")
-    found = _records(model)
+    found = {layer and layer.preprocessing for layer in record_layers(model)}
     return found.pop() if len(found) == 1 else None
 
 
-def _records(model):
-    """The preprocessings recorded where images enter; None for each other reader."""
-    if not isinstance(model, (keras.Function, keras.Sequential)) or not model.built:
-        return {None}
-    graph, found = Graph(model), set()
+def record_layers(model):
+    """Finds the `PreprocessingRecord` layers where images enter a model.
+
+    Returns:
+        A list of them, with `None` for each other reader of the images.
+    """
+    if not is_network(model) or not model.built:
+        return [None]
+    graph, found = Graph(model), {}
     images = {id(x) for x in graph.inputs}
     for call in graph.calls:
-        if not any(id(x) in images for x in call.inputs):
-            continue
         op = call.op
+        # `ResizeLike` reads the values of its first input only.
+        values = call.inputs[: getattr(op, "value_inputs", None)]
+        if not any(id(x) in images for x in values):
+            continue
         if isinstance(op, PreprocessingRecord):
-            found.add(op.preprocessing)
+            found[id(op)] = op
         elif isinstance(op, keras.Model):
-            found.update(_records(op))
+            found |= {id(layer): layer for layer in record_layers(op)}
         elif isinstance(op, TRANSPARENT):
             images.update(id(x) for x in call.outputs)
         else:
-            found.add(None)
-    return found
+            found[None] = None
+    return list(found.values())
 
 
 def preprocess_input(x, data_format: str | None = None):

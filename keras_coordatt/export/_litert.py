@@ -84,7 +84,7 @@ def litert(
             `"float32"`.
         batch_size: Images per call, a fixed number, which is faster. Defaults to 1.
         image_size: Height and width, for a model that takes any.
-        labels: Names of the classes, in order. Defaults to none.
+        labels: Names of the classes, in order. Defaults to those recorded on the model.
         preprocessing: Same as in `saved_model`, for the metadata.
 
     Returns:

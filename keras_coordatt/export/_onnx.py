@@ -52,7 +52,7 @@ def onnx(
         image_size: Height and width, for a model that takes any. Defaults to `None`:
             the file takes any size too, which the PyTorch backend can't write.
         images: Inputs to compare on, same as in `saved_model`.
-        labels: Names of the classes, in order. Defaults to none.
+        labels: Names of the classes, in order. Defaults to those recorded on the model.
         preprocessing: Same as in `saved_model`, for the metadata.
 
     Returns:

@@ -41,7 +41,7 @@ def saved_model(
         path: The folder to write. An existing SavedModel is replaced.
         images: Inputs to compare on, as an array or batches: for a detector, images
             with objects. Defaults to drawn pictures.
-        labels: Names of the classes, in order. Defaults to none.
+        labels: Names of the classes, in order. Defaults to those recorded on the model.
         preprocessing: A `Preprocessing`. Defaults to `preprocessing_of(model)`. If that
             is `None`, there is no `serve_images`, and the report says so.
 

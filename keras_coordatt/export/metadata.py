@@ -8,9 +8,7 @@ import zipfile
 
 import keras
 
-from keras_coordatt.applications.blocks import channel_axis
-from keras_coordatt.export.detections import DETECTIONS
-from keras_coordatt.export.inference import suppression_of
+from keras_coordatt.record import check_labels, classes_of, record_of
 
 
 def describe(format, model, image, labels):
@@ -21,19 +19,16 @@ def describe(format, model, image, labels):
     """
     import keras_coordatt
 
-    if labels is not None:
-        labels = list(labels)
-        classes = _number_of_classes(model)
-        wrong = classes is not None and len(labels) != classes
-        if wrong or not all(isinstance(x, str) for x in labels):
-            raise ValueError(
-                "`labels` must be strings, one per class"
-                f"{f', {classes} of them' if classes else ''}. Received: {labels}"
-            )
+    record = record_of(model)
+    if labels is None:
+        labels = record.labels and list(record.labels)
+    else:
+        labels = check_labels(labels, classes_of(model))
     how = image.preprocessing
     return {
         "name": model.name,
         "format": format,
+        "task": record.task,
         "labels": labels,
         "preprocessing": how
         and {
@@ -53,30 +48,6 @@ def describe(format, model, image, labels):
     }
 
 
-def _number_of_classes(model):
-    """Number of classes of a classifier, detector or segmenter; else `None`."""
-    outputs = model.output
-    if isinstance(outputs, dict):
-        if set(outputs) == {"boxes", "classes"}:  # logits, the background's first
-            return outputs["classes"].shape[-1] - 1
-        if set(outputs) == {"boxes", "scores"}:
-            return outputs["scores"].shape[-1]
-        suppression = suppression_of(model)
-        if set(outputs) == DETECTIONS and suppression is not None:
-            _, scores = keras.tree.flatten(suppression.input)  # after the boxes
-            return scores.shape[-1]
-    outputs = keras.tree.flatten(outputs)
-    if len(outputs) == 1 and len(outputs[0].shape) == 2:
-        return outputs[0].shape[-1]
-    if len(outputs) == 1 and len(outputs[0].shape) == 4:
-        size = list(outputs[0].shape[1:])
-        classes = size.pop(channel_axis() - 1)
-        images = list(model.input.shape[1:])
-        images.pop(channel_axis() - 1)
-        return classes if size == images and "float" in outputs[0].dtype else None
-    return None
-
-
 def read_metadata(path: str | os.PathLike) -> dict:
     """Reads the metadata of an exported file.
 
@@ -84,7 +55,8 @@ def read_metadata(path: str | os.PathLike) -> dict:
         path: A file or folder that this module wrote.
 
     Returns:
-        A dictionary: `"name"` of the model, `"format"`, `"labels"` (a list, or `None`),
+        A dictionary: `"name"` of the model, `"format"`, `"task"` (as in
+        `keras_coordatt.record.Record`, or `None`), `"labels"` (a list, or `None`),
         `"preprocessing"` (`None`, or `"input_size"`, `"color"`, `"data_format"`,
         `"interpolation"`, `"antialias"`, `"scale"`, `"mean"` and `"std"`: the input is
         `(image / scale - mean) / std`), `"versions"`, and for LiteRT `"precision"`.

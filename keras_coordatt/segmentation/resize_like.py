@@ -37,6 +37,9 @@ class ResizeLike(keras.layers.Layer):
     (1, 225, 301, 21)
     """
 
+    # Of the second, only the size counts: see `preprocessing.record_layers`.
+    value_inputs = 1
+
     def __init__(self, data_format: str | None = None, **kwargs):
         super().__init__(**kwargs)
         self.data_format = check_choice(

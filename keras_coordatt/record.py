@@ -1,0 +1,232 @@
+"""Task, labels, image size and metrics of a model, recorded on the model itself.
+
+    set_record(model, task="classification", labels=["daisy", "rose"])
+    record_of(model).labels
+
+They are in the configuration of the `PreprocessingRecord` at the image's entrance, so
+they are saved, cloned, nested and copied with the network. Each record belongs to one
+head: another head on the same network has none, until it gets its own.
+"""
+
+import dataclasses
+import math
+import numbers
+from collections.abc import Mapping, Sequence
+
+import keras
+
+from keras_coordatt.applications.blocks import channel_axis
+from keras_coordatt.detection import NonMaxSuppression
+from keras_coordatt.graph import Graph, is_network
+from keras_coordatt.layers.freezing import nested_layers
+from keras_coordatt.preprocessing import record_layers
+from keras_coordatt.validation import check_choice, check_positive_int
+
+TASKS = ("classification", "detection", "segmentation")
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """What is known of a model beside its layers and weights.
+
+    Attributes:
+        task: `"classification"`, `"detection"`, `"segmentation"`, or `None` if unknown.
+        labels: Names of the classes, in the order of the outputs, or `None`.
+        image_size: `(height, width)` of the images that it was trained on, or `None`.
+        metrics: Dict from the name of a metric to its value. Empty if unknown.
+
+    Example:
+
+    >>> Record(task="classification", labels=("daisy", "rose")).image_size is None
+    True
+    """
+
+    task: str | None = None
+    labels: tuple[str, ...] | None = None
+    image_size: tuple[int, int] | None = None
+    metrics: Mapping[str, float] = dataclasses.field(default_factory=dict)
+
+
+def record_of(model: keras.Model) -> Record:
+    """Returns what is recorded on a model for its outputs.
+
+    Args:
+        model: A `keras.Model`.
+
+    Returns:
+        A `Record`. Its attributes are `None` where nothing is recorded, and also where
+        a record belongs to another head than the model's.
+
+    Raises:
+        TypeError: If `model` isn't a Keras model.
+
+    Example:
+
+    >>> model = MobileNetV2CA((64, 64, 3), weights=None, classes=2)
+    >>> set_record(model, labels=["daisy", "rose"])
+    >>> record_of(model).labels
+    ('daisy', 'rose')
+    """
+    if not isinstance(model, keras.Model):
+        raise TypeError(f"`model` must be a keras.Model. Received: {model!r}")
+    layers = record_layers(model)
+    if not layers or None in layers:
+        return Record()
+    head = _head(model)
+    first, *others = (layer.records.get(head) for layer in layers)
+    if first is None or any(other != first for other in others):
+        return Record()
+    lists = {
+        name: first[name] and tuple(first[name]) for name in ("labels", "image_size")
+    }
+    return Record(**{**first, **lists})
+
+
+def set_record(
+    model: keras.Model,
+    *,
+    task: str | None = None,
+    labels: Sequence[str] | None = None,
+    image_size: tuple[int, int] | None = None,
+    metrics: Mapping[str, float] | None = None,
+) -> None:
+    """Records task, labels, image size and metrics on a model.
+
+    They survive `.keras` files, cloning, nesting, `insert_attention`, `fuse_attention`
+    and export. What isn't given stays as it is.
+
+    Args:
+        model: A functional or Sequential model on a network of this package.
+        task: `"classification"`, `"detection"` or `"segmentation"`.
+        labels: Names of the classes, in the order of the outputs.
+        image_size: `(height, width)`.
+        metrics: Dict from the name of a metric to its value.
+
+    Raises:
+        ValueError: If an argument is none of the above, if the number of labels isn't
+            the number of classes, or if the model has no `PreprocessingRecord` where
+            the images enter it.
+        TypeError: If `model` isn't a Keras model.
+
+    Example:
+
+    >>> model = MobileNetV2CA((64, 64, 3), weights=None, classes=2)
+    >>> set_record(model, task="classification", metrics={"accuracy": 0.83})
+    """
+    record = dataclasses.asdict(record_of(model))
+    layers = record_layers(model)
+    if not layers or None in layers:
+        raise ValueError(
+            "`model` has no place for a record: a network of "
+            "`keras_coordatt.applications` for RGB images must be what reads its images. "
+            f"Received: {model.name}"
+        )
+    if task is not None:
+        record["task"] = check_choice("task", task, TASKS)
+    if labels is not None:
+        record["labels"] = check_labels(labels, classes_of(model))
+    if image_size is not None:
+        record["image_size"] = _check_image_size(image_size, model)
+    if metrics is not None:
+        record["metrics"] = _check_metrics(metrics)
+    head = _head(model)
+    for layer in layers:
+        layer.records = {**layer.records, head: record}
+
+
+def check_labels(labels, classes):
+    """Returns the labels as a list if they are strings, `classes` of them.
+
+    Args:
+        labels: The labels.
+        classes: Their number, or `None` for any.
+    """
+    names = list(labels) if isinstance(labels, (list, tuple)) else []
+    wrong = not names or isinstance(labels, str) or classes not in (None, len(names))
+    if wrong or not all(isinstance(name, str) for name in names):
+        raise ValueError(
+            "`labels` must be strings, one per class"
+            f"{f', {classes} of them' if classes else ''}. Received: {labels!r}"
+        )
+    return names
+
+
+def _check_image_size(image_size, model):
+    if not isinstance(image_size, Sequence) or len(image_size) != 2:
+        raise ValueError(
+            f"`image_size` must be (height, width). Received: {image_size!r}"
+        )
+    size = [check_positive_int("image_size", side) for side in image_size]
+    own = list(model.inputs[0].shape[1:])
+    own.pop(channel_axis() - 1)
+    if any(side not in (None, new) for side, new in zip(own, size)):
+        raise ValueError(
+            f"`image_size` must be the model's, {tuple(own)}. Received: {image_size!r}"
+        )
+    return size
+
+
+def _check_metrics(metrics):
+    sound = isinstance(metrics, Mapping) and all(
+        isinstance(name, str)
+        and isinstance(value, numbers.Real)
+        and math.isfinite(value)
+        for name, value in metrics.items()
+    )
+    if not sound:
+        raise ValueError(
+            "`metrics` must be a dict from names to finite numbers. "
+            f"Received: {metrics!r}"
+        )
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def classes_of(model: keras.Model) -> int | None:
+    """Returns the number of classes of a classifier, detector or segmenter, or `None`."""
+    outputs = model.output
+    if isinstance(outputs, dict):
+        if set(outputs) == {"boxes", "classes"}:  # logits, the background's first
+            return outputs["classes"].shape[-1] - 1
+        if set(outputs) == {"boxes", "scores"}:
+            return outputs["scores"].shape[-1]
+        suppression = next(
+            (x for x in nested_layers(model) if isinstance(x, NonMaxSuppression)), None
+        )
+        if set(outputs) == {"boxes", "labels", "scores"} and suppression is not None:
+            _, scores = keras.tree.flatten(suppression.input)  # after the boxes
+            return scores.shape[-1]
+    outputs = keras.tree.flatten(outputs)
+    if len(outputs) == 1 and len(outputs[0].shape) == 2:
+        return outputs[0].shape[-1]
+    if len(outputs) == 1 and len(outputs[0].shape) == 4:
+        size = list(outputs[0].shape[1:])
+        classes = size.pop(channel_axis() - 1)
+        images = list(model.input.shape[1:])
+        images.pop(channel_axis() - 1)
+        return classes if size == images and "float" in outputs[0].dtype else None
+    return None
+
+
+def _head(model):
+    """Identifies a model's head: the last layers with weights, and their widths.
+
+    Layers without weights behind them, such as a softmax or the suppression of a
+    detector, leave the meaning of the classes as it is.
+    """
+    graph = Graph(model)
+    found, seen = set(), set()
+    queue = [x for call in graph.calls for x in call.outputs if id(x) in graph.outputs]
+    while queue:
+        call = graph.producer.get(id(queue.pop()))
+        if call is None or id(call) in seen:
+            continue
+        seen.add(id(call))
+        inner = _head(call.op) if is_network(call.op) else ""
+        if inner:
+            found.update(inner.split())
+        elif isinstance(call.op, keras.Layer) and call.op.weights:
+            width = getattr(call.op, "units", None) or getattr(call.op, "filters", "")
+            found.add(f"{call.op.name}:{width}")
+        else:
+            queue += call.inputs
+    return " ".join(sorted(found))
