@@ -171,8 +171,12 @@ def _preprocessing(name, mean, std):
 
 def _data_options(model, data, image_size, precision, preprocessing, detector):
     """Images to calibrate and to compare on, and the names of the classes."""
-    from keras_coordatt.data import ClassFolder, load_classification, load_detection
-    from keras_coordatt.data.classification import open_images
+    from keras_coordatt.data import (
+        ClassFolder,
+        load_classification,
+        load_detection,
+        open_data,
+    )
 
     first = keras.config.image_data_format() == "channels_first"
     size = model.input_shape[2:] if first else model.input_shape[1:3]
@@ -188,7 +192,7 @@ def _data_options(model, data, image_size, precision, preprocessing, detector):
             f"Received: {model.name}"
         )
     load = load_detection if detector else load_classification
-    builder = data if detector else open_images(data)
+    builder = data if detector else open_data(data, "classification")
 
     def images(split, count):
         dataset = load(builder, split, size, 1, preprocess=preprocessing.normalize)

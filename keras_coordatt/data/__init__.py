@@ -8,7 +8,9 @@ from keras_coordatt.data.class_folder import ClassFolder
 from keras_coordatt.data.classification import load_classification
 from keras_coordatt.data.detection import load_detection
 from keras_coordatt.data.mask_folder import MaskFolder
-from keras_coordatt.data.segmentation import IGNORED, load_segmentation
+from keras_coordatt.data.opening import class_names, find_task, open_data, splits
+from keras_coordatt.data.reading import IGNORED
+from keras_coordatt.data.segmentation import load_segmentation
 from keras_coordatt.data.voc_folder import VOCFolder
 
 __all__ = [
@@ -16,7 +18,11 @@ __all__ = [
     "ClassFolder",
     "MaskFolder",
     "VOCFolder",
+    "class_names",
+    "find_task",
     "load_classification",
     "load_detection",
     "load_segmentation",
+    "open_data",
+    "splits",
 ]

@@ -1,18 +1,16 @@
-"""What the three loaders share: from a data set to batches, on every Keras backend."""
+"""Batches of images and targets, shared by the loaders, for every Keras backend."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 import numbers
-import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
 
-from keras_coordatt.data.reading import check_on_error
 from keras_coordatt.validation import check_choice, check_positive_int
 
 if TYPE_CHECKING:
@@ -24,7 +22,7 @@ _MEMORY = 256 * 2**20
 
 @dataclasses.dataclass
 class Batches:
-    """How a split becomes batches: the arguments that the three loaders share.
+    """The arguments that the loaders share, which turn a split into batches.
 
     Attributes:
         split, image_size, batch_size, augment, preprocess, shuffle, drop_remainder,
@@ -134,85 +132,6 @@ class Batches:
             finish_batch, num_parallel_calls=None if in_turn else tf.data.AUTOTUNE
         )
         return dataset.prefetch(tf.data.AUTOTUNE)
-
-
-def prepare_builder(
-    name: str | os.PathLike | tfds.core.DatasetBuilder,
-    data_dir: str | os.PathLike | None,
-    on_error: str,
-    validation_split: float | None,
-    folder: Callable,
-    needs: str,
-    fits: Callable[[dict], bool],
-) -> tfds.core.DatasetBuilder:
-    """Returns the TFDS builder of a data set for a task, with its data ready.
-
-    Args:
-        name: Same as in `load_classification`.
-        data_dir: Same as in `load_classification`.
-        on_error: Same as in `load_classification`.
-        validation_split: Same as in `load_classification`.
-        folder: Builds the builder of a folder, from its path, and from
-            `validation_split` and `on_error` by keyword.
-        needs: The features that the task needs, in words.
-        fits: Tells whether a dict of TFDS features has them.
-
-    Returns:
-        The builder.
-
-    Raises:
-        ValueError: If an argument is invalid, or the data set does not have the
-            features.
-    """
-    import tensorflow_datasets as tfds
-
-    from keras_coordatt.data import digits  # noqa: F401, registers "digits"
-
-    check_on_error(on_error)
-    by_name = False
-    if isinstance(name, os.PathLike) or (isinstance(name, str) and os.path.isdir(name)):
-        builder = folder(name, validation_split=validation_split, on_error=on_error)
-    elif on_error != "raise" or validation_split is not None:
-        raise ValueError(
-            "`on_error` and `validation_split` are for a folder, and are given to the "
-            "builder if there is one; a part of TFDS data is a split such as "
-            f"'train[:90%]'. Received: {on_error!r} and {validation_split!r}, with "
-            f"name={name!r}"
-        )
-    elif isinstance(name, str):
-        by_name = True
-        try:
-            builder = tfds.builder(name, data_dir=data_dir)
-        except ValueError as error:
-            # TFDS adds the names of all its data sets.
-            reason = str(error).splitlines()[0]
-            raise ValueError(
-                "`name` must be a folder, a TFDS name or a builder. "
-                f"Received: {name!r}, which is not a folder, and TFDS says: {reason}"
-            ) from error
-    elif isinstance(name, tfds.core.DatasetBuilder):
-        builder = name
-    else:
-        raise ValueError(
-            f"`name` must be a folder, a TFDS name or a builder. Received: {name!r}"
-        )
-    # Before a download, which may be long.
-    features = dict(builder.info.features.items())
-    if "image" not in features or not fits(features):
-        raise ValueError(
-            f"`name` must be a data set with an 'image' and {needs}. "
-            f"Received: {builder.info.full_name} with {features}"
-        )
-    if by_name:
-        try:
-            builder.download_and_prepare()
-        except OSError:
-            # Another process may have prepared the same data in the meantime. TFDS
-            # renames the finished folder, which fails if the target exists.
-            builder = tfds.builder(name, data_dir=data_dir)
-            if not builder.is_prepared():
-                raise
-    return builder
 
 
 def check_labels(labels: tf.Tensor, num_classes: int, low: int = 0) -> tf.Tensor:

@@ -46,7 +46,8 @@ class ClassFolder(Folder, skip_registration=True):
     Args:
         path: The folder.
         validation_split: The part of `train` to use as `validation`, in (0, 1), if
-            there is none. It is always the same part. Defaults to none.
+            there is none. Defaults to none.
+        split_seed: An integer that determines this part. Defaults to 0.
         on_error: What to do with images that cannot be read: `"raise"` one error that
             names all of them, or `"skip"` (or `"repair"`, which is the same here) to
             leave them out, with one warning that names them. Defaults to `"raise"`.
@@ -63,11 +64,20 @@ class ClassFolder(Folder, skip_registration=True):
     ```
     """
 
+    LAYOUT = "class folders"
+
+    @classmethod
+    def recognizes(cls, path):
+        folders = list_folder(path)[2]
+        folders += [inner for folder in folders for inner in list_folder(folder)[2]]
+        return any(list_folder(folder)[0] for folder in folders)
+
     def __init__(
         self,
         path: str | os.PathLike,
         *,
         validation_split: float | None = None,
+        split_seed: int = 0,
         on_error: str = "raise",
     ):
         path = Path(path).expanduser()
@@ -118,7 +128,7 @@ class ClassFolder(Folder, skip_registration=True):
             random.Random(split).shuffle(examples)
             if examples:
                 splits[split] = examples
-        splits = split_off_validation(splits, validation_split)
+        splits = split_off_validation(splits, validation_split, split_seed)
         splits = {
             split: dict(
                 zip(("image", "label"), zip(*examples, strict=True), strict=True)

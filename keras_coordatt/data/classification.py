@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from keras_coordatt.data.augmentation import augment_images, check_mixing
-from keras_coordatt.data.batches import Batches, check_labels, prepare_builder
+from keras_coordatt.data.batches import Batches, check_labels
+from keras_coordatt.data.opening import open_data
 from keras_coordatt.validation import check_choice
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ def load_classification(
     data_dir: str | os.PathLike | None = None,
     on_error: str = "raise",
     validation_split: float | None = None,
+    split_seed: int = 0,
 ) -> tf.data.Dataset:
     """Loads labelled images from a folder or from TFDS, in batches.
 
@@ -70,8 +72,9 @@ def load_classification(
             `"skip"` or `"repair"`, same as in `ClassFolder`, `VOCFolder` and
             `MaskFolder`. A builder has its own.
         validation_split: The part of a folder's `train` to use as `validation`, in
-            (0, 1), if it has none. It is always the same part, so it can be loaded
-            apart. A builder has its own.
+            (0, 1), if it has none. A builder has its own.
+        split_seed: An integer that determines this part. Pass the same one to load
+            `train` and `validation`.
 
     Returns:
         A `tf.data.Dataset` of `(images, labels)`, with images float32 of shape
@@ -108,11 +111,13 @@ def load_classification(
     )
     check_choice("one_hot", one_hot, (True, False))
     check_mixing(augment, one_hot)
-    builder = open_images(
+    builder = open_data(
         name,
+        "classification",
         data_dir=data_dir,
         on_error=on_error,
         validation_split=validation_split,
+        split_seed=split_seed,
     )
     num_classes = builder.info.features["label"].num_classes
 
@@ -126,59 +131,3 @@ def load_classification(
         return images, tf.cast(labels, "float32") if one_hot else labels
 
     return batches.load(builder, read, finish)
-
-
-def open_images(
-    data: str | os.PathLike | tfds.core.DatasetBuilder,
-    *,
-    data_dir: str | os.PathLike | None = None,
-    on_error: str = "raise",
-    validation_split: float | None = None,
-) -> tfds.core.DatasetBuilder:
-    """Returns the builder of a folder of images, or of a TFDS name.
-
-    Args:
-        data: A folder, as for `ClassFolder`, a TFDS name, or a builder.
-        data_dir: Same as in `load_classification`.
-        on_error: Same as in `load_classification`.
-        validation_split: Same as in `load_classification`.
-
-    Returns:
-        The builder, with its data ready.
-
-    Raises:
-        ValueError: If the data set has no `image` and `label`.
-    """
-    import tensorflow_datasets as tfds
-
-    from keras_coordatt.data.class_folder import ClassFolder
-
-    if isinstance(data, tfds.ImageFolder):
-        data = _as_class_folder(data)
-    return prepare_builder(
-        data,
-        data_dir,
-        on_error,
-        validation_split,
-        ClassFolder,
-        "a 'label' that is a ClassLabel",
-        lambda features: isinstance(features.get("label"), tfds.features.ClassLabel),
-    )
-
-
-def _as_class_folder(builder: tfds.ImageFolder) -> tfds.core.DatasetBuilder:
-    """Returns a builder that reads the same folder as a viewer shows its pictures."""
-    from keras_coordatt.data.class_folder import ClassFolder
-
-    features = builder.info.features
-    if features["image"].shape[-1] != 3 or features["image"].dtype != "uint8":
-        return builder
-    folder = ClassFolder(builder.data_dir)
-    names = folder.info.features["label"].names
-    if names != features["label"].names:
-        raise ValueError(
-            "`name` must not count folders that are hidden or empty as classes. "
-            f"Pass ClassFolder(path), which has {names}. "
-            f"Received: a tfds.ImageFolder with {features['label'].names}"
-        )
-    return folder

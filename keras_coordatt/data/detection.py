@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 import tensorflow as tf
 
 from keras_coordatt.data.augmentation import augment_with_targets, check_boxes_follow
-from keras_coordatt.data.batches import Batches, check_labels, prepare_builder
+from keras_coordatt.data.batches import Batches, check_labels
+from keras_coordatt.data.opening import open_data
 from keras_coordatt.validation import check_choice, check_positive_int
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def load_detection(
     data_dir: str | os.PathLike | None = None,
     on_error: str = "raise",
     validation_split: float | None = None,
+    split_seed: int = 0,
 ) -> tf.data.Dataset:
     """Loads images with boxes around their objects, in batches.
 
@@ -61,8 +63,8 @@ def load_detection(
             that only change colours get the images alone. Several layers go into a
             `keras.layers.Pipeline`. On every backend, functions get TensorFlow tensors.
             Boxes that leave the image are dropped.
-        preprocess, shuffle, drop_remainder, seed, data_dir, on_error, validation_split:
-            Same as in `load_classification`.
+        preprocess, shuffle, drop_remainder, seed, data_dir, on_error, validation_split,
+            split_seed: Same as in `load_classification`.
 
     Returns:
         A `tf.data.Dataset` of `(images, objects)`, with images float32 of shape
@@ -108,14 +110,13 @@ def load_detection(
     max_boxes = check_positive_int("max_boxes", max_boxes)
     check_choice("keep_difficult", keep_difficult, (True, False))
     check_boxes_follow(augment)
-    builder = prepare_builder(
+    builder = open_data(
         name,
-        data_dir,
-        on_error,
-        validation_split,
-        _voc_folder,
-        "'objects' with a 'bbox' and a 'label' that is a ClassLabel",
-        _has_boxes,
+        "detection",
+        data_dir=data_dir,
+        on_error=on_error,
+        validation_split=validation_split,
+        split_seed=split_seed,
     )
     num_classes = builder.info.features["objects"]["label"].num_classes
     left_out = {"is_crowd"} if keep_difficult else {"is_crowd", "is_difficult"}
@@ -178,20 +179,3 @@ def _check_sides(boxes, labels):
     check = tf.debugging.Assert(fits, [message, tf.reduce_max(sides)])
     with tf.control_dependencies([check]):
         return tf.identity(boxes)
-
-
-def _voc_folder(path: str | os.PathLike, **arguments) -> tfds.core.DatasetBuilder:
-    from keras_coordatt.data.voc_folder import VOCFolder
-
-    return VOCFolder(path, **arguments)
-
-
-def _has_boxes(features: dict) -> bool:
-    import tensorflow_datasets as tfds
-
-    objects = getattr(features.get("objects"), "feature", None)
-    if not isinstance(objects, tfds.features.FeaturesDict):
-        return False
-    objects = dict(objects.items())
-    has_boxes = isinstance(objects.get("bbox"), tfds.features.BBoxFeature)
-    return has_boxes and isinstance(objects.get("label"), tfds.features.ClassLabel)

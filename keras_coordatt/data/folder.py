@@ -1,7 +1,8 @@
-"""What the folders of images share as TFDS builders."""
+"""Base class of the folders of images, as TFDS builders."""
 
 from __future__ import annotations
 
+import numbers
 import os
 import random
 import re
@@ -32,7 +33,8 @@ _SPLIT_NAMES = {
 class Folder(tfds.core.DatasetBuilder, skip_registration=True):
     """Base class of the builders that read files where they are.
 
-    A subclass lists the files, checks one example (`_check`) and reads one (`_read`).
+    A subclass recognizes its layout, lists the files, checks one example (`_check`)
+    and reads one (`_read`).
 
     Args:
         path: The folder.
@@ -44,6 +46,8 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
     """
 
     VERSION = tfds.core.Version("1.0.0")
+    # Name of the layout, for messages.
+    LAYOUT = ""
 
     def __init__(
         self, path: Path, features: dict, splits: dict[str, dict], on_error: str
@@ -62,6 +66,11 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
                 for name, columns in splits.items()
             )
         )
+
+    @classmethod
+    def recognizes(cls, path: Path) -> bool:
+        """Tells whether a path has this layout, without reading the files."""
+        raise NotImplementedError
 
     @property
     def data_path(self):
@@ -171,21 +180,24 @@ def split_name(name: str) -> str:
 
 
 def split_off_validation(
-    splits: dict[str, list], validation_split: float | None
+    splits: dict[str, list], validation_split: float | None, seed: int
 ) -> dict[str, list]:
-    """Splits a part of `train` off as `validation`, always the same part.
+    """Splits a random part of `train` off as `validation`.
 
     Args:
         splits: The examples of each split, without a `validation` yet.
         validation_split: The part, in (0, 1); `None` for none.
+        seed: An integer that determines the part.
 
     Returns:
         The examples of each split.
 
     Raises:
-        ValueError: If the part is out of range, there is a `validation` already, or no
-            image would be left in one of both.
+        ValueError: If the part is out of range, there is a `validation` already, no
+            image would be left in one of both, or the seed is not an integer.
     """
+    if not isinstance(seed, numbers.Integral):
+        raise ValueError(f"`split_seed` must be an integer. Received: {seed!r}")
     if validation_split is None:
         return splits
     check_number("validation_split", validation_split, 0, 1)
@@ -195,7 +207,7 @@ def split_off_validation(
             f"Received: {validation_split}, and there are {list(splits)}"
         )
     examples = list(splits["train"])
-    random.Random(0).shuffle(examples)
+    random.Random(int(seed)).shuffle(examples)
     count = round(len(examples) * validation_split)
     if not 0 < count < len(examples):
         raise ValueError(

@@ -19,6 +19,7 @@ from keras_coordatt.data.folder import (
     split_off_validation,
 )
 from keras_coordatt.data.reading import (
+    IGNORED,
     check_mask,
     check_on_error,
     find_faults,
@@ -27,7 +28,6 @@ from keras_coordatt.data.reading import (
     read_text,
     report_faults,
 )
-from keras_coordatt.data.segmentation import IGNORED
 from keras_coordatt.data.voc_folder import read_lists
 
 
@@ -64,7 +64,8 @@ class MaskFolder(Folder, skip_registration=True):
             for black and white masks; a 255 in it is a class, and not ignored. Defaults
             to 0, 1, 2, ...
         validation_split: The part of `train` to use as `validation`, in (0, 1), if
-            there is none. It is always the same part. Defaults to none.
+            there is none. Defaults to none.
+        split_seed: An integer that determines this part. Defaults to 0.
         on_error: What to do with images and masks that cannot be used: `"raise"` one
             error that names all of them, or `"skip"` (or `"repair"`, which is the same
             here) to leave them out, with one warning that names them. Defaults to
@@ -84,6 +85,13 @@ class MaskFolder(Folder, skip_registration=True):
     ```
     """
 
+    LAYOUT = "images with masks"
+
+    @classmethod
+    def recognizes(cls, path):
+        is_voc = (path / "SegmentationClass").is_dir()
+        return is_voc or any(path.glob("[!.]*/masks"))
+
     def __init__(
         self,
         path: str | os.PathLike,
@@ -92,6 +100,7 @@ class MaskFolder(Folder, skip_registration=True):
         classes: Sequence[str] | None = None,
         values: Sequence[int] | None = None,
         validation_split: float | None = None,
+        split_seed: int = 0,
         on_error: str = "raise",
     ):
         check_on_error(on_error)
@@ -149,7 +158,9 @@ class MaskFolder(Folder, skip_registration=True):
             raise ValueError(f"There is no image that can be used in {path}")
         splits = {
             split: dict(zip(("image", "mask"), zip(*pairs, strict=True), strict=True))
-            for split, pairs in split_off_validation(splits, validation_split).items()
+            for split, pairs in split_off_validation(
+                splits, validation_split, split_seed
+            ).items()
         }
         labels = [classes[i] for i in kept]
         features = {"segmentation_mask": tfds.features.LabeledImage(labels=labels)}

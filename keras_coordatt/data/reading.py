@@ -17,6 +17,8 @@ from keras_coordatt.validation import check_choice
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 )
+# The value of pixels that are ignored, as in the masks of Pascal VOC and Cityscapes.
+IGNORED = 255
 ON_ERROR = ("raise", "skip", "repair")
 # Left in a folder by the operating system.
 _CLUTTER = frozenset(("thumbs.db", "desktop.ini"))

@@ -13,15 +13,13 @@ from keras_coordatt.data.augmentation import augment_with_targets, check_masks_f
 from keras_coordatt.data.batches import (
     Batches,
     check_labels,
-    prepare_builder,
     resize,
 )
+from keras_coordatt.data.opening import open_data
+from keras_coordatt.data.reading import IGNORED
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
-
-# The value of pixels that are ignored, as in the masks of Pascal VOC and Cityscapes.
-IGNORED = 255
 
 
 def load_segmentation(
@@ -38,6 +36,7 @@ def load_segmentation(
     data_dir: str | os.PathLike | None = None,
     on_error: str = "raise",
     validation_split: float | None = None,
+    split_seed: int = 0,
 ) -> tf.data.Dataset:
     """Loads images with a class for each pixel, in batches.
 
@@ -59,8 +58,8 @@ def load_segmentation(
             channel. A layer gets them float, with a second channel of 255 less the
             first: where that no longer holds, the layer filled in what was outside of
             the image, and the pixel becomes `IGNORED`.
-        preprocess, shuffle, drop_remainder, seed, data_dir, on_error, validation_split:
-            Same as in `load_classification`.
+        preprocess, shuffle, drop_remainder, seed, data_dir, on_error, validation_split,
+            split_seed: Same as in `load_classification`.
 
     Returns:
         A `tf.data.Dataset` of `(images, masks)`, with images float32 of shape
@@ -98,14 +97,13 @@ def load_segmentation(
         seed,
     )
     check_masks_follow(augment)
-    builder = prepare_builder(
+    builder = open_data(
         name,
-        data_dir,
-        on_error,
-        validation_split,
-        _mask_folder,
-        "a 'segmentation_mask' of one channel",
-        _has_mask,
+        "segmentation",
+        data_dir=data_dir,
+        on_error=on_error,
+        validation_split=validation_split,
+        split_seed=split_seed,
     )
     # An `Image` has no number of classes.
     feature = builder.info.features["segmentation_mask"]
@@ -137,16 +135,3 @@ def load_segmentation(
         return data["images"], tf.cast(masks, "int32")
 
     return batches.load(builder, read, finish)
-
-
-def _mask_folder(path: str | os.PathLike, **arguments) -> tfds.core.DatasetBuilder:
-    from keras_coordatt.data.mask_folder import MaskFolder
-
-    return MaskFolder(path, **arguments)
-
-
-def _has_mask(features: dict) -> bool:
-    import tensorflow_datasets as tfds
-
-    mask = features.get("segmentation_mask")
-    return isinstance(mask, tfds.features.Image) and mask.shape[-1] == 1

@@ -33,6 +33,8 @@ from keras_coordatt.data.reading import (
     report_faults,
 )
 
+_ANNOTATIONS = ("Annotations", "annotations")
+
 
 class VOCFolder(Folder, skip_registration=True):
     """Images with boxes around their objects, in the layout of Pascal VOC.
@@ -62,7 +64,8 @@ class VOCFolder(Folder, skip_registration=True):
         classes: The names of the classes, in their order. Defaults to those of all
             objects, in alphabetical order.
         validation_split: The part of `train` to use as `validation`, in (0, 1), if
-            there is none. It is always the same part. Defaults to none.
+            there is none. Defaults to none.
+        split_seed: An integer that determines this part. Defaults to 0.
         on_error: What to do with what cannot be used. `"raise"`: one error that lists
             all boxes, or files, that are wrong. `"skip"`: leave out the images with
             such boxes or files. `"repair"`: sort the corners of boxes that are swapped,
@@ -87,19 +90,26 @@ class VOCFolder(Folder, skip_registration=True):
         http://host.robots.ox.ac.uk/pascal/VOC/voc2007/)
     """
 
+    LAYOUT = "Pascal VOC"
+
+    @classmethod
+    def recognizes(cls, path):
+        return any(_find_folder(path, _ANNOTATIONS).glob("[!.]*.xml"))
+
     def __init__(
         self,
         path: str | os.PathLike,
         *,
         classes: Sequence[str] | None = None,
         validation_split: float | None = None,
+        split_seed: int = 0,
         on_error: str = "raise",
     ):
         check_on_error(on_error)
         path = Path(path).expanduser()
         images_folder = _find_folder(path, ("JPEGImages", "images", "Images"))
         images = images_by_name(images_folder)
-        folder = _find_folder(path, ("Annotations", "annotations"))
+        folder = _find_folder(path, _ANNOTATIONS)
         lists = path / "ImageSets" / "Main"
         if lists.is_dir():
             splits = read_lists(lists, images)
@@ -114,7 +124,7 @@ class VOCFolder(Folder, skip_registration=True):
                 )
         if not any(splits.values()):
             raise ValueError(f"There are no annotations, *.xml, in {folder}")
-        splits = split_off_validation(splits, validation_split)
+        splits = split_off_validation(splits, validation_split, split_seed)
         listed = dict.fromkeys(name for names in splits.values() for name in names)
         files = {name: folder / f"{name}.xml" for name in listed}
 

@@ -79,8 +79,7 @@ def train_classifier(
     >>> model, report = train_classifier(small, "cifar10", epochs=16)
     >>> model.save("cifar10.keras")
     """
-    from keras_coordatt.data import load_classification
-    from keras_coordatt.data.classification import open_images
+    from keras_coordatt.data import load_classification, open_data
 
     settings = {
         "build": _describe(build),
@@ -107,7 +106,7 @@ def train_classifier(
     backup = Backup(backup_dir, settings) if backup_dir else None
     if backup:
         backup.check()
-    builder = open_images(data)
+    builder = open_data(data, "classification")
     keras.utils.set_random_seed(seed)
     augment = keras.layers.Pipeline(
         [

@@ -5,8 +5,7 @@ import pytest
 import tensorflow_datasets as tfds
 from data_scenes import encode, is_red, scene, write
 
-from keras_coordatt.data import ClassFolder, load_classification
-from keras_coordatt.data.classification import open_images
+from keras_coordatt.data import ClassFolder, load_classification, open_data
 
 IMAGE, _, MASK = scene()
 
@@ -193,21 +192,6 @@ def test_a_folder_without_images_in_classes(tmp_path, layout):
         load_classification(tmp_path, "train", 32)
 
 
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("missing/photos", "missing/photos.*not a folder"),
-        ("/missing/photos", "missing/photos.*not a folder"),
-        ("missing", "'missing', which is not a folder.*not found"),
-    ],
-)
-def test_neither_a_folder_nor_a_name(name, message):
-    with pytest.raises(ValueError, match=f"(?s){message}") as error:
-        load_classification(name, "train", 32)
-    # TFDS would list all its data sets.
-    assert len(str(error.value)) < 300
-
-
 def test_on_error(folder):
     with pytest.raises(ValueError, match="`on_error` must be.*'ignore'"):
         ClassFolder(folder, on_error="ignore")
@@ -218,4 +202,4 @@ def test_on_error(folder):
     ):
         load_classification(ClassFolder(folder), "train", 32, on_error="skip")
     builder = ClassFolder(folder, on_error="skip")
-    assert open_images(builder) is builder
+    assert open_data(builder, "classification") is builder

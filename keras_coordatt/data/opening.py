@@ -1,0 +1,284 @@
+"""Opens data sets: folders and files in any layout, TFDS names, and builders."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import tensorflow_datasets as tfds
+
+from keras_coordatt.data.class_folder import ClassFolder
+from keras_coordatt.data.folder import Folder
+from keras_coordatt.data.mask_folder import MaskFolder
+from keras_coordatt.data.reading import check_on_error
+from keras_coordatt.data.voc_folder import VOCFolder
+from keras_coordatt.validation import check_choice
+
+
+class _Task(NamedTuple):
+    """What a data set must have for a task."""
+
+    layouts: tuple[type[Folder], ...]
+    labels: Callable[[dict], tfds.features.FeatureConnector | None]
+    needs: str
+
+
+def _class_feature(features):
+    label = features.get("label")
+    return label if isinstance(label, tfds.features.ClassLabel) else None
+
+
+def _object_feature(features):
+    objects = getattr(features.get("objects"), "feature", None)
+    if not isinstance(objects, tfds.features.FeaturesDict):
+        return None
+    objects = dict(objects.items())
+    has_boxes = isinstance(objects.get("bbox"), tfds.features.BBoxFeature)
+    return _class_feature(objects) if has_boxes else None
+
+
+def _mask_feature(features):
+    mask = features.get("segmentation_mask")
+    is_mask = isinstance(mask, tfds.features.Image) and mask.shape[-1] == 1
+    return mask if is_mask else None
+
+
+_TASKS = {
+    "classification": _Task(
+        (ClassFolder,), _class_feature, "a 'label' that is a ClassLabel"
+    ),
+    "detection": _Task(
+        (VOCFolder,),
+        _object_feature,
+        "'objects' with a 'bbox' and a 'label' that is a ClassLabel",
+    ),
+    "segmentation": _Task(
+        (MaskFolder,), _mask_feature, "a 'segmentation_mask' of one channel"
+    ),
+}
+TASKS = tuple(_TASKS)
+
+
+def open_data(
+    name: str | os.PathLike | tfds.core.DatasetBuilder,
+    task: str | None = None,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    on_error: str = "raise",
+    validation_split: float | None = None,
+    split_seed: int = 0,
+) -> tfds.core.DatasetBuilder:
+    """Opens a data set for a task.
+
+    Args:
+        name: A folder or file in one of the layouts that this package reads, a TFDS
+            name, or a builder, which is returned if it fits.
+        task: `"classification"`, `"detection"` or `"segmentation"`; `None` for the one
+            that `find_task` returns.
+        data_dir, on_error, validation_split, split_seed: Same as in
+            `load_classification`.
+
+    Returns:
+        The TFDS builder, with its data ready.
+
+    Raises:
+        ValueError: If there is no such data set, it doesn't fit the task, or an
+            argument is invalid.
+
+    Example:
+
+    ```python
+    builder = open_data("photos", validation_split=0.2)
+    splits(builder)  # {"train": 800, "validation": 200}
+    class_names(builder)  # ["cat", "dog"]
+    ```
+    """
+    if task is not None:
+        check_choice("task", task, TASKS)
+    check_on_error(on_error)
+    path = _as_path(name)
+    if path is not None:
+        task = task or find_task(path)
+        layout = _find_layout(path, _TASKS[task].layouts)
+        builder = layout(
+            path,
+            validation_split=validation_split,
+            split_seed=split_seed,
+            on_error=on_error,
+        )
+        return builder
+    if on_error != "raise" or validation_split is not None:
+        raise ValueError(
+            "`on_error` and `validation_split` are for a folder, and are given to the "
+            "builder if there is one; a part of TFDS data is a split such as "
+            f"'train[:90%]'. Received: {on_error!r} and {validation_split!r}, with "
+            f"{name!r}"
+        )
+    builder = _as_builder(name, data_dir)
+    task = task or find_task(builder)
+    # Before a download, which may be long.
+    features = dict(builder.info.features.items())
+    if "image" not in features or _TASKS[task].labels(features) is None:
+        raise ValueError(
+            f"`name` must be a data set with an 'image' and {_TASKS[task].needs}. "
+            f"Received: {builder.info.full_name} with {features}"
+        )
+    if isinstance(builder, tfds.ImageFolder):
+        return _as_class_folder(builder)
+    if isinstance(name, str):
+        try:
+            builder.download_and_prepare()
+        except OSError:
+            # Another process may have prepared the same data in the meantime. TFDS
+            # renames the finished folder, which fails if the target exists.
+            builder = tfds.builder(name, data_dir=data_dir)
+            if not builder.is_prepared():
+                raise
+    return builder
+
+
+def find_task(
+    name: str | os.PathLike | tfds.core.DatasetBuilder,
+    data_dir: str | os.PathLike | None = None,
+) -> str:
+    """Finds the task that a data set is for.
+
+    Args:
+        name: Same as in `open_data`.
+        data_dir: Same as in `open_data`.
+
+    Returns:
+        `"classification"`, `"detection"` or `"segmentation"`.
+
+    Raises:
+        ValueError: If there is no such data set, or it is for none or for several of
+            the tasks.
+
+    Example:
+
+    >>> find_task("cifar10")
+    'classification'
+    """
+    path = _as_path(name)
+    if path is None:
+        features = dict(_as_builder(name, data_dir).info.features.items())
+        found = {task: task for task in TASKS if _TASKS[task].labels(features)}
+    else:
+        found = {
+            task: layout.LAYOUT
+            for task in TASKS
+            for layout in _TASKS[task].layouts
+            if layout.recognizes(path)
+        }
+        # Folders of images may be classes, unless there are annotations or masks.
+        if len(found) > 1:
+            found.pop("classification", None)
+    if len(found) == 1:
+        return next(iter(found))
+    if found:
+        layouts = ", ".join(f"{layout} ({task})" for task, layout in found.items())
+        raise ValueError(
+            f"The task must be given, as {name} has data for several: {layouts}"
+        )
+    layouts = "; ".join(
+        f"{task}: {', '.join(layout.LAYOUT for layout in _TASKS[task].layouts)}"
+        for task in TASKS
+    )
+    raise ValueError(f"{name} has none of the layouts that can be read: {layouts}")
+
+
+def splits(builder: tfds.core.DatasetBuilder) -> dict[str, int]:
+    """Returns the splits of a data set, and the number of images in each.
+
+    Args:
+        builder: A builder, such as from `open_data`.
+
+    Returns:
+        Numbers of images by the names of the splits, such as `"train"`, `"validation"`
+        and `"test"`, in this order.
+    """
+    found = {name: info.num_examples for name, info in builder.info.splits.items()}
+    first = [name for name in ("train", "validation", "test") if name in found]
+    return {name: found[name] for name in dict.fromkeys([*first, *found])}
+
+
+def class_names(
+    builder: tfds.core.DatasetBuilder, task: str | None = None
+) -> list[str] | None:
+    """Returns the names of the classes of a data set, in the order of its labels.
+
+    Args:
+        builder: A builder, such as from `open_data`.
+        task: The task, if the data set has data for several. Defaults to `None`.
+
+    Returns:
+        The names, or `None` if the data set has none, such as masks that are plain
+        images.
+    """
+    labels = _TASKS[task or find_task(builder)].labels
+    feature = labels(dict(builder.info.features.items()))
+    return list(getattr(feature, "names", ())) or None
+
+
+def _as_path(name) -> Path | None:
+    """Returns the path that `name` is, or `None` if it is not one."""
+    # Path("") is the working directory.
+    if name != "" and isinstance(name, str | os.PathLike):
+        path = Path(name).expanduser()
+        if path.exists():
+            return path
+        if isinstance(name, os.PathLike):
+            raise ValueError(f"There is no such file or folder: {name}")
+    return None
+
+
+def _as_builder(name, data_dir) -> tfds.core.DatasetBuilder:
+    # Registers "digits" with TFDS.
+    from keras_coordatt.data import digits  # noqa: F401
+
+    if isinstance(name, tfds.core.DatasetBuilder):
+        return name
+    if not isinstance(name, str):
+        raise ValueError(
+            f"`name` must be a folder, a TFDS name or a builder. Received: {name!r}"
+        )
+    try:
+        if name.split("/")[0].split(":")[0] in tfds.list_builders(
+            with_community_datasets=False
+        ):
+            return tfds.builder(name, data_dir=data_dir)
+    except (ValueError, AssertionError) as error:
+        # TFDS adds lists of all that it has.
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"TFDS cannot open {name!r}: {reason}") from error
+    raise ValueError(
+        f"There is neither a file or folder {name!r} nor a TFDS data set of this name"
+    )
+
+
+def _find_layout(path: Path, layouts: tuple[type[Folder], ...]) -> type[Folder]:
+    found = [layout for layout in layouts if layout.recognizes(path)]
+    if len(found) > 1:
+        names = " and ".join(layout.LAYOUT for layout in found)
+        calls = " or ".join(f"{layout.__name__}({str(path)!r})" for layout in found)
+        raise ValueError(f"{path} holds {names}. Pass one of them: {calls}")
+    # If there is none, the first one's error says what is missing.
+    return (*found, *layouts)[0]
+
+
+def _as_class_folder(builder: tfds.ImageFolder) -> tfds.core.DatasetBuilder:
+    """Returns a builder that reads the same folder as a viewer shows its pictures."""
+    features = builder.info.features
+    if features["image"].shape[-1] != 3 or features["image"].dtype != "uint8":
+        return builder
+    folder = ClassFolder(builder.data_dir)
+    names = folder.info.features["label"].names
+    if names != features["label"].names:
+        raise ValueError(
+            "`name` must not count folders that are hidden or empty as classes. "
+            f"Pass ClassFolder(path), which has {names}. "
+            f"Received: a tfds.ImageFolder with {features['label'].names}"
+        )
+    return folder
