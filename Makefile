@@ -27,6 +27,7 @@ test-as-users: .venv/installed-for-tests
 lint: .venv/installed-for-tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/mypy
 
 format: .venv/installed-for-tests
 	$(BIN)/ruff check --fix

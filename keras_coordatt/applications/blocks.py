@@ -6,6 +6,7 @@ global settings, so that a head can be built in its backbone's.
 
 import functools
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import keras
 from keras import layers
@@ -17,7 +18,7 @@ from keras_coordatt.validation import call_factory, check_choice
 OUTPUT_STRIDES = (32, 16, 8)
 
 # The paper's code trains with PyTorch's defaults.
-BATCH_NORM = {"momentum": 0.9, "epsilon": 1e-5}
+BATCH_NORM: dict[str, Any] = {"momentum": 0.9, "epsilon": 1e-5}
 
 # Attentions by name: the axes of coordinate attention, and the paper's baselines with
 # the reduction that its parameter counts imply.
@@ -203,6 +204,7 @@ def attention_factory(
             that doesn't take it.
     """
     named = isinstance(attention, str)
+    make: Callable | None
     if named and attention in COORDINATE_AXES:
         make = functools.partial(
             CoordinateAttention,
@@ -231,9 +233,9 @@ def attention_factory(
         )
     if make is not None:
         return lambda name: make(kernel_initializer=kernel_initializer(), name=name)
-    if attention is None:
-        return None
-    return functools.partial(call_factory, "attention", attention)
+    if callable(attention):
+        return functools.partial(call_factory, "attention", attention)
+    return None
 
 
 def classifier(

@@ -3,6 +3,9 @@
 import inspect
 import textwrap
 from collections.abc import Callable
+from typing import TypeVar
+
+Builder = TypeVar("Builder", bound=Callable)
 
 ARGUMENTS = {
     "input_shape": """
@@ -53,7 +56,7 @@ ARGUMENTS = {
 }
 
 
-def shared_docstring(**values: str) -> Callable:
+def shared_docstring(**values: str) -> Callable[[Builder], Builder]:
     """Returns a decorator that writes the `Args` section of a builder's docstring.
 
     Args:
@@ -65,7 +68,7 @@ def shared_docstring(**values: str) -> Callable:
         per parameter of the builder.
     """
 
-    def document(builder):
+    def document(builder: Builder) -> Builder:
         entries = []
         for name in inspect.signature(builder).parameters:
             text = values.get(name) or ARGUMENTS[name].format(**values)
@@ -78,7 +81,7 @@ def shared_docstring(**values: str) -> Callable:
                 break_long_words=False,
                 break_on_hyphens=False,
             )
-        lines = inspect.cleandoc(builder.__doc__)
+        lines = inspect.cleandoc(builder.__doc__ or "")
         builder.__doc__ = lines.replace("    {arguments}", "\n".join(entries))
         return builder
 

@@ -8,7 +8,8 @@ import statistics
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -19,7 +20,7 @@ from keras_coordatt.benchmark.memory import peak_memory
 from keras_coordatt.layers.freezing import nested_layers
 from keras_coordatt.validation import check_choice, check_positive_int
 
-MODELS = {
+MODELS: dict[str, Callable] = {
     "MobileNetV2CA": MobileNetV2CA,
     "MobileNeXtCA": MobileNeXtCA,
     "EfficientNetCA": EfficientNetCA,
@@ -116,7 +117,7 @@ def benchmark(
     measures: Iterable[str] = tuple(MEASURES),
     rounds: int = 20,
     memory: bool = True,
-    extra: dict[str, Callable] | None = None,
+    extra: Mapping[Any, Callable] | None = None,
 ) -> list[dict]:
     """Compares networks with each attention to the same network without.
 
@@ -250,8 +251,8 @@ def calibrate_batch_norm(model):
 
 
 def interleaved(
-    functions: dict[object, Callable[[], object]], rounds: int, calls: int = 1
-) -> dict[object, list[float]]:
+    functions: Mapping[Any, Callable[[], object]], rounds: int, calls: int = 1
+) -> dict[Any, list[float]]:
     """Times functions in turns.
 
     Args:

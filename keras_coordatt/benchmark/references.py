@@ -168,7 +168,7 @@ def build_times(repeats: int = 5) -> dict[str, list[float]]:
     >>> build_times(repeats=3)
     {'MobileNetV2CA': [1.2, 1.1, 1.2], 'EfficientNetCA b0': [0.9, 0.8, 0.9]}
     """
-    pairs = {
+    pairs: dict[str, tuple[Callable, Callable]] = {
         "MobileNetV2CA": (MobileNetV2CA, keras.applications.MobileNetV2),
         "EfficientNetCA b0": (EfficientNetCA, keras.applications.EfficientNetB0),
     }

@@ -58,13 +58,14 @@ def picture(rows: list[dict], path: str | os.PathLike, measure: str) -> None:
 
     if measure not in rows[0]:
         raise ValueError(f"`measure` must be one of `rows`. Received: {measure!r}")
-    axes = matplotlib.figure.Figure(figsize=(6, 4), layout="tight").subplots()
+    figure = matplotlib.figure.Figure(figsize=(6, 4), layout="tight")
+    axes = figure.subplots()
     for model in dict.fromkeys(row["model"] for row in rows):
         chosen = [row for row in rows if row["model"] == model]
         x = [row["parameters"] / 1e6 for row in chosen]
         y = [1000 * row[measure]["seconds"] for row in chosen]
         axes.scatter(x, y, label=model)
-        for row, *place in zip(chosen, x, y):
+        for row, place in zip(chosen, zip(x, y)):
             label = row["attention"] or "none"
             axes.annotate(label, place, xytext=(5, 3), textcoords="offset points")
     axes.set_xlabel("parameters, in millions")
@@ -73,4 +74,4 @@ def picture(rows: list[dict], path: str | os.PathLike, measure: str) -> None:
     axes.margins(x=0.2)
     axes.grid(alpha=0.3)
     axes.legend()
-    axes.figure.savefig(path)
+    figure.savefig(path)

@@ -12,7 +12,7 @@ class ChannelAttention(GatedAttention):
     in the gates' dtype.
     """
 
-    SUBLAYERS = ("reduce", "expand")
+    SUBLAYERS: tuple[str, ...] = ("reduce", "expand")
 
     def build(self, input_shape):
         super().build(input_shape)

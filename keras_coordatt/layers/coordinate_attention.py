@@ -122,7 +122,7 @@ class CoordinateAttention(GatedAttention):
         self.momentum = check_number("momentum", momentum, 0, 1, closed=True)
         self.epsilon = check_number("epsilon", epsilon, 0)
 
-        gate_name = getattr(self.gate_activation, "__name__", None)
+        gate_name = getattr(self.gate_activation, "__name__", "")
         if self.identity_init and gate_name not in GATE_AT_ZERO:
             raise ValueError(
                 "`identity_init=True` needs a `gate_activation` of "

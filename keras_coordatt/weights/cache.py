@@ -17,7 +17,7 @@ from keras_coordatt.weights.official import load_torch
 try:
     import fcntl
 except ImportError:  # Windows: see `_exclusive_lock`
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 
 def cached_weights(name: str, build: Callable[[], keras.Model]) -> str:

@@ -49,8 +49,8 @@ class Record:
     input_size: int
     crop: float
     interpolation: str
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     license: str
     source: str
     labels: tuple[str, ...] = ()

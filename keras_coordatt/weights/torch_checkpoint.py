@@ -243,7 +243,7 @@ def _to_arrays(
 
 
 def _numbers(storage: Storage, read: _ReadStorage, byteorder: str) -> np.ndarray:
-    stored = storage.dtype.newbyteorder(byteorder)
+    stored = storage.dtype.newbyteorder("<" if byteorder == "little" else ">")
     numbers = np.frombuffer(read(storage), stored).astype(storage.dtype)
     return (
         bfloat16.widen(numbers) if storage.type == "torch.BFloat16Storage" else numbers

@@ -11,7 +11,7 @@ import pickletools
 import reprlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -71,7 +71,7 @@ class Tensor:
     strides: tuple[int, ...]
 
 
-def _opcodes(file: BinaryIO) -> Iterator[tuple[str, object]]:
+def _opcodes(file: BinaryIO) -> Iterator[tuple[str, Any]]:
     """Splits the next pickle in the file into opcodes and arguments."""
     try:
         for opcode, argument, _ in pickletools.genops(file):
@@ -229,9 +229,7 @@ def _checked_pair(pair: object) -> list:
     return list(pair)
 
 
-def _checked_tensor(
-    storage: Storage, offset: object, shape: object, strides: object
-) -> Tensor:
+def _checked_tensor(storage: Storage, offset: Any, shape: Any, strides: Any) -> Tensor:
     sane = _are_counts((offset,)) and _are_counts(shape) and _are_counts(strides)
     if not sane or len(shape) != len(strides) or len(shape) > _MAX_DIMS:
         raise ValueError(
