@@ -1,30 +1,59 @@
 """MobileNetV2CA's names in PyTorch, and its arguments by the shapes under them.
 
 With attention they are those of the official code, houqb/CoordAttention; without, those
-of the code that it is built on, d-li14/mobilenetv2.pytorch.
+of the code that it is built on, d-li14/mobilenetv2.pytorch. Those of torchvision's
+`mobilenet_v2` and of timm's `mobilenetv2_*` are read too.
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 
 import keras
 
-from keras_coordatt.weights.official import IN_LAYER, IN_NETWORK, numbered
+from keras_coordatt.applications import mobilenet_v2_ca
+from keras_coordatt.weights.torch_names import (
+    CA_IN_LAYER,
+    CA_IN_NETWORK,
+    IN_LAYER,
+    IN_TIMM,
+    Naming,
+    numbered,
+    timm_prefixes,
+)
 
 PARTS = (
     *("expand", "expand_BN", "expand_relu"),
     *("depthwise", "depthwise_BN", "depthwise_relu"),
     *("attention", "project", "project_BN"),
 )
+TIMM = {
+    "conv_stem": "Conv1",
+    "bn1": "bn_Conv1",
+    "conv_head": "Conv_1",
+    "bn2": "Conv_1_bn",
+    "classifier": "predictions",
+}
 
 
-def prefixes(layers: Iterable[str]) -> dict[str, str]:
-    """Returns the prefixes of the layers' names in PyTorch.
+def namings(layers: list[str]) -> list[Naming]:
+    """Returns the ways to name the weights of a network, the official one first.
 
     Args:
-        layers: The names of all layers of a network.
+        layers: The names of all layers of the network.
     """
-    layers = set(layers)
+    indices = {int(m[1]) for name in layers if (m := re.match(r"block_(\d+)_", name))}
+    blocks = ["expanded_conv_", *(f"block_{i}_" for i in sorted(indices))]
+    official = _official(layers, blocks)
+    repeats = [repeats for _, _, repeats, _ in mobilenet_v2_ca.STAGES]
+    return [
+        Naming(official),
+        Naming(official, IN_LAYER),
+        Naming(_torchvision(layers, blocks)),
+        Naming(timm_prefixes(layers, TIMM, blocks, repeats), IN_TIMM),
+    ]
+
+
+def _official(layers, blocks):
     has_attention = any(name.endswith("_attention") for name in layers)
     found = {
         "Conv1": "features.0.0",
@@ -32,12 +61,30 @@ def prefixes(layers: Iterable[str]) -> dict[str, str]:
         "Conv_1": "conv.0",
         "Conv_1_bn": "conv.1",
         "predictions": "classifier.1" if has_attention else "classifier",
-        **numbered(layers, "expanded_conv_", PARTS, "features.1.conv"),
     }
-    blocks = {match[1] for name in layers if (match := re.match(r"block_(\d+)_", name))}
-    for i in blocks:
-        prefix = f"features.{int(i) + 1}.conv"
-        found |= numbered(layers, f"block_{i}_", PARTS, prefix)
+    for i, block in enumerate(blocks, 1):
+        found |= numbered(layers, block, PARTS, f"features.{i}.conv")
+    return found
+
+
+def _torchvision(layers, blocks):
+    """Names of a network without attention, in which convolutions are nested."""
+    last = f"features.{len(blocks) + 1}"
+    found = {
+        "Conv1": "features.0.0",
+        "bn_Conv1": "features.0.1",
+        "Conv_1": f"{last}.0",
+        "Conv_1_bn": f"{last}.1",
+        "predictions": "classifier.1",
+    }
+    for i, block in enumerate(blocks, 1):
+        prefix = f"features.{i}.conv"
+        parts = [part for part in ("expand", "depthwise") if block + part in layers]
+        for j, part in enumerate(parts):
+            found[f"{block}{part}"] = f"{prefix}.{j}.0"
+            found[f"{block}{part}_BN"] = f"{prefix}.{j}.1"
+        found[f"{block}project"] = f"{prefix}.{len(parts)}"
+        found[f"{block}project_BN"] = f"{prefix}.{len(parts) + 1}"
     return found
 
 
@@ -92,8 +139,9 @@ def _attention_arguments(shapes):
     parts = {name.split(".conv.6.")[-1] for name in shapes}
     axes = [
         axis
-        for axis in IN_NETWORK
-        if parts & {f"{IN_NETWORK[axis]}.weight", f"{IN_LAYER[axis]}.weight"}
+        for axis in ("height", "width")
+        if parts
+        & {f"{ca[f'{axis}_gate']}.weight" for ca in (CA_IN_NETWORK, CA_IN_LAYER)}
     ]
     if not axes:
         return {"attention": None}

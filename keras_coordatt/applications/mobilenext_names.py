@@ -5,9 +5,8 @@ attention, of which they published no code, would be the next module.
 """
 
 import re
-from collections.abc import Iterable
 
-from keras_coordatt.weights.official import numbered
+from keras_coordatt.weights.torch_names import IN_LAYER, Naming, numbered
 
 PARTS = (
     *("depthwise", "depthwise_BN", "depthwise_relu", "attention"),
@@ -16,13 +15,12 @@ PARTS = (
 )
 
 
-def prefixes(layers: Iterable[str]) -> dict[str, str]:
-    """Returns the prefixes of the layers' names in PyTorch.
+def namings(layers: list[str]) -> list[Naming]:
+    """Returns the ways to name the weights of a network, the authors' first.
 
     Args:
-        layers: The names of all layers of a network.
+        layers: The names of all layers of the network.
     """
-    layers = set(layers)
     found = {
         "Conv1": "features.0.0",
         "bn_Conv1": "features.0.1",
@@ -32,4 +30,4 @@ def prefixes(layers: Iterable[str]) -> dict[str, str]:
     for i in blocks:
         prefix = f"features.{int(i) + 1}.conv"
         found |= numbered(layers, f"block_{i}_", PARTS, prefix)
-    return found
+    return [Naming(found), Naming(found, IN_LAYER)]

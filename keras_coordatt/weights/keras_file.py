@@ -7,6 +7,7 @@ the result.
 """
 
 import contextlib
+import copy
 import functools
 import io
 import math
@@ -99,6 +100,11 @@ def _load_legacy(model, datasets, source, skip_mismatch):
         for layer in model.layers
         for variable in layer.weights
     }
+    # Imported here, as the networks import this package.
+    from keras_coordatt.applications.efficientnet_names import from_keras_applications
+
+    if "block_0_depthwise/kernel" in variables:
+        arrays = from_keras_applications(arrays, source)
     known = {id(variable) for variable in variables.values()}
     for variable in model.weights:
         if id(variable) not in known:  # not of a layer of the graph
@@ -263,11 +269,18 @@ class _Dataset:
         self.dtype = np.dtype("f4") if self._bfloat16 else dataset.dtype
         self._dataset, self._source = dataset, source
 
+    def without_axes(self, count):
+        """Returns the same dataset without its first axes, which have length 1."""
+        other = copy.copy(self)
+        if self.shape[:count] == (1,) * count:
+            other.shape = self.shape[count:]
+        return other
+
     def __array__(self, dtype=None, copy=None):
         with _reading(self._source):
             array = np.asarray(self._dataset[()])
             array = bfloat16.widen(array.view("u2")) if self._bfloat16 else array
-            return array.astype(dtype, copy=False)
+            return array.reshape(self.shape).astype(dtype, copy=False)
 
 
 def _contents(file, source):

@@ -1,38 +1,38 @@
-"""Converts weights between Keras and the official PyTorch code."""
+"""Converts weights between Keras and PyTorch code."""
 
 import os
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import keras
 import numpy as np
 
 from keras_coordatt.files import atomic_file
 from keras_coordatt.layers import CoordinateAttention
-from keras_coordatt.weights.matching import ExpectedWeight, match_arrays
+from keras_coordatt.weights.matching import match_arrays
 from keras_coordatt.weights.safetensors_file import read_safetensors, write_safetensors
 from keras_coordatt.weights.torch_checkpoint import read_checkpoint, unwrap
-
-# The official network calls the gates' convolutions conv2 and conv3, the
-# official layer conv_h and conv_w.
-IN_NETWORK = {"height": "conv2", "width": "conv3"}
-IN_LAYER = {"height": "conv_h", "width": "conv_w"}
+from keras_coordatt.weights.torch_names import Entry, namings
 
 
 def load_torch(target, source, skip_mismatch: bool = False) -> None:
-    """Loads weights of the official PyTorch code into a network or a layer.
+    """Loads weights of PyTorch code into a network or an attention layer.
 
     Nothing in a file is executed, and PyTorch need not be installed. If anything is
     missing, unexpected, of another shape, or not a finite number, no weight of `target`
     changes.
 
+    Names are recognised of the code below, and those of `save_safetensors`, which has
+    names for every attention. A file doesn't tell the padding and the epsilon that its
+    network was trained with: of timm's EfficientNets, those called `tf_efficientnet_b0`
+    to `b7` have Keras's.
+
     Args:
-        target: A `MobileNetV2CA` or `MobileNeXtCA` with coordinate attention or none,
-            or a built `CoordinateAttention`.
+        target: A `MobileNetV2CA`, `MobileNeXtCA` or `EfficientNetCA`, or a built
+            `CoordinateAttention`, `SqueezeExcite` or `CBAM`.
         source: The path of a `.pth`, `.pt` or `.safetensors` file, or a mapping
-            from the official names to arrays. Both may be wrapped in a
-            `"state_dict"` entry, and all names may begin with `"module."`,
-            `"_orig_mod."`, `"model."`, `"net."` or `"backbone."`.
+            from names to arrays. Both may be wrapped in a `"state_dict"` entry, and
+            all names may begin with `"module."`, `"_orig_mod."`, `"model."`, `"net."`
+            or `"backbone."`.
         skip_mismatch: Same as in `load_weights`. Defaults to `False`.
 
     Raises:
@@ -46,9 +46,34 @@ def load_torch(target, source, skip_mismatch: bool = False) -> None:
     >>> load_torch(model, "mbv2_ca.pth")
 
     Reference:
-        - https://github.com/houqb/CoordAttention (with attention)
-        - https://github.com/d-li14/mobilenetv2.pytorch and
-          https://github.com/houqb/ssdlite-pytorch-mobilenext (without)
+        - https://github.com/houqb/CoordAttention (MobileNetV2 with attention)
+        - https://github.com/d-li14/mobilenetv2.pytorch, torchvision's `mobilenet_v2`
+          and timm's `mobilenetv2_*` (without)
+        - https://github.com/houqb/ssdlite-pytorch-mobilenext (MobileNeXt)
+        - timm's `tf_efficientnet_*` (EfficientNet with `attention="se"`)
+    """
+    load_state(target, source, namings(target), skip_mismatch)
+
+
+def load_without_attention(model, source, skip_mismatch: bool = False) -> None:
+    """Same as `load_torch`, of a plain network into one whose attention is kept.
+
+    Args:
+        model: A network whose attention the source lacks.
+        source: Same as in `load_torch`.
+        skip_mismatch: Same as in `load_torch`.
+    """
+    load_state(model, source, namings(model, with_attention=False), skip_mismatch)
+
+
+def load_state(target, source, choices: list[list[Entry]], skip_mismatch: bool) -> None:
+    """Loads a source under that naming which most of its names have.
+
+    Args:
+        target: Same as in `load_torch`.
+        source: Same as in `load_torch`.
+        choices: The weights to load, under every naming.
+        skip_mismatch: Same as in `load_torch`.
     """
     if isinstance(source, (str, os.PathLike)):
         arrays, where = read_official(source), f"{os.fspath(source)!r}"
@@ -65,9 +90,9 @@ def load_torch(target, source, skip_mismatch: bool = False) -> None:
         for name, array in arrays.items()
         if not name.endswith("num_batches_tracked")
     }
-    words = {word for name in arrays for word in name.split(".")}
-    gates = IN_LAYER if words & {"conv_h", "conv_w"} else IN_NETWORK
-    entries = _entries(target, gates)
+    entries = max(
+        choices, key=lambda entries: sum(e.slot.name in arrays for e in entries)
+    )
     arrays = _with_classifier_of(entries, arrays)
     arrays = match_arrays(
         [entry.slot for entry in entries],
@@ -85,24 +110,24 @@ def load_torch(target, source, skip_mismatch: bool = False) -> None:
 
 
 def save_safetensors(target, path: str | os.PathLike) -> None:
-    """Saves weights in a `.safetensors` file with the official PyTorch names.
+    """Saves weights in a `.safetensors` file with PyTorch's names.
 
-    The official code loads it with
-    `model.load_state_dict(safetensors.torch.load_file(path))`. The numbers are float32,
-    whatever the precision of `target`. There is no official code for the attentions
-    `"height"` and `"width"`, nor for a `MobileNeXtCA` with attention: their files are
-    for `load_torch`.
+    Where there is PyTorch code of the network (see `load_torch`), it loads the file
+    with `model.load_state_dict(safetensors.torch.load_file(path))`: the official code
+    for `MobileNetV2CA` and `MobileNeXtCA`, timm for an `EfficientNetCA` with
+    `attention="se"`. Files of other attentions are for `load_torch`. The numbers are
+    float32, whatever the precision of `target`.
 
     Args:
-        target: A `MobileNetV2CA` or `MobileNeXtCA` with coordinate attention or none,
-            or a built `CoordinateAttention`.
+        target: Same as in `load_torch`.
         path: The path of the file. An existing file is replaced atomically.
 
     Raises:
         TypeError: If `target` is of another kind.
         ValueError: If `path` does not end in `.safetensors`, or the official code
-            can't represent `target`: its layer has the default `activation`,
-            `gate_activation` and `epsilon`, which a file of weights does not hold.
+            can't represent `target`: its coordinate attention has the default
+            `activation`, `gate_activation` and `epsilon`, which a file of weights does
+            not hold, and no `identity_init`.
 
     Example:
 
@@ -117,7 +142,7 @@ def save_safetensors(target, path: str | os.PathLike) -> None:
 
 
 def official_state(target) -> dict[str, np.ndarray]:
-    """Returns the official code's state dict of a network or a layer.
+    """Returns the PyTorch code's state dict of a network or a layer.
 
     Args:
         target: Same as in `save_safetensors`.
@@ -126,9 +151,8 @@ def official_state(target) -> dict[str, np.ndarray]:
         The official names, in the official order, with float32 arrays in PyTorch's
         layout. `num_batches_tracked`, which Keras does not count, is 0.
     """
-    is_layer = isinstance(target, CoordinateAttention)
-    entries = _entries(target, IN_LAYER if is_layer else IN_NETWORK)
-    for layer in [target] if is_layer else target.layers:
+    entries, *_ = namings(target)
+    for layer in getattr(target, "layers", [target]):
         if isinstance(layer, CoordinateAttention):
             _check_official(layer)
     arrays = {}
@@ -178,20 +202,6 @@ def _with_classifier_of(entries, arrays):
     }
 
 
-class Entry(NamedTuple):
-    """A Keras variable and its place in a state dict.
-
-    Attributes:
-        slot: Its name and shape in PyTorch.
-        variable: The variable.
-        axes: Transpose PyTorch's array to Keras's layout.
-    """
-
-    slot: ExpectedWeight
-    variable: keras.Variable
-    axes: tuple
-
-
 def _to_numpy(array):
     if hasattr(array, "detach"):  # a tensor of PyTorch, perhaps bfloat16 or on a GPU
         array = array.detach().cpu()
@@ -199,160 +209,3 @@ def _to_numpy(array):
     array = np.asarray(array)
     # ml_dtypes' type, which is not a float to NumPy.
     return array.astype("float32") if array.dtype.name == "bfloat16" else array
-
-
-# Which variable has which name
-
-
-def _entries(target, gates):
-    if isinstance(target, CoordinateAttention):
-        return _attention(target, "", gates)
-    if not isinstance(target, keras.Model):
-        raise TypeError(
-            "`target` must be a model or a CoordinateAttention layer. "
-            f"Received: {type(target)}"
-        )
-    entries = []
-    for layer, prefix in _with_official_prefixes(target):
-        if isinstance(layer, CoordinateAttention):
-            entries += _attention(layer, f"{prefix}.", gates)
-        else:
-            entries += PORTS[type(layer)](layer, prefix)
-    return [_with_part(entry) for entry in entries]
-
-
-def _with_official_prefixes(model):
-    """Every layer with weights, and the prefix of its names in the official code."""
-    layers = [layer for layer in model.layers if layer.weights]
-    unknown = [layer.name for layer in layers]
-    for prefixes_of in _families().values():
-        prefixes = prefixes_of([layer.name for layer in model.layers])
-        strange = [
-            layer.name
-            for layer in layers
-            if layer.name not in prefixes or type(layer) not in PORTS
-        ]
-        if layers and not strange:
-            return [(layer, prefixes[layer.name]) for layer in layers]
-        unknown = min(unknown, strange, key=len)
-    raise ValueError(
-        f"Official PyTorch names are known for {' and '.join(_families())}: `target` "
-        f"must be a model of one of them. Received: {model.name}, with "
-        f"{', '.join(unknown) or 'no weights'}"
-    )
-
-
-def _families():
-    """Per builder, a function from a model to its layers' official prefixes."""
-    # Imported here, as the networks import this package.
-    from keras_coordatt.applications import mobilenet_v2_names, mobilenext_names
-
-    return {
-        "MobileNetV2CA": mobilenet_v2_names.prefixes,
-        "MobileNeXtCA": mobilenext_names.prefixes,
-    }
-
-
-def numbered(
-    layers: Iterable[str], block: str, parts: Iterable[str], prefix: str
-) -> dict[str, str]:
-    """Numbers the layers of a block as `torch.nn.Sequential` does.
-
-    Args:
-        layers: The names of all layers of a network.
-        block: What the names of the block's layers begin with.
-        parts: What they end with, in order; those that `layers` lacks don't count.
-        prefix: The name of the sequence.
-    """
-    present = [block + part for part in parts if block + part in layers]
-    return {name: f"{prefix}.{i}" for i, name in enumerate(present)}
-
-
-def _with_part(entry):
-    """Marks the stem and the head by their official names."""
-    if entry.slot.name == "features.0.0.weight":
-        return entry._replace(slot=entry.slot._replace(part="stem", axis=1))
-    if entry.slot.name.startswith("classifier."):
-        return entry._replace(slot=entry.slot._replace(part="head", axis=0))
-    return entry
-
-
-def _kernel(name, variable, shape, axes):
-    """The entry of a kernel. `axes` transpose its `shape` to PyTorch's."""
-    if not isinstance(variable, keras.Variable) or "float" not in str(variable.dtype):
-        raise ValueError(
-            f"`target` must not be quantized or have LoRA enabled: {name} is not one "
-            "floating-point variable. Convert the weights first."
-        )
-    inverse = tuple(int(i) for i in np.argsort(axes))
-    shape = tuple(shape[i] for i in axes)
-    return Entry(
-        ExpectedWeight(name, shape, dtype=str(variable.dtype)), variable, inverse
-    )
-
-
-def _conv(layer, prefix):
-    kernel = layer.kernel
-    return [_kernel(f"{prefix}.weight", kernel, kernel.shape, (3, 2, 0, 1))]
-
-
-def _depthwise(layer, prefix):
-    kernel = layer.kernel
-    return [_kernel(f"{prefix}.weight", kernel, kernel.shape, (2, 3, 0, 1))]
-
-
-def _dense(layer, prefix):
-    kernel = layer.kernel
-    return [
-        _kernel(f"{prefix}.weight", kernel, kernel.shape, (1, 0)),
-        _vector(f"{prefix}.bias", layer.bias),
-    ]
-
-
-def _pointwise(layer, prefix):
-    """The entries of a dense layer that is a 1x1 convolution in PyTorch."""
-    kernel = layer.kernel
-    return [
-        _kernel(f"{prefix}.weight", kernel, (1, 1, *kernel.shape), (3, 2, 0, 1)),
-        _vector(f"{prefix}.bias", layer.bias),
-    ]
-
-
-def _norm(layer, prefix):
-    return [
-        _vector(f"{prefix}.weight", layer.gamma),
-        _vector(f"{prefix}.bias", layer.beta),
-        _vector(f"{prefix}.running_mean", layer.moving_mean),
-        _vector(f"{prefix}.running_var", layer.moving_variance),
-    ]
-
-
-def _vector(name, variable):
-    return _kernel(name, variable, variable.shape, (0,))
-
-
-def _attention(layer, prefix, gates):
-    if not layer.built:
-        raise ValueError(
-            "`target` must be built, or its weights have no shape. Received: "
-            f"{layer.name}"
-        )
-    if layer.identity_init:
-        raise ValueError(
-            f"{layer.name} scales its gates (`identity_init=True`) and the official "
-            "layer does not, so the same weights would give other outputs."
-        )
-    entries = _pointwise(layer.shared, f"{prefix}conv1")
-    entries += _norm(layer.norm, f"{prefix}bn1")
-    for axis, gate in layer.gates.items():
-        entries += _pointwise(gate, prefix + gates[axis])
-    return entries
-
-
-PORTS = {
-    keras.layers.Conv2D: _conv,
-    keras.layers.DepthwiseConv2D: _depthwise,
-    keras.layers.Dense: _dense,
-    keras.layers.BatchNormalization: _norm,
-    CoordinateAttention: _attention,
-}

@@ -1,0 +1,94 @@
+"""EfficientNetCA's names in PyTorch and in `keras.applications`.
+
+In PyTorch they are timm's, whose `tf_efficientnet_b0` to `b7` are the same networks.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+
+import numpy as np
+
+from keras_coordatt.applications import efficientnet_ca
+from keras_coordatt.preprocessing import IMAGENET
+from keras_coordatt.weights.torch_names import IN_TIMM, Naming, timm_prefixes
+
+TIMM = {
+    "conv_stem": "stem_conv",
+    "bn1": "stem_bn",
+    "conv_head": "top_conv",
+    "bn2": "top_bn",
+    "classifier": "predictions",
+}
+# What the names of a block's layers end with in keras.applications
+KERAS = {
+    "expand_conv": "expand",
+    "expand_bn": "expand_BN",
+    "dwconv": "depthwise",
+    "bn": "depthwise_BN",
+    "se_reduce": "attention/reduce",
+    "se_expand": "attention/expand",
+    "project_conv": "project",
+    "project_bn": "project_BN",
+}
+KERAS_BLOCK = re.compile(r"(block\d[a-z])_")
+
+
+def namings(layers: list[str]) -> list[Naming]:
+    """Returns the ways to name the weights of a network in PyTorch.
+
+    Args:
+        layers: The names of all layers of the network.
+    """
+    count = sum(bool(re.fullmatch(r"block_\d+_depthwise", name)) for name in layers)
+    stages = [repeats for *_, repeats, _ in efficientnet_ca.STAGES]
+    for _, depth, *_ in efficientnet_ca.VARIANTS.values():
+        # The number of blocks tells the depth.
+        repeats = [math.ceil(depth * n) for n in stages]
+        if sum(repeats) == count:
+            blocks = [f"block_{i}_" for i in range(count)]
+            prefixes = timm_prefixes(layers, TIMM, blocks, repeats)
+            return [Naming(prefixes, IN_TIMM)]
+    return []
+
+
+def from_keras_applications(arrays: Mapping, source: str) -> dict:
+    """Renames the weights of an EfficientNet of `keras.applications`.
+
+    Its normalization of the images is left out: it is what `preprocess_input` does.
+
+    Args:
+        arrays: The arrays by `layer/weight`; 1x1 kernels get the shape of dense ones.
+        source: What the arrays are, for messages.
+
+    Returns:
+        The arrays under the names of an `EfficientNetCA`; those of another network as
+        they are.
+
+    Raises:
+        ValueError: If the network normalizes images in another way.
+    """
+    blocks = sorted({match[1] for name in arrays if (match := KERAS_BLOCK.match(name))})
+    if not blocks:
+        return dict(arrays)
+    renamed = {}
+    for name, array in arrays.items():
+        layer, _, weight = name.partition("/")
+        block, _, part = layer.partition("_")
+        if re.fullmatch(r"normalization(_\d+)?", layer):
+            if (
+                weight == "mean"
+                and np.abs(array - np.array(IMAGENET.mean)).max() > 0.01
+            ):
+                raise ValueError(
+                    f"{source} is of a network that doesn't normalize images by "
+                    f"ImageNet's mean, {IMAGENET.mean}, as `preprocess_input` does. "
+                    f"Received: {np.asarray(array)}"
+                )
+            continue
+        if block in blocks and part in KERAS:
+            layer = f"block_{blocks.index(block)}_{KERAS[part]}"
+            if part.startswith("se_") and weight == "kernel":
+                array = array.without_axes(2)
+        renamed[f"{layer}/{weight}"] = array
+    return renamed
