@@ -371,7 +371,9 @@ def test_wrong_source(source):
 
 def test_target_without_official_names():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2, name="head")])
-    with pytest.raises(ValueError, match="MobileNetV2CA, MobileNeXtCA and EfficientNetCA.*head"):
+    with pytest.raises(
+        ValueError, match="MobileNetV2CA, MobileNeXtCA and EfficientNetCA.*head"
+    ):
         load_torch(model, {})
     with pytest.raises(ValueError, match="must be built.*my_attention"):
         load_torch(CoordinateAttention(name="my_attention"), {})
