@@ -1,6 +1,6 @@
 """The command line does what the package does, and says what went wrong."""
 
-import argparse
+import inspect
 import itertools
 import json
 import os
@@ -19,6 +19,7 @@ from backends import needs_tensorflow
 from keras_coordatt import MobileNetV2CA, __version__
 from keras_coordatt.applications.mobilenet_v2_names import arguments_of
 from keras_coordatt.cli import COMMANDS, main
+from keras_coordatt.cli.parser import METAVARS
 from keras_coordatt.weights import CATALOG, save_safetensors
 from keras_coordatt.weights.safetensors_file import read_safetensors, write_safetensors
 from keras_coordatt.weights.torch_checkpoint import read_checkpoint
@@ -397,11 +398,10 @@ def test_a_training_that_fails_at_once_blocks_nothing(
     options = ("--image-size", 32, "--epochs", 1, "--batch-size", 12)
     for data, more in [
         (tmp_path / "typo", ()),
-        (image_folder, ("--optimizer", "sdg")),
-        (image_folder, ("--attention", "coordinates")),
+        (image_folder, ("--epochs", 0)),
     ]:
         assert run("train", data, folder / "it.keras", *options, *more) == 1
-        assert re.search("typo|sdg|coordinates", capsys.readouterr().err)
+        assert re.search("typo|epochs", capsys.readouterr().err)
         assert not list(folder.iterdir())
     assert run("train", image_folder, folder / "it.keras", *options) == 0
 
@@ -456,38 +456,74 @@ def test_benchmarks(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["no-such"], ["convert", "one"], ["--alpha"]]
+    "arguments, message",
+    [
+        ([], "error: expected .*train.*convert.*not provided"),
+        (["no-such"], "invalid choice: 'no-such'.*convert"),
+        (["convert", "one"], "arguments are required: OUT"),
+        (["--alpha"], "--alpha"),
+        (["convert", "one", "two", "--alpha", "wide"], "--alpha: .*float.*'?wide"),
+        (["convert", "one", "two", "--aplha", "1"], "--aplha.*mean --alpha[?]"),
+        (["convert", "one", "two", "--attention", "z"], "--attention: .*coordinate.*z"),
+        (["ablation", "one", "--seeds", "0", "x"], "--seeds element 2: .*int.*x"),
+        (["convert", "one", "two", "--config", "none.yaml"], "--config: .*none.yaml"),
+    ],
 )
-def test_wrong_usage(arguments, capsys):
+def test_wrong_usage(arguments, message, capsys):
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "usage: keras-coordatt" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("keras-coordatt")
+    assert re.search(message, line)
+    assert line.endswith("--help")
 
 
 def printed_help(capsys, *arguments):
     with pytest.raises(SystemExit) as caught:
         main([*arguments, "--help"])
     assert caught.value.code == 0
-    return capsys.readouterr().out
+    return " ".join(capsys.readouterr().out.split())
 
 
 def test_help_names_every_command(capsys):
     printed = printed_help(capsys)
     for name, command in COMMANDS.items():
-        assert name in printed
-        assert command.__doc__.splitlines()[0].rstrip(".,") in " ".join(printed.split())
+        assert f"{name} {command.__doc__.splitlines()[0]}" in printed
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_option_has_help_and_shows_its_default(capsys, command):
-    printed = printed_help(capsys, command)
-    parser = argparse.ArgumentParser()
-    COMMANDS[command].add_options(parser)
-    for action in parser._actions:
-        assert action.help
-        if action.default not in (None, True, False, argparse.SUPPRESS):
-            assert f"(default: {action.default})" in " ".join(printed.split())
+def test_every_option_has_help_and_shows_its_default(capsys, monkeypatch, command):
+    monkeypatch.setenv("COLUMNS", "1000")  # one line per option
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    text = r"[A-Z`].*\."
+    for name, option in inspect.signature(COMMANDS[command]).parameters.items():
+        heading, end = rf"--{name.replace('_', '-')}\b", "required"
+        default = option.default
+        if default is option.empty:
+            heading = METAVARS.get(name, name.upper())
+        else:
+            default = list(default) if isinstance(default, tuple) else default
+            end = f"default: {'null' if default is None else default}"
+        pattern = rf"{heading}.*? {text} \(.*{re.escape(end)}.*\)"
+        # The description of a long option is on the next line.
+        pairs = map(" ".join, zip(lines, [*lines[1:], ""], strict=True))
+        assert any(re.match(pattern, pair) for pair in pairs), name
+
+
+def test_options_from_a_file(tmp_path, capsys):
+    source, output = tmp_path / "ten.weights.h5", tmp_path / "out.safetensors"
+    MobileNetV2CA((32, 32, 3), 0.25, weights=None, classes=10).save_weights(source)
+    options = tmp_path / "options.yaml"
+    options.write_text(f"source: {source}\noutput: {output}\nalpha: 0.25\nclasses: 9\n")
+    assert run("convert", "--config", options, "--classes", 10) == 0
+    assert output.exists()
+    options.write_text("alfa: 0.25\n")
+    with pytest.raises(SystemExit):
+        run("convert", "--config", options, source, output)
+    assert "alfa" in capsys.readouterr().err
 
 
 def test_version(capsys):
@@ -507,3 +543,17 @@ def test_as_a_module():
         check=True,
     )
     assert done.stdout.startswith("mobilenetv2_ca_imagenet\n")
+
+
+@needs_tensorflow
+def test_the_command_starts_quietly():
+    done = subprocess.run(
+        [sys.executable, "-m", "keras_coordatt_command", "weights"],
+        env={k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout
+    assert done.stderr == ""

@@ -1,24 +1,24 @@
 """Command line of the package: `keras-coordatt COMMAND`.
 
-A command is a module of this package: its docstring is the help text, `add_options`
-declares its options, and `run` calls the package. Errors about the input are printed
-in one line, without a traceback.
+A command is a function with typed parameters and a docstring in Keras's form, from which
+`keras_coordatt.cli.parser` derives its options. Errors about the input are printed in
+one line, without a traceback.
 """
 
-import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import keras_coordatt
 from keras_coordatt.cli import ablation, benchmark, convert, export, train, weights
+from keras_coordatt.cli.parser import CommandParser, add_command
 
-COMMANDS = {
-    "convert": convert,
-    "train": train,
-    "ablation": ablation,
-    "benchmark": benchmark,
-    "export": export,
-    "weights": weights,
+COMMANDS: dict[str, Callable[..., None]] = {
+    "train": train.train,
+    "export": export.export,
+    "convert": convert.convert,
+    "weights": weights.weights,
+    "ablation": ablation.ablation,
+    "benchmark": benchmark.benchmark,
 }
 
 
@@ -31,43 +31,24 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit status: 0, or 1 if the command failed. If the arguments can't be
-        parsed, argparse ends the process with status 2.
+        parsed, the process ends with status 2.
     """
-    arguments = vars(_parser().parse_args(argv))
-    run = arguments.pop("run")
-    try:
-        run(**arguments)
-    except (ValueError, TypeError, OSError, ImportError) as error:
-        message = " ".join(str(error).split())
-        print(f"keras-coordatt: error: {message}", file=sys.stderr)
-        return 1
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="keras-coordatt", description="Coordinate attention for Keras."
     )
     parser.add_argument(
         "--version", action="version", version=keras_coordatt.__version__
     )
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for name, module in COMMANDS.items():
-        options = commands.add_parser(
-            name,
-            help=module.__doc__.splitlines()[0],
-            description=module.__doc__,
-            formatter_class=_HelpFormatter,
-        )
-        module.add_options(options)
-        options.set_defaults(run=module.run)
-    return parser
-
-
-class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Shows the default of every option that has one."""
-
-    def _get_help_string(self, action):
-        if action.default is None or isinstance(action.default, bool):
-            return action.help
-        return super()._get_help_string(action)
+    commands = parser.add_subcommands(metavar="COMMAND")
+    for name, function in COMMANDS.items():
+        add_command(commands, name, function)
+    arguments = parser.parse_args(argv)
+    options = vars(arguments[arguments.subcommand])
+    del options["config"]
+    try:
+        COMMANDS[arguments.subcommand](**options)
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        message = " ".join(str(error).split())
+        print(f"keras-coordatt: error: {message}", file=sys.stderr)
+        return 1
+    return 0

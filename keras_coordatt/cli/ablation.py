@@ -1,31 +1,42 @@
-"""Train MobileNetV2 with each attention, and compare.
+"""`keras-coordatt ablation`: accuracy by attention and seed."""
 
-One line of JSON per run is added to the output when the run ends. Runs that are already
-in it are not repeated.
-"""
-
-import argparse
-
-from keras_coordatt.ablation import ablation, table
-from keras_coordatt.cli.options import DATA_HELP
+from keras_coordatt import ablation as runs
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
-    parser.add_argument("--output", default="runs/ablation.jsonl", help="file of runs")
-    parser.add_argument(
-        "--seeds", type=int, nargs="+", default=[0, 1, 2], help="one run for each"
+def ablation(
+    data: str,
+    *,
+    output: str = "runs/ablation.jsonl",
+    seeds: tuple[int, ...] = (0, 1, 2),
+    steps: int = 400,
+    image_size: int = 48,
+    alpha: float = 0.25,
+    batch_size: int = 64,
+    learning_rate: float = 0.05,
+) -> None:
+    """Train MobileNetV2 with each attention, and compare.
+
+    One line of JSON per run is added to the output when the run ends. Runs that are
+    already in it are not repeated.
+
+    Args:
+        data: Folder with train/<class>/ and test/<class>/, or TFDS name.
+        output: File of runs.
+        seeds: One run for each.
+        steps: Training steps per run.
+        image_size: Height and width in pixels.
+        alpha: Width multiplier.
+        batch_size: Images per step.
+        learning_rate: Highest learning rate.
+    """
+    results = runs.ablation(
+        data,
+        output,
+        seeds=seeds,
+        steps=steps,
+        image_size=image_size,
+        alpha=alpha,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
     )
-    parser.add_argument("--steps", type=int, default=400, help="training steps per run")
-    parser.add_argument(
-        "--image-size", type=int, default=48, help="height and width in pixels"
-    )
-    parser.add_argument("--alpha", type=float, default=0.25, help="width multiplier")
-    parser.add_argument("--batch-size", type=int, default=64, help="images per step")
-    parser.add_argument(
-        "--learning-rate", type=float, default=0.05, help="highest learning rate"
-    )
-
-
-def run(**options) -> None:
-    print(table(ablation(**options)))
+    print(runs.table(results))

@@ -1,97 +1,75 @@
-"""Measure speed, size and memory relative to no attention.
+"""`keras-coordatt benchmark`: what attention costs."""
 
-All networks are timed in turns within one run.
-"""
-
-import argparse
 import importlib.util
 import json as json_module
 import pathlib
 import statistics
 
-from keras_coordatt import benchmark
-from keras_coordatt.cli.options import attention
+from keras_coordatt import benchmark as measuring
+from keras_coordatt.cli.options import Attention
 from keras_coordatt.files import atomic_file
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--models",
-        nargs="+",
-        default=["MobileNetV2CA"],
-        help=f"of {', '.join(benchmark.MODELS)}",
-    )
-    parser.add_argument(
-        "--attentions",
-        nargs="+",
-        default=["se", "coordinate"],
-        type=attention,
-        help="compared with none, which is always measured",
-    )
-    parser.add_argument(
-        "--image-size", type=int, default=224, help="height and width in pixels"
-    )
-    parser.add_argument("--alpha", type=float, default=1.0, help="width multiplier")
-    parser.add_argument(
-        "--measures", nargs="+", default=list(benchmark.MEASURES), help="what to time"
-    )
-    parser.add_argument(
-        "--rounds", type=int, default=20, help="how often each network is timed"
-    )
-    parser.add_argument(
-        "--memory",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="measure peak memory, in one process per network (on by default)",
-    )
-    parser.add_argument(
-        "--references",
-        action="store_true",
-        help="add the layer as it is usually written, and its memory passes alone",
-    )
-    parser.add_argument(
-        "--build", action="store_true", help="time building the networks, too"
-    )
-    parser.add_argument(
-        "--official",
-        type=pathlib.Path,
-        help="folder of your copy of the authors' code, to time it, too",
-    )
-    parser.add_argument("--json", type=pathlib.Path, help="file for the figures")
-    parser.add_argument("--picture", type=pathlib.Path, help="file for a picture")
-
-
-def run(
-    models: list[str],
-    attentions: list[str | None],
-    measures: list[str],
-    references: bool,
-    build: bool,
-    official: pathlib.Path | None,
-    json: pathlib.Path | None,
-    picture: pathlib.Path | None,
-    **options,
+def benchmark(
+    *,
+    models: tuple[str, ...] = ("MobileNetV2CA",),
+    attentions: tuple[Attention, ...] = ("se", "coordinate"),
+    image_size: int = 224,
+    alpha: float = 1.0,
+    measures: tuple[str, ...] = tuple(measuring.MEASURES),
+    rounds: int = 20,
+    memory: bool = True,
+    references: bool = False,
+    build: bool = False,
+    official: pathlib.Path | None = None,
+    json: pathlib.Path | None = None,
+    picture: pathlib.Path | None = None,
 ) -> None:
+    """Measure speed, size and memory relative to no attention.
+
+    All networks are timed in turns within one run.
+
+    Args:
+        models: Of MobileNetV2CA, MobileNeXtCA and EfficientNetCA.
+        attentions: Compared with none, which is always measured.
+        image_size: Height and width in pixels.
+        alpha: Width multiplier.
+        measures: What to time.
+        rounds: How often each network is timed.
+        memory: Measure peak memory, in one process per network.
+        references: Add the layer as it is usually written, and its memory passes alone.
+        build: Time building the networks, too.
+        official: Folder of your copy of the authors' code, to time it, too.
+        json: File for the figures.
+        picture: File for a picture.
+    """
     # Fail before the measurements, which take minutes, rather than after.
     if official:
-        benchmark.check_official(official)
+        measuring.check_official(official)
     if picture and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--picture needs matplotlib: pip install matplotlib")
     for path in (json, picture):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
 
-    extra = benchmark.REFERENCES if references else None
-    rows = benchmark.benchmark(
-        models, attentions, measures=measures, extra=extra, **options
+    extra = measuring.REFERENCES if references else None
+    rows = measuring.benchmark(
+        models,
+        [None if name == "none" else name for name in attentions],
+        image_size=image_size,
+        alpha=alpha,
+        measures=measures,
+        rounds=rounds,
+        memory=memory,
+        extra=extra,
     )
-    print(benchmark.table(rows))
+    print(measuring.table(rows))
     official_rows = []
     if official:
-        official_rows = benchmark.official_rows(official)
-        print(f"\n{benchmark.table(official_rows)}")
+        official_rows = measuring.official_rows(official)
+        print(f"\n{measuring.table(official_rows)}")
     if build:
-        for name, ratios in benchmark.build_times().items():
+        for name, ratios in measuring.build_times().items():
             print(
                 f"\n{name}: built in {statistics.median(ratios):.2f} times what "
                 f"Keras's plain network takes ({min(ratios):.2f} to {max(ratios):.2f})"
@@ -102,4 +80,4 @@ def run(
             temporary.write_text(f"{figures}\n", encoding="utf-8")
     if picture:
         with atomic_file(picture) as temporary:
-            benchmark.picture(rows, temporary, measures[0])
+            measuring.picture(rows, temporary, measures[0])

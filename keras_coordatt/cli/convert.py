@@ -1,30 +1,43 @@
-"""Convert weights of a MobileNetV2CA to another format.
+"""`keras-coordatt convert`: weights of a network in another format."""
 
-The network is read from IN: from the configuration in a `.keras` or legacy `.h5` file,
-or from the shapes in a file with the official PyTorch names. A `.weights.h5` file has
-neither, so describe its network with the options.
-"""
-
-import argparse
 import pathlib
 
-from keras_coordatt.cli.options import add_network_options, check_not_a_folder
+from keras_coordatt.cli.options import (
+    Attention,
+    check_not_a_folder,
+    network_arguments,
+)
 from keras_coordatt.weights.network_file import OUTPUTS, read_network, save_network
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    add_network_options(parser)
-    parser.add_argument(
-        "output",
-        metavar="OUT",
-        type=pathlib.Path,
-        help=f"file to write, which ends in one of {', '.join(OUTPUTS)}",
-    )
+def convert(
+    source: pathlib.Path,
+    output: pathlib.Path,
+    *,
+    alpha: float | None = None,
+    classes: int | None = None,
+    attention: Attention | None = None,
+    reduction: int | None = None,
+    top: bool = True,
+) -> None:
+    """Convert weights of a MobileNetV2CA to another format.
 
+    The network is read from IN: from the configuration in a `.keras` or legacy `.h5`
+    file, or from the shapes in a file with the official PyTorch names. A `.weights.h5`
+    file has neither, so describe its network with the options.
 
-def run(source: pathlib.Path, output: pathlib.Path, **network) -> None:
+    Args:
+        source: `.keras`, `.h5`, `.weights.h5`, `.pth`, `.pt` or `.safetensors` file.
+        output: File to write: `.keras`, `.weights.h5` or `.safetensors`.
+        alpha: Width multiplier of the network, if IN doesn't tell it.
+        classes: Number of classes, if IN doesn't tell it.
+        attention: Attention of the network, if IN doesn't tell it.
+        reduction: Reduction of the attention, if IN doesn't tell it.
+        top: Whether the network has its classifier.
+    """
     check_output(output)
-    model = read_network(source, **network)
+    arguments = network_arguments(alpha, classes, attention, reduction, top)
+    model = read_network(source, **arguments)
     save_network(model, output)
     print(f"{output}: {model.count_params():,} parameters, from {source}")
 

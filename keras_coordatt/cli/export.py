@@ -1,22 +1,15 @@
-"""Export a network as SavedModel, LiteRT or ONNX.
+"""`keras-coordatt export`: files for other runtimes."""
 
-OUT ends in `.tflite` or `.onnx`, or is the name of a folder. The network is read as by
-`convert`. The file is compared with it: LiteRT on the test images of DATA if given,
-otherwise on drawn ones. For int8, the training images of DATA calibrate the ranges.
-How images are prepared is read from the network. If that does not record it, say it by
---preprocessing, or by --mean and --std.
-"""
-
-import argparse
 import pathlib
+from typing import Literal
 
 import keras
 
 from keras_coordatt import export as writers
 from keras_coordatt.cli.options import (
-    DATA_HELP,
-    add_network_options,
+    Attention,
     check_not_a_folder,
+    network_arguments,
 )
 from keras_coordatt.detection import SSDLite
 from keras_coordatt.preprocessing import (
@@ -35,91 +28,57 @@ PREPROCESSINGS = {
 }
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    add_network_options(parser)
-    parser.add_argument(
-        "output",
-        metavar="OUT",
-        type=pathlib.Path,
-        help=".tflite or .onnx file to write, or a folder for a SavedModel",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "float16", "dynamic", "int8"),
-        default="float32",
-        help="precision of a .tflite file",
-    )
-    parser.add_argument("--data", metavar="DATA", help=DATA_HELP)
-    parser.add_argument(
-        "--labels", type=pathlib.Path, help="UTF-8 file with one class name per line"
-    )
-    parser.add_argument(
-        "--image-size",
-        type=int,
-        help="height and width, if the network takes images of any size",
-    )
-    preparing = parser.add_argument_group("preprocessing")
-    preparing.add_argument(
-        "--preprocessing",
-        choices=PREPROCESSINGS,
-        help="imagenet: ImageNet's mean and standard deviation; raw: values in "
-        "[0, 255]; tf: values in [-1, 1] (default: as recorded on the network)",
-    )
-    preparing.add_argument(
-        "--mean", type=float, nargs="+", help="mean per channel, of values in [0, 1]"
-    )
-    preparing.add_argument(
-        "--std", type=float, nargs="+", help="standard deviation per channel"
-    )
-    detection = parser.add_argument_group("detection")
-    detection.add_argument(
-        "--detector",
-        action="store_true",
-        help="export boxes, labels and scores of an SSDLite, not its raw offsets",
-    )
-    detection.add_argument(
-        "--score-threshold",
-        type=float,
-        default=0.05,
-        help="lowest score of a box that is kept",
-    )
-    detection.add_argument(
-        "--iou-threshold",
-        type=float,
-        default=0.5,
-        help="overlap above which a box is suppressed",
-    )
-    detection.add_argument(
-        "--max-detections",
-        type=int,
-        default=100,
-        help="highest number of boxes per image",
-    )
-    detection.add_argument(
-        "--no-suppression",
-        dest="suppress",
-        action="store_false",
-        help="keep the boxes of all positions, as int8 needs it",
-    )
-
-
-def run(
+def export(
     source: pathlib.Path,
     output: pathlib.Path,
-    precision: str,
-    data: str | None,
-    labels: pathlib.Path | None,
-    image_size: int | None,
-    preprocessing: str | None,
-    mean: list[float] | None,
-    std: list[float] | None,
-    detector: bool,
-    score_threshold: float,
-    iou_threshold: float,
-    max_detections: int,
-    suppress: bool,
-    **network,
+    *,
+    precision: Literal["float32", "float16", "dynamic", "int8"] = "float32",
+    data: str | None = None,
+    labels: pathlib.Path | None = None,
+    image_size: int | None = None,
+    preprocessing: Literal["imagenet", "raw", "tf"] | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
+    detector: bool = False,
+    score_threshold: float = 0.05,
+    iou_threshold: float = 0.5,
+    max_detections: int = 100,
+    suppression: bool = True,
+    alpha: float | None = None,
+    classes: int | None = None,
+    attention: Attention | None = None,
+    reduction: int | None = None,
+    top: bool = True,
 ) -> None:
+    """Export a network as SavedModel, LiteRT or ONNX.
+
+    The network is read as by `convert`. The file is compared with it: LiteRT on the
+    test images of DATA if given, otherwise on drawn ones. For int8, the training images
+    of DATA calibrate the ranges. How images are prepared is read from the network. If
+    that does not record it, say it by --preprocessing, or by --mean and --std.
+
+    Args:
+        source: `.keras`, `.h5`, `.weights.h5`, `.pth`, `.pt` or `.safetensors` file.
+        output: `.tflite` or `.onnx` file to write, or a folder for a SavedModel.
+        precision: Precision of a `.tflite` file.
+        data: Folder with train/<class>/ and test/<class>/, or TFDS name.
+        labels: UTF-8 file with one class name per line.
+        image_size: Height and width, if the network takes images of any size.
+        preprocessing: What the network does not record. imagenet: ImageNet's mean and
+            standard deviation; raw: values in [0, 255]; tf: values in [-1, 1].
+        mean: Mean per channel, of values in [0, 1].
+        std: Standard deviation per channel.
+        detector: Export boxes, labels and scores of an SSDLite, not its raw offsets.
+        score_threshold: Lowest score of a box that is kept, with --detector.
+        iou_threshold: Overlap above which a box is suppressed, with --detector.
+        max_detections: Highest number of boxes per image, with --detector.
+        suppression: Suppress overlapping boxes; int8 needs --no-suppression.
+        alpha: Width multiplier of the network, if IN doesn't tell it.
+        classes: Number of classes, if IN doesn't tell it.
+        attention: Attention of the network, if IN doesn't tell it.
+        reduction: Reduction of the attention, if IN doesn't tell it.
+        top: Whether the network has its classifier.
+    """
     suffix = output.suffix
     if suffix in FILE_TYPES:
         raise ValueError(
@@ -135,11 +94,14 @@ def run(
     if precision == "int8" and data is None:
         raise ValueError("--precision int8 needs --data")
     prepared = _preprocessing(preprocessing, mean, std)
-    model = read_network(source, **network)
+    arguments = network_arguments(alpha, classes, attention, reduction, top)
+    model = read_network(source, **arguments)
     if detector:
         if not isinstance(model, SSDLite):
             raise ValueError(f"--detector needs an SSDLite. Received: {model.name}")
-        model = model.detector(score_threshold, iou_threshold, max_detections, suppress)
+        model = model.detector(
+            score_threshold, iou_threshold, max_detections, suppression
+        )
 
     options = {"preprocessing": prepared}
     if suffix in (".tflite", ".onnx"):

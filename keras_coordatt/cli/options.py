@@ -1,41 +1,29 @@
-"""Options and checks shared by several commands."""
+"""Types and checks shared by several commands."""
 
-import argparse
 import pathlib
+from typing import Literal
 
-DATA_HELP = "folder with train/<class>/ and test/<class>/, or TFDS name"
-
-
-def attention(name: str) -> str | None:
-    """Converts the name of an attention, as typed, to the builders' argument."""
-    return None if name == "none" else name
+Attention = Literal["coordinate", "height", "width", "se", "cbam", "none"]
 
 
-def add_network_options(parser: argparse.ArgumentParser) -> None:
-    """Adds IN, and the options that say which network it holds."""
-    parser.add_argument(
-        "source",
-        metavar="IN",
-        type=pathlib.Path,
-        help=".keras, .h5, .weights.h5, .pth, .pt or .safetensors file",
-    )
-    # Options that aren't given are absent, because None is a valid attention.
-    network = parser.add_argument_group(
-        "network",
-        "Defaults to what IN says, or to the defaults of MobileNetV2CA.",
-        argument_default=argparse.SUPPRESS,
-    )
-    network.add_argument("--alpha", type=float, help="width multiplier")
-    network.add_argument("--classes", type=int, help="number of classes")
-    network.add_argument(
-        "--attention",
-        type=attention,
-        help="coordinate, height, width, se, cbam or none",
-    )
-    network.add_argument("--reduction", type=int, help="reduction of the attention")
-    network.add_argument(
-        "--no-top", dest="include_top", action="store_false", help="no classifier"
-    )
+def network_arguments(
+    alpha: float | None,
+    classes: int | None,
+    attention: Attention | None,
+    reduction: int | None,
+    top: bool,
+) -> dict:
+    """Returns the builder's arguments for the options that were given."""
+    arguments = {
+        "alpha": alpha,
+        "classes": classes,
+        "attention": attention,
+        "reduction": reduction,
+    }
+    arguments = {name: x for name, x in arguments.items() if x is not None}
+    if attention == "none":
+        arguments["attention"] = None
+    return arguments if top else {**arguments, "include_top": False}
 
 
 def check_not_a_folder(output: pathlib.Path) -> None:

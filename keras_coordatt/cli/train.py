@@ -1,52 +1,46 @@
-"""Train a MobileNetV2CA from scratch, and test it once.
+"""`keras-coordatt train`: from a folder of pictures to a model."""
 
-Run an interrupted training again to continue it after its last complete epoch.
-"""
-
-import argparse
 import functools
 import pathlib
 import shutil
+from typing import Literal
 
 from keras_coordatt.applications import MobileNetV2CA
 from keras_coordatt.cli.convert import check_output
-from keras_coordatt.cli.options import DATA_HELP, attention
-from keras_coordatt.training import OPTIMIZERS, train_classifier
-from keras_coordatt.weights.network_file import OUTPUTS, save_network
+from keras_coordatt.cli.options import Attention
+from keras_coordatt.training import train_classifier
+from keras_coordatt.weights.network_file import save_network
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("data", metavar="DATA", help=DATA_HELP)
-    parser.add_argument(
-        "output",
-        metavar="OUT",
-        type=pathlib.Path,
-        help=f"file to write, which ends in one of {', '.join(OUTPUTS)}",
-    )
-    parser.add_argument("--alpha", type=float, default=0.25, help="width multiplier")
-    parser.add_argument(
-        "--attention",
-        default="coordinate",
-        type=attention,
-        help="coordinate, height, width, se, cbam or none",
-    )
-    parser.add_argument(
-        "--image-size", type=int, default=64, help="height and width in pixels"
-    )
-    parser.add_argument(
-        "--epochs", type=int, default=16, help="passes over the training images"
-    )
-    parser.add_argument("--batch-size", type=int, default=64, help="images per step")
-    parser.add_argument("--optimizer", default="sgd", help=" or ".join(OPTIMIZERS))
-    parser.add_argument(
-        "--learning-rate", type=float, default=0.05, help="highest learning rate"
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="makes the training repeatable"
-    )
+def train(
+    data: str,
+    output: pathlib.Path,
+    *,
+    alpha: float = 0.25,
+    attention: Attention = "coordinate",
+    image_size: int = 64,
+    epochs: int = 16,
+    batch_size: int = 64,
+    optimizer: Literal["sgd", "lamb"] = "sgd",
+    learning_rate: float = 0.05,
+    seed: int = 0,
+) -> None:
+    """Train a MobileNetV2CA from scratch, and test it once.
 
+    Run an interrupted training again to continue it after its last complete epoch.
 
-def run(output: pathlib.Path, alpha: float, attention: str | None, **settings) -> None:
+    Args:
+        data: Folder with train/<class>/ and test/<class>/, or TFDS name.
+        output: File to write: `.keras`, `.weights.h5` or `.safetensors`.
+        alpha: Width multiplier.
+        attention: Attention of the network.
+        image_size: Height and width in pixels.
+        epochs: Passes over the training images.
+        batch_size: Images per step.
+        optimizer: Optimizer.
+        learning_rate: Highest learning rate.
+        seed: Makes the training repeatable.
+    """
     check_output(output)
     if output.suffix == ".safetensors" and attention in ("se", "cbam"):
         raise ValueError(
@@ -54,8 +48,22 @@ def run(output: pathlib.Path, alpha: float, attention: str | None, **settings) -
             f"Received: {output} with --attention {attention}"
         )
     backup_dir = output.with_name(f".{output.name}-backup")
-    build = functools.partial(MobileNetV2CA, alpha=alpha, attention=attention)
-    model, report = train_classifier(build, **settings, backup_dir=backup_dir)
+    build = functools.partial(
+        MobileNetV2CA,
+        alpha=alpha,
+        attention=None if attention == "none" else attention,
+    )
+    model, report = train_classifier(
+        build,
+        data,
+        image_size=image_size,
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        seed=seed,
+        backup_dir=backup_dir,
+    )
     save_network(model, output)
     shutil.rmtree(backup_dir)
     print(

@@ -1,16 +1,11 @@
-"""List the published weights, and where each is or would be in the cache."""
-
-import argparse
+"""`keras-coordatt weights`: the catalog."""
 
 from keras_coordatt.weights.cache import cached_path, published_path
 from keras_coordatt.weights.catalog import CATALOG
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Adds nothing: the command has no options."""
-
-
-def run() -> None:
+def weights() -> None:
+    """List the published weights, and where each is or would be in the cache."""
     for name, record in CATALOG.items():
         if record.url is None:
             place = f"  training  {record.training}\n  file      in the package"

@@ -1,0 +1,115 @@
+"""Parsers for the commands, from the signatures and docstrings of their functions.
+
+jsonargparse checks the types, reads `--config` files and writes the help. It was chosen
+over tyro and typer because they do not read configuration files, and typer does not read
+docstrings. What it leaves open is done here: lists are typed as `--seeds 0 1 2`, switches
+as `--memory` or `--no-memory`, and errors are one line that names the argument.
+"""
+
+import difflib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable
+
+import docstring_parser
+import jsonargparse
+
+# Names of positional arguments in help and errors, where they are not the parameter's.
+METAVARS = {"source": "IN", "output": "OUT", "images": "IMAGE"}
+
+
+class CommandParser(jsonargparse.ArgumentParser):
+    """Parser that reports an error in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
+        """Prints what is wrong with an argument, and ends the process."""
+        parser = getattr(ex, "subcommand_parser", None) or self
+        prog = parser.prog.replace(" [options]", "")
+        text = parser._explain(" ".join(message.split()))
+        self.exit(2, f"{prog}: error: {text} See: {prog} --help\n")
+
+    def _explain(self, message):
+        """Replaces the names of Python by those that the user typed."""
+        for action in self._actions:
+            name = action.option_strings[0] if action.option_strings else action.metavar
+            message = re.sub(rf'Parser key "{action.dest}"', str(name), message)
+        message = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", message)
+        message = re.sub(r"<class '(\w+)'>", r"\1", message)
+        message = message.replace("Expected a one of", "Expected one of")
+        message = re.sub(
+            r"required: (?:\w+\.)?(\w+)$",
+            lambda found: f"required: {_metavar(found[1])}",
+            message,
+        )
+        if message.startswith("unrecognized arguments: --"):
+            known = [name for action in self._actions for name in action.option_strings]
+            near = difflib.get_close_matches(message.split()[2], known, 1)
+            message += f". Did you mean {near[0]}?" if near else ""
+        return message if message.endswith((".", "?")) else f"{message}."
+
+    def format_help(self) -> str:
+        """Returns the help text."""
+        return re.sub(r"<class\s+'Path'>", "path", super().format_help())
+
+
+def add_command(commands, name: str, function: Callable) -> None:
+    """Adds a command with the arguments of a function.
+
+    Parameters without a default become positional arguments, all others options. A
+    positional `Literal` may be left out: it is then its first value.
+
+    Args:
+        commands: Return value of `CommandParser.add_subcommands`.
+        name: Name of the command.
+        function: Function with annotations and a docstring in Keras's form.
+    """
+    documentation = docstring_parser.parse(inspect.getdoc(function))
+    parser = CommandParser(description=documentation.description)
+    parser.add_argument(
+        "--config",
+        action="config",
+        help="YAML or JSON file with values for these options; options typed after it "
+        "override those of the file",
+    )
+    texts = {item.arg_name: item.description for item in documentation.params}
+    hints = typing.get_type_hints(function)
+    for key, parameter in inspect.signature(function).parameters.items():
+        _add_parameter(parser, parameter, hints[key], texts[key])
+    summary = documentation.short_description.rstrip(".")
+    commands.add_subcommand(name, parser, help=f"{summary}.")
+
+
+def _add_parameter(parser, parameter, kind, text):
+    options = {"help": " ".join(text.split())}
+    if parameter.default is parameter.empty:
+        names = [parameter.name]
+        options["metavar"] = _metavar(parameter.name)
+        if typing.get_origin(kind) is typing.Literal:
+            options |= {"nargs": "?", "default": typing.get_args(kind)[0]}
+    else:
+        names = [f"--{parameter.name.replace('_', '-')}"]
+        options["default"] = parameter.default
+    if kind is bool:
+        options["action"] = jsonargparse.ActionYesNo(no_prefix="no-")
+    elif (items := _type_of_items(kind)) is not None:
+        options |= {"type": items, "nargs": "+"}
+        if isinstance(parameter.default, tuple):
+            options["default"] = list(parameter.default)
+    else:
+        options["type"] = kind
+    parser.add_argument(*names, **options)
+
+
+def _metavar(name):
+    return METAVARS.get(name, name.upper())
+
+
+def _type_of_items(kind):
+    """Returns the type of the items if `kind` is a list, or `tuple[int, ...]`."""
+    members = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    for member in members:
+        if typing.get_origin(member) in (list, tuple):
+            return typing.get_args(member)[0]
+    return None
