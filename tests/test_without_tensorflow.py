@@ -34,6 +34,8 @@ model.save("model.keras")
 keras.saving.load_model("model.keras")
 
 model = MobileNetV2CA(shape, 0.1, weights=None, classes=3)
+from keras_coordatt import visualize
+visualize.attention_maps(model, np.zeros((1, *shape)))
 weights.save_safetensors(model, "model.safetensors")
 weights.load_weights(model, "model.safetensors")
 assert main(["convert", "model.safetensors", "model.weights.h5"]) == 0

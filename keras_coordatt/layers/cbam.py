@@ -126,11 +126,29 @@ class CBAM(ChannelAttention):
 
     def call(self, inputs, training=None):
         x = super().call(inputs)
+        gate = ops.expand_dims(self._position_gate(x, training), self._channel_axis)
+        return x * ops.cast(gate, x.dtype)
+
+    def compute_gates(self, inputs, training=None) -> dict:
+        """Returns the gates by which an input is multiplied, for inspection.
+
+        Args:
+            inputs: Same as in `call`.
+            training: Same as in `call`.
+
+        Returns:
+            A dict of `"channel"`, `(N, C)`, and `"position"`, `(N, H, W)`, in float32
+            under a half-precision policy.
+        """
+        gates = super().compute_gates(inputs)
+        gates["position"] = self._position_gate(super().call(inputs), training)
+        return gates
+
+    def _position_gate(self, x, training):
         axis = self._channel_axis
         pooled = ops.stack([self._max(x, axis), self._mean(x, axis)], axis=-1)
         gate = self.gate_activation(self.norm(self.conv(pooled), training=training))
-        gate = ops.expand_dims(ops.squeeze(gate, -1), axis)
-        return x * ops.cast(gate, x.dtype)
+        return ops.squeeze(gate, -1)
 
     def _squeeze(self, x):
         axes = self._spatial_axes

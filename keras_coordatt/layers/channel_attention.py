@@ -27,15 +27,31 @@ class ChannelAttention(GatedAttention):
         return [self.reduce, self.expand]
 
     def call(self, inputs):
+        gate = ops.expand_dims(self._channel_gate(inputs), self._spatial_axes)
+        return inputs * ops.cast(gate, inputs.dtype)
+
+    def compute_gates(self, inputs) -> dict:
+        """Returns the gates by which an input is multiplied, for inspection.
+
+        Args:
+            inputs: Same as in `call`.
+
+        Returns:
+            A dict of `"channel"`, `(N, C)`, in float32 under a half-precision policy.
+
+        Raises:
+            ValueError: If the input is not floating-point.
+        """
+        return {"channel": self._channel_gate(inputs)}
+
+    def _channel_gate(self, inputs):
         self._check_floating(inputs)
-        gate = self.gate_activation(
+        return self.gate_activation(
             sum(
                 self.expand(self.activation(self.reduce(x)))
                 for x in self._squeeze(inputs)
             )
         )
-        gate = ops.expand_dims(gate, self._spatial_axes)
-        return inputs * ops.cast(gate, inputs.dtype)
 
     def _mean(self, x, axis):
         return ops.mean(ops.cast(x, self._gate_dtype), axis)

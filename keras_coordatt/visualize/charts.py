@@ -1,0 +1,113 @@
+"""Charts of a training and of its result: curves and confusion matrices."""
+
+from collections.abc import Mapping, Sequence
+
+import keras
+import numpy as np
+
+from keras_coordatt.visualize.canvas import subplots
+
+
+def plot_history(history: keras.callbacks.History | Mapping[str, Sequence[float]]):
+    """Plots what was measured in each epoch of a training.
+
+    Args:
+        history: Return value of `model.fit`, or a dict of one list per measure. A name
+            with `val_` in front goes into the same axes as the one without.
+
+    Returns:
+        A `matplotlib.figure.Figure`, with one set of axes per measure.
+
+    Raises:
+        ValueError: If nothing was measured.
+
+    Example:
+
+    >>> plot_history(model.fit(train, validation_data=test)).savefig("curves.png")
+    """
+    first = 1
+    if isinstance(history, keras.callbacks.History):
+        first = history.epoch[0] + 1 if history.epoch else 1
+        history = history.history
+    measures = list(dict.fromkeys(name.removeprefix("val_") for name in history))
+    if not measures:
+        raise ValueError(f"`history` must have measures. Received: {history!r}")
+    columns = min(3, len(measures))
+    figure, axes = subplots(-(-len(measures) // columns), columns, (4, 3))
+    for axis in axes.flat[len(measures) :]:
+        axis.remove()
+    for axis, measure in zip(axes.flat, measures):
+        both = measure in history and f"val_{measure}" in history
+        for name, label in ((measure, "training"), (f"val_{measure}", "validation")):
+            if name in history:
+                values = np.asarray(history[name], "float64")
+                epochs = range(first, first + len(values))
+                axis.plot(epochs, values, ".-", label=label)
+        axis.set(xlabel="epoch", title=measure.replace("_", " "))
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        if both:
+            axis.legend()
+    return figure
+
+
+def plot_confusion_matrix(matrix, labels: Sequence[str] | None = None):
+    """Plots how often each class was taken for each other.
+
+    Args:
+        matrix: Array `(classes, classes)` of counts: true classes in rows, predicted
+            classes in columns.
+        labels: Class names. Defaults to their numbers.
+
+    Returns:
+        A `matplotlib.figure.Figure`. Colors are shares of the row, and the numbers are
+        the counts; above 20 classes, only the colors.
+
+    Raises:
+        ValueError: If the matrix isn't square or `labels` has another length.
+
+    Example:
+
+    >>> matrix = np.zeros((10, 10), int)
+    >>> np.add.at(matrix, (labels, predictions), 1)
+    >>> plot_confusion_matrix(matrix)
+    """
+    matrix = np.asarray(matrix)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
+        raise ValueError(
+            f"`matrix` must be of shape (classes, classes). Received: {matrix.shape}"
+        )
+    labels = _labels(labels, len(matrix))
+    side = 1.5 + min(10, 0.45 * len(matrix))
+    figure, axes = subplots(1, 1, (side + 1, side))
+    axis = axes[0, 0]
+    shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
+    ticks = range(len(matrix))
+    long = max(map(len, labels)) > 2
+    axis.set_xticks(ticks, labels, rotation=90 if long else 0)
+    axis.set_yticks(ticks, labels)
+    axis.set(xlabel="predicted", ylabel="true")
+    if len(matrix) <= 20:
+        for row, column in np.argwhere(matrix):
+            axis.text(
+                column,
+                row,
+                f"{matrix[row, column]}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if shares[row, column] > 0.5 else "black",
+            )
+    return figure
+
+
+def _labels(labels, classes):
+    labels = range(classes) if labels is None else labels
+    if len(labels) != classes:
+        raise ValueError(
+            f"`labels` must have one name for each of the {classes} classes. "
+            f"Received: {labels!r}"
+        )
+    return [str(label) for label in labels]

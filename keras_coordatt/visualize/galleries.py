@@ -1,0 +1,287 @@
+"""Galleries: pictures with predictions, detections, masks and attention."""
+
+from collections.abc import Mapping, Sequence
+
+import keras
+import numpy as np
+
+from keras_coordatt.validation import check_number, check_positive_int
+from keras_coordatt.visualize.canvas import SIDE, picture_grid
+from keras_coordatt.visualize.overlays import (
+    check_pictures,
+    class_colors,
+    draw_masks,
+    overlay,
+)
+
+
+def plot_gallery(
+    pictures,
+    titles: Sequence | None = None,
+    *,
+    wrong: Sequence[bool] | None = None,
+    columns: int = 8,
+):
+    """Plots pictures in rows.
+
+    Args:
+        pictures: Array `(N, H, W, 3)` with values in [0, 255].
+        titles: One title per picture, such as a class name. Defaults to none.
+        wrong: Whether each picture's title is red. Defaults to black titles.
+        columns: Pictures per row. Defaults to 8.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: If `titles` or `wrong` are not one per picture.
+
+    Example:
+
+    >>> plot_gallery(pictures, predictions, wrong=predictions != labels)
+    """
+    pictures = check_pictures(pictures)
+    check_positive_int("columns", columns)
+    for name, values in (("titles", titles), ("wrong", wrong)):
+        if values is not None and len(values) != len(pictures):
+            raise ValueError(
+                f"`{name}` must have one entry for each of the {len(pictures)} "
+                f"pictures. Received: {len(values)}"
+            )
+    figure, axes = picture_grid(pictures, columns)
+    for i, (axis, picture) in enumerate(zip(axes, pictures)):
+        axis.imshow(picture / 255)
+        if titles is not None:
+            color = "red" if wrong is not None and wrong[i] else "black"
+            axis.set_title(str(titles[i]), color=color, fontsize=9)
+    return figure
+
+
+def plot_detections(
+    pictures,
+    detections: Mapping,
+    labels: Sequence[str] | None = None,
+    *,
+    truth: Mapping | None = None,
+    score_threshold: float = 0.0,
+    columns: int = 4,
+):
+    """Draws detected boxes with their classes and scores.
+
+    Args:
+        pictures: Array `(N, H, W, 3)` with values in [0, 255].
+        detections: Outputs of a model from `SSDLite.detector`: a dict of `"boxes"`,
+            `(N, K, 4)`, `"rel_xyxy"`, `"labels"`, `(N, K)`, -1 after the last, and,
+            where known, `"scores"`, `(N, K)`.
+        labels: Class names. Defaults to their numbers.
+        truth: True boxes and labels in the same format, drawn in dashes under the
+            detections. Defaults to none.
+        score_threshold: Detections with a lower score aren't drawn. Defaults to 0.
+        columns: Pictures per row. Defaults to 4.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: If the boxes don't have such shapes.
+
+    Example:
+
+    >>> found = model.detector(score_threshold=0.5).predict(images)
+    >>> plot_detections(pictures, found, labels)
+    """
+    pictures = check_pictures(pictures)
+    check_positive_int("columns", columns)
+    check_number("score_threshold", score_threshold, 0, 1, closed=True)
+    found = _objects("detections", detections, len(pictures))
+    real = _objects("truth", truth, len(pictures)) if truth is not None else None
+    figure, axes = picture_grid(pictures, columns, SIDE * 1.5)
+    for i, (axis, picture) in enumerate(zip(axes, pictures)):
+        axis.imshow(picture / 255)
+        if real is not None:
+            _draw_boxes(axis, picture, real, i, labels, 0, dashed=True)
+        _draw_boxes(axis, picture, found, i, labels, score_threshold)
+    if real is not None:
+        figure.supxlabel("solid: detections; dashed, white: truth", fontsize=9)
+    return figure
+
+
+def plot_masks(
+    pictures,
+    masks,
+    labels: Sequence[str] | int,
+    *,
+    background: int | None = None,
+    columns: int = 4,
+):
+    """Lays segmentation masks over pictures, with a legend of their classes.
+
+    Args:
+        pictures: Array `(N, H, W, 3)` with values in [0, 255].
+        masks: Integer array `(N, H, W)`.
+        labels: Class names, or the number of classes.
+        background: Class that isn't drawn. Defaults to `None`: all are drawn.
+        columns: Pictures per row. Defaults to 4.
+
+    Returns:
+        A `matplotlib.figure.Figure`.
+
+    Raises:
+        ValueError: Same as in `draw_masks`.
+
+    Example:
+
+    >>> masks = model.predict(images).argmax(axis=-1)
+    >>> plot_masks(pictures, masks, classes, background=0)
+    """
+    from matplotlib.patches import Patch
+
+    names = [str(x) for x in (range(labels) if isinstance(labels, int) else labels)]
+    drawn = draw_masks(pictures, masks, len(names), background=background)
+    check_positive_int("columns", columns)
+    figure, axes = picture_grid(drawn, columns, SIDE * 1.5)
+    for axis, picture in zip(axes, drawn):
+        axis.imshow(picture)
+    masks = np.asarray(keras.ops.convert_to_numpy(masks))
+    present = [i for i in range(len(names)) if i != background and np.any(masks == i)]
+    colors = class_colors(len(names))
+    handles = [
+        Patch(color=np.asarray(colors[i]) / 255, label=names[i]) for i in present
+    ]
+    if handles:
+        figure.legend(handles=handles, loc="outside right upper", fontsize=8)
+    return figure
+
+
+def plot_attention(pictures, gates: Mapping, *, title: str = "", columns: int = 4):
+    """Draws what an attention layer does to each picture.
+
+    The gates' product, averaged over the channels, is laid over the picture. Beside it
+    stand the gates themselves, averaged over the channels: those of the rows on the
+    right, those of the columns below. Squeeze-and-excitation and CBAM have neither.
+
+    Args:
+        pictures: Array `(N, H, W, 3)` with values in [0, 255].
+        gates: One of the dicts that `attention_maps` returns.
+        title: Title of the figure. Defaults to none.
+        columns: Pictures per row. Defaults to 4.
+
+    Returns:
+        A `matplotlib.figure.Figure`. All pictures share the color bar.
+
+    Raises:
+        ValueError: If the gates are not those of as many pictures.
+
+    Example:
+
+    >>> maps = attention_maps(model, images)
+    >>> plot_attention(pictures, maps["block_2_attention"])
+    """
+    pictures = check_pictures(pictures)
+    check_positive_int("columns", columns)
+    heat = np.asarray(gates["product"]).mean(axis=-1)
+    low, high = float(heat.min()), float(heat.max())
+    # A gate that is the same everywhere is one color, not noise.
+    if high - low < 1e-3:
+        low, high = low - 5e-4, high + 5e-4
+    drawn = overlay(pictures, heat, alpha=0.65, limits=(low, high))
+    profiles = {
+        key: np.asarray(gates[key]).mean(axis=-1)
+        for key in ("height", "width")
+        if key in gates
+    }
+    figure, axes = picture_grid(drawn, columns, SIDE * 1.8)
+    height, width = drawn.shape[1:3]
+    for i, (axis, picture) in enumerate(zip(axes, drawn)):
+        axis.imshow(picture)
+        if "height" in profiles:
+            side = axis.inset_axes((1.04, 0, 0.25, 1))
+            rows = profiles["height"]
+            side.plot(rows[i], _centers(rows.shape[1], height), lw=1)
+            side.set(ylim=(height - 0.5, -0.5), xlim=_limits(rows), yticks=[])
+            side.tick_params(labelsize=6)
+            side.xaxis.get_major_locator().set_params(nbins=2)
+            side.set_title("rows", fontsize=7)
+        if "width" in profiles:
+            below = axis.inset_axes((0, -0.29, 1, 0.25))
+            values = profiles["width"]
+            below.plot(_centers(values.shape[1], width), values[i], lw=1)
+            below.set(xlim=(-0.5, width - 0.5), ylim=_limits(values), xticks=[])
+            below.tick_params(labelsize=6)
+            below.yaxis.get_major_locator().set_params(nbins=2)
+            below.set_xlabel("columns", fontsize=7)
+    import matplotlib
+
+    figure.colorbar(
+        matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), "viridis"),
+        ax=axes,
+        label="gate, mean over the channels",
+    )
+    figure.suptitle(title)
+    return figure
+
+
+def _objects(name, objects, count):
+    arrays = {
+        key: np.asarray(keras.ops.convert_to_numpy(x)) for key, x in objects.items()
+    }
+    shapes = {key: x.shape for key, x in arrays.items()}
+    boxes = shapes.get("boxes", ())
+    good = len(boxes) == 3 and boxes[0] == count and boxes[2] == 4
+    good = good and all(
+        shapes.get(key, boxes[:2]) == boxes[:2] for key in ("labels", "scores")
+    )
+    if not good or "labels" not in arrays:
+        raise ValueError(
+            f"`{name}` must have boxes, ({count}, K, 4), and labels, ({count}, K). "
+            f"Received: {shapes}"
+        )
+    return arrays
+
+
+def _draw_boxes(axis, picture, objects, i, labels, threshold, dashed=False):
+    from matplotlib.patches import Rectangle
+
+    height, width = picture.shape[:2]
+    known = objects["labels"][objects["labels"] >= 0]
+    colors = class_colors(int(known.max(initial=0)) + 1)
+    scores = objects.get("scores")
+    for k, label in enumerate(objects["labels"][i]):
+        if label < 0 or (scores is not None and scores[i, k] < threshold):
+            continue
+        x1, y1, x2, y2 = objects["boxes"][i, k] * (width, height, width, height) - 0.5
+        color = "white" if dashed else np.asarray(colors[label]) / 255
+        axis.add_patch(
+            Rectangle(
+                (x1, y1),
+                x2 - x1,
+                y2 - y1,
+                fill=False,
+                edgecolor=color,
+                linewidth=1 if dashed else 1.5,
+                linestyle="--" if dashed else "-",
+            )
+        )
+        if not dashed:
+            text = str(labels[label] if labels is not None else label)
+            text += "" if scores is None else f" {scores[i, k]:.2f}"
+            axis.text(
+                max(x1, 0),
+                y1,
+                text,
+                fontsize=7,
+                color="white",
+                va="bottom" if y1 > height / 8 else "top",
+                bbox={"facecolor": color, "edgecolor": "none", "pad": 0.8},
+            )
+
+
+def _centers(count, size):
+    """Where the centers of `count` rows or columns lie in a picture of `size` pixels."""
+    return (np.arange(count) + 0.5) * size / count - 0.5
+
+
+def _limits(values):
+    low, high = float(values.min()), float(values.max())
+    margin = max(0.05 * (high - low), 5e-4)
+    return low - margin, high + margin

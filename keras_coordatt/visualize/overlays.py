@@ -1,0 +1,149 @@
+"""Pictures with something laid over them, as NumPy arrays of bytes."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from keras_coordatt.validation import check_number
+
+
+def overlay(
+    pictures,
+    heat,
+    *,
+    alpha: float = 0.5,
+    colormap: str = "viridis",
+    limits: tuple[float, float] | None = None,
+) -> np.ndarray:
+    """Lays heat maps over pictures.
+
+    Args:
+        pictures: Array `(N, H, W, 3)` with values in [0, 255].
+        heat: Array `(N, h, w)`, such as from `grad_cam`; resized to the pictures.
+        alpha: Opacity of the heat maps, in [0, 1]. Defaults to 0.5.
+        colormap: Name of a matplotlib colormap. Defaults to `"viridis"`, from dark blue
+            for the lowest value to yellow for the highest.
+        limits: Lowest and highest value of the colormap. Defaults to those of each heat
+            map, so that colors can't be compared from picture to picture.
+
+    Returns:
+        NumPy array of bytes, `(N, H, W, 3)`.
+
+    Raises:
+        ValueError: If an argument has another shape or is out of its range.
+
+    Example:
+
+    >>> heat = grad_cam(model, preprocess_input(pictures))
+    >>> keras.utils.save_img("heat.png", overlay(pictures, heat)[0])
+    """
+    import matplotlib
+
+    pictures = check_pictures(pictures)
+    alpha = _check_alpha(alpha)
+    heat = ops.convert_to_numpy(heat).astype("float32")
+    if heat.ndim != 3 or len(heat) != len(pictures):
+        raise ValueError(
+            f"`heat` must be of shape ({len(pictures)}, h, w), one heat map per "
+            f"picture. Received: shape={heat.shape}"
+        )
+    if limits is None:
+        low, high = (f(heat, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
+    else:
+        low, high = limits
+    heat = (heat - low) / np.maximum(high - low, 1e-12)
+    heat = ops.image.resize(
+        heat[..., None], pictures.shape[1:3], data_format="channels_last"
+    )
+    heat = ops.convert_to_numpy(heat)[..., 0]
+    colors = 255 * matplotlib.colormaps[colormap](np.clip(heat, 0, 1))[..., :3]
+    return _bytes((1 - alpha) * pictures + alpha * colors)
+
+
+def draw_masks(
+    pictures,
+    masks,
+    classes: int,
+    *,
+    background: int | None = None,
+    alpha: float = 0.6,
+) -> np.ndarray:
+    """Lays segmentation masks over pictures, with one color per class.
+
+    Args:
+        pictures: Array `(N, H, W, 3)` with values in [0, 255].
+        masks: Integer array `(N, H, W)` or `(N, H, W, 1)`. Values that aren't a class,
+            such as `keras_coordatt.data.IGNORED`, are left as they are.
+        classes: Number of classes.
+        background: Class that is left as it is too. Defaults to `None`: all are drawn.
+        alpha: Opacity of the masks, in [0, 1]. Defaults to 0.6.
+
+    Returns:
+        NumPy array of bytes, `(N, H, W, 3)`.
+
+    Raises:
+        ValueError: If an argument has another shape or is out of its range.
+
+    Example:
+
+    >>> masks = model.predict(images).argmax(axis=-1)
+    >>> draw_masks(pictures, masks, classes=11, background=0)
+    """
+    pictures = check_pictures(pictures)
+    alpha = _check_alpha(alpha)
+    masks = ops.convert_to_numpy(masks)
+    if masks.ndim == 4 and masks.shape[-1] == 1:
+        masks = masks[..., 0]
+    if masks.dtype.kind not in "iu" or masks.shape != pictures.shape[:3]:
+        raise ValueError(
+            f"`masks` must be integers of shape {pictures.shape[:3]}, as the pictures. "
+            f"Received: dtype={masks.dtype}, shape={masks.shape}"
+        )
+    drawn = (masks >= 0) & (masks < classes)
+    if background is not None:
+        drawn &= masks != background
+    colored = keras.visualization.draw_segmentation_masks(
+        pictures,
+        np.where(drawn, masks, 0).astype("int32")[..., None],
+        num_classes=classes,
+        color_mapping=dict(enumerate(class_colors(classes))),
+        alpha=alpha,
+        data_format="channels_last",
+    )
+    return np.where(drawn[..., None], colored, _bytes(pictures))
+
+
+def class_colors(classes: int) -> list[tuple[int, int, int]]:
+    """Returns one color per class, as bytes: twenty that differ well, then again."""
+    import matplotlib
+
+    colors = matplotlib.colormaps["tab20"].colors
+    # The strong ones first, then the pale ones
+    colors = [*colors[::2], *colors[1::2]]
+    colors = [colors[i % len(colors)] for i in range(classes)]
+    return [tuple(round(255 * x) for x in color) for color in colors]
+
+
+def check_pictures(pictures) -> np.ndarray:
+    """Returns pictures as a float32 array, or says what they are."""
+    pictures = ops.convert_to_numpy(pictures).astype("float32")
+    if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3) or not len(pictures):
+        raise ValueError(
+            "`pictures` must be of shape (N, H, W, 3), values in [0, 255]. "
+            f"Received: shape={pictures.shape}"
+        )
+    # Normalized inputs of a network would show as black.
+    if pictures.min() < 0 or pictures.max() > 255:
+        raise ValueError(
+            "`pictures` must have values in [0, 255], as they were before they were "
+            f"normalized. Received: values in [{pictures.min()}, {pictures.max()}]"
+        )
+    return np.broadcast_to(pictures, (*pictures.shape[:3], 3))
+
+
+def _check_alpha(alpha):
+    return check_number("alpha", alpha, 0, np.nextafter(1, 2), closed=True)
+
+
+def _bytes(pictures):
+    return np.clip(np.round(pictures), 0, 255).astype("uint8")

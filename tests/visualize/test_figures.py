@@ -1,0 +1,132 @@
+import keras
+import numpy as np
+import pytest
+from backends import needs_tensorflow
+
+from keras_coordatt import visualize
+
+# Drawing doesn't depend on the backend.
+pytestmark = needs_tensorflow
+
+
+@pytest.fixture
+def pictures():
+    return np.random.default_rng(0).integers(0, 256, (3, 16, 12, 3))
+
+
+def drawn(figure):
+    """Draws the figure, which raises if something in it is wrong, and returns it."""
+    figure.canvas.draw()
+    return figure
+
+
+def test_history():
+    history = keras.callbacks.History()
+    history.epoch = [2, 3]
+    history.history = {"loss": [3, 2], "val_loss": [4, 3], "lr": [0.1, 0.01]}
+    loss, rate = drawn(visualize.plot_history(history)).axes
+    assert [line.get_label() for line in loss.lines] == ["training", "validation"]
+    np.testing.assert_array_equal(loss.lines[1].get_xydata(), [[3, 4], [4, 3]])
+    assert rate.get_title() == "lr" and rate.get_legend() is None
+    with pytest.raises(ValueError, match="`history` must have measures"):
+        visualize.plot_history({})
+
+
+def test_gallery(pictures):
+    titles = ["a", "b", "c"]
+    figure = visualize.plot_gallery(pictures, titles, wrong=[0, 1, 0], columns=2)
+    axes = drawn(figure).axes
+    assert [axis.get_title() for axis in axes] == [*titles, ""]
+    assert [axis.title.get_color() for axis in axes[:3]] == ["black", "red", "black"]
+    np.testing.assert_allclose(axes[2].images[0].get_array() * 255, pictures[2], 1e-5)
+    with pytest.raises(ValueError, match="`titles`.*3 pictures. Received: 2"):
+        visualize.plot_gallery(pictures, titles[:2])
+    with pytest.raises(ValueError, match="`pictures` must have values in"):
+        visualize.plot_gallery(pictures / 128 - 1)
+
+
+def test_confusion_matrix():
+    matrix = np.array([[8, 2], [0, 0]])
+    axis, _ = drawn(visualize.plot_confusion_matrix(matrix, ["cat", "dog"])).axes
+    np.testing.assert_allclose(axis.images[0].get_array(), [[0.8, 0.2], [0, 0]])
+    texts = {
+        tuple(map(int, text.get_position())): text.get_text() for text in axis.texts
+    }
+    # (column, row): the dog that was predicted, and was a cat
+    assert texts == {(0, 0): "8", (1, 0): "2"}
+    assert (axis.get_ylabel(), axis.get_xlabel()) == ("true", "predicted")
+    with pytest.raises(ValueError, match="`labels`.*2 classes"):
+        visualize.plot_confusion_matrix(matrix, ["cat"])
+
+
+def test_detections(pictures):
+    found = {
+        "boxes": np.array([[[0.25, 0.5, 0.75, 1], [0, 0, 1, 1], [0, 0, 0, 0]]] * 3),
+        "labels": np.array([[1, 0, -1]] * 3),
+        "scores": np.array([[0.9, 0.2, 0]] * 3),
+    }
+    figure = visualize.plot_detections(
+        pictures, found, ["cat", "dog"], score_threshold=0.5
+    )
+    for axis in drawn(figure).axes:
+        # The image is 12 wide and 16 high, and its first pixel begins at -0.5.
+        (box,) = axis.patches
+        assert box.get_bbox().extents == pytest.approx([2.5, 7.5, 8.5, 15.5])
+        assert [text.get_text() for text in axis.texts] == ["dog 0.90"]
+    truth = {key: found[key] for key in ("boxes", "labels")}
+    figure = visualize.plot_detections(pictures, found, truth=truth, columns=2)
+    assert [len(axis.patches) for axis in drawn(figure).axes[:3]] == [4, 4, 4]
+    with pytest.raises(ValueError, match=r"`detections` must have boxes, \(3, K, 4\)"):
+        visualize.plot_detections(pictures, {"boxes": np.zeros((3, 4))})
+
+
+def test_masks(pictures):
+    masks = np.zeros((3, 16, 12), int)
+    masks[:, :4], masks[:, 4:8] = 1, 255
+    result = visualize.draw_masks(pictures, masks, 3, background=0, alpha=1)
+    np.testing.assert_array_equal(result[:, 4:], pictures[:, 4:])
+    # The second color of matplotlib's tab20 that isn't pale
+    assert np.all(result[:, :4] == (255, 127, 14))
+    everywhere = visualize.draw_masks(pictures, masks[..., None], 3)
+    assert np.any(everywhere[:, 8:] != pictures[:, 8:])
+    figure = drawn(
+        visualize.plot_masks(pictures, masks, ["-", "cat", "dog"], background=0)
+    )
+    (legend,) = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ["cat"]
+    with pytest.raises(ValueError, match="`masks` must be integers of shape"):
+        visualize.draw_masks(pictures, masks / 1, 3)
+
+
+def test_overlay():
+    pictures = np.full((2, 4, 4, 3), 100.0)
+    heat = np.array([[[0, 1]], [[2, 4]]])
+    result = visualize.overlay(pictures, heat, colormap="gray", alpha=1)
+    # Each picture by itself, from black to white
+    np.testing.assert_array_equal(result[0], result[1])
+    assert np.all(result[0, :, 0] == 0) and np.all(result[0, :, -1] == 255)
+    half = visualize.overlay(pictures, heat, colormap="gray", limits=(0, 4))
+    assert np.all(half[0, :, 0] == 50) and np.all(half[1, :, -1] == 178)
+    with pytest.raises(ValueError, match=r"`heat` must be of shape \(2, h, w\)"):
+        visualize.overlay(pictures, heat[0])
+    with pytest.raises(ValueError, match="`alpha`"):
+        visualize.overlay(pictures, heat, alpha=2)
+
+
+def test_attention(pictures):
+    rng = np.random.default_rng(0)
+    rows, columns = rng.random((3, 4, 5)), rng.random((3, 2, 5))
+    product = rows[:, :, None] * columns[:, None]
+    gates = {"height": rows, "width": columns, "product": product}
+    figure = drawn(visualize.plot_attention(pictures, gates, title="block"))
+    side, below = figure.axes[0].child_axes
+    # Rows are drawn from top to bottom beside the picture, at their centers.
+    np.testing.assert_allclose(
+        side.lines[0].get_xydata(),
+        np.stack([rows[0].mean(-1), [1.5, 5.5, 9.5, 13.5]], axis=1),
+    )
+    np.testing.assert_allclose(
+        below.lines[0].get_xydata(), np.stack([[2.5, 8.5], columns[0].mean(-1)], axis=1)
+    )
+    only = visualize.plot_attention(pictures, {"product": np.full((3, 4, 4, 5), 0.5)})
+    assert not drawn(only).axes[0].child_axes
