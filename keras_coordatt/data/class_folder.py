@@ -14,10 +14,14 @@ import tensorflow_datasets as tfds
 from keras_coordatt.data.folder import (
     Folder,
     decode_image,
+)
+from keras_coordatt.data.reading import image_size, list_folder
+from keras_coordatt.data.split_names import (
+    SPLITS,
+    name_splits,
     split_name,
     split_off_validation,
 )
-from keras_coordatt.data.reading import image_size, list_folder
 
 
 class ClassFolder(Folder, skip_registration=True):
@@ -68,9 +72,7 @@ class ClassFolder(Folder, skip_registration=True):
 
     @classmethod
     def recognizes(cls, path):
-        folders = list_folder(path)[2]
-        folders += [inner for folder in folders for inner in list_folder(folder)[2]]
-        return any(list_folder(folder)[0] for folder in folders)
+        return _has_classes(path) or any(map(_has_classes, list_folder(path)[2]))
 
     def __init__(
         self,
@@ -152,15 +154,15 @@ class ClassFolder(Folder, skip_registration=True):
 def _find_splits(path: Path) -> dict[str, Path]:
     """Returns the folder of each split."""
     folders = list_folder(path)[2]
-    # Folders with images are classes, and those with folders of images are splits.
-    if any(list_folder(folder)[0] for folder in folders) and not any(
-        split_name(folder.name) in ("train", "validation", "test") for folder in folders
-    ):
+    has_splits = any(
+        split_name(folder.name) in SPLITS and _has_classes(folder) for folder in folders
+    )
+    classes = [f for f in folders if split_name(f.name) not in SPLITS]
+    # A class may be called "train", beside others called "car" and "bus".
+    if not has_splits and any(list_folder(folder)[0] for folder in classes):
         return {"train": path}
-    splits = {}
-    for folder in folders:
-        name = split_name(folder.name)
-        if name in splits:
-            raise ValueError(f"{folder} and {splits[name]} are both called {name!r}")
-        splits[name] = folder
-    return splits
+    return name_splits({folder.name: folder for folder in folders})
+
+
+def _has_classes(path: Path) -> bool:
+    return any(list_folder(folder)[0] for folder in list_folder(path)[2])

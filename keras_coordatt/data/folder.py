@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import numbers
 import os
-import random
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,14 +18,7 @@ from keras_coordatt.data.reading import (
     read_image,
     report_faults,
 )
-from keras_coordatt.validation import check_number
-
-_SPLIT_NAMES = {
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "testing": "test",
-}
+from keras_coordatt.data.split_names import split_name
 
 
 class Folder(tfds.core.DatasetBuilder, skip_registration=True):
@@ -165,56 +156,6 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
     def _read(self, example: dict) -> dict:
         """Reads one example, of tensors."""
         raise NotImplementedError
-
-
-def split_name(name: str) -> str:
-    """Returns the name of a split, whatever a folder or a list calls it.
-
-    Args:
-        name: Such as `"val"`.
-
-    Returns:
-        `"train"`, `"validation"` or `"test"`; or `name`, if it is none of them.
-    """
-    return _SPLIT_NAMES.get(name.lower(), name)
-
-
-def split_off_validation(
-    splits: dict[str, list], validation_split: float | None, seed: int
-) -> dict[str, list]:
-    """Splits a random part of `train` off as `validation`.
-
-    Args:
-        splits: The examples of each split, without a `validation` yet.
-        validation_split: The part, in (0, 1); `None` for none.
-        seed: An integer that determines the part.
-
-    Returns:
-        The examples of each split.
-
-    Raises:
-        ValueError: If the part is out of range, there is a `validation` already, no
-            image would be left in one of both, or the seed is not an integer.
-    """
-    if not isinstance(seed, numbers.Integral):
-        raise ValueError(f"`split_seed` must be an integer. Received: {seed!r}")
-    if validation_split is None:
-        return splits
-    check_number("validation_split", validation_split, 0, 1)
-    if "validation" in splits or "train" not in splits:
-        raise ValueError(
-            "`validation_split` is for data without a validation split. "
-            f"Received: {validation_split}, and there are {list(splits)}"
-        )
-    examples = list(splits["train"])
-    random.Random(int(seed)).shuffle(examples)
-    count = round(len(examples) * validation_split)
-    if not 0 < count < len(examples):
-        raise ValueError(
-            f"`validation_split` leaves no images on one side. "
-            f"Received: {validation_split}, of {len(examples)} images"
-        )
-    return {**splits, "train": examples[count:], "validation": examples[:count]}
 
 
 def decode_image(file: tf.Tensor) -> tf.Tensor:

@@ -15,8 +15,6 @@ from keras_coordatt.data.folder import (
     check_classes,
     decode_image,
     images_by_name,
-    split_name,
-    split_off_validation,
 )
 from keras_coordatt.data.reading import (
     IGNORED,
@@ -28,7 +26,11 @@ from keras_coordatt.data.reading import (
     read_text,
     report_faults,
 )
-from keras_coordatt.data.voc_folder import read_lists
+from keras_coordatt.data.split_names import (
+    name_splits,
+    read_lists,
+    split_off_validation,
+)
 
 
 class MaskFolder(Folder, skip_registration=True):
@@ -220,8 +222,8 @@ def _list_splits(path: Path) -> dict[str, tuple[list, dict, dict]]:
         images = images_by_name(folder.parent / "images")
         masks = images_by_name(folder)
         names = sorted(images.keys() | masks.keys())
-        listed[split_name(folder.parent.name)] = names, images, masks
-    return listed
+        listed[folder.parent.name] = names, images, masks
+    return name_splits(listed)
 
 
 def _list_voc(path: Path) -> dict[str, tuple[list, dict, dict]]:

@@ -89,7 +89,7 @@ def test_splits_are_named_alike(folder, name):
 def test_two_folders_of_one_split(folder):
     (folder / "test").rename(folder / "val")
     write(folder / "valid/cat/a.jpg", encode(IMAGE))
-    with pytest.raises(ValueError, match="both called 'validation'"):
+    with pytest.raises(ValueError, match="both called"):
         ClassFolder(folder)
 
 
