@@ -6,18 +6,22 @@ importing it registers them with TFDS.
 
 from keras_coordatt.data.class_folder import ClassFolder
 from keras_coordatt.data.classification import load_classification
+from keras_coordatt.data.coco_folder import COCOFolder
 from keras_coordatt.data.detection import load_detection
 from keras_coordatt.data.mask_folder import MaskFolder
 from keras_coordatt.data.opening import class_names, find_task, open_data, splits
 from keras_coordatt.data.reading import IGNORED
 from keras_coordatt.data.segmentation import load_segmentation
 from keras_coordatt.data.voc_folder import VOCFolder
+from keras_coordatt.data.yolo_folder import YOLOFolder
 
 __all__ = [
     "IGNORED",
+    "COCOFolder",
     "ClassFolder",
     "MaskFolder",
     "VOCFolder",
+    "YOLOFolder",
     "class_names",
     "find_task",
     "load_classification",

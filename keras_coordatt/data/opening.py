@@ -10,10 +10,12 @@ from typing import NamedTuple
 import tensorflow_datasets as tfds
 
 from keras_coordatt.data.class_folder import ClassFolder
+from keras_coordatt.data.coco_folder import COCOFolder
 from keras_coordatt.data.folder import Folder
 from keras_coordatt.data.mask_folder import MaskFolder
-from keras_coordatt.data.reading import check_on_error
+from keras_coordatt.data.reading import check_on_error, list_folder
 from keras_coordatt.data.voc_folder import VOCFolder
+from keras_coordatt.data.yolo_folder import YOLOFolder
 from keras_coordatt.validation import check_choice
 
 
@@ -50,7 +52,7 @@ _TASKS = {
         (ClassFolder,), _class_feature, "a 'label' that is a ClassLabel"
     ),
     "detection": _Task(
-        (VOCFolder,),
+        (VOCFolder, COCOFolder, YOLOFolder),
         _object_feature,
         "'objects' with a 'bbox' and a 'label' that is a ClassLabel",
     ),
@@ -101,14 +103,13 @@ def open_data(
     path = _as_path(name)
     if path is not None:
         task = task or find_task(path)
-        layout = _find_layout(path, _TASKS[task].layouts)
-        builder = layout(
+        layout, path = _find_layout(path, _TASKS[task].layouts)
+        return layout(
             path,
             validation_split=validation_split,
             split_seed=split_seed,
             on_error=on_error,
         )
-        return builder
     if on_error != "raise" or validation_split is not None:
         raise ValueError(
             "`on_error` and `validation_split` are for a folder, and are given to the "
@@ -170,7 +171,7 @@ def find_task(
             task: layout.LAYOUT
             for task in TASKS
             for layout in _TASKS[task].layouts
-            if layout.recognizes(path)
+            if _locate(path, layout)
         }
         # Folders of images may be classes, unless there are annotations or masks.
         if len(found) > 1:
@@ -258,14 +259,31 @@ def _as_builder(name, data_dir) -> tfds.core.DatasetBuilder:
     )
 
 
-def _find_layout(path: Path, layouts: tuple[type[Folder], ...]) -> type[Folder]:
-    found = [layout for layout in layouts if layout.recognizes(path)]
+def _find_layout(
+    path: Path, layouts: tuple[type[Folder], ...]
+) -> tuple[type[Folder], Path]:
+    """Returns the layout of a path, and the folder that has it."""
+    located = [(layout, _locate(path, layout)) for layout in layouts]
+    found = [(layout, where) for layout, where in located if where]
     if len(found) > 1:
-        names = " and ".join(layout.LAYOUT for layout in found)
-        calls = " or ".join(f"{layout.__name__}({str(path)!r})" for layout in found)
+        names = " and ".join(layout.LAYOUT for layout, _ in found)
+        calls = " or ".join(f"{lay.__name__}({str(where)!r})" for lay, where in found)
         raise ValueError(f"{path} holds {names}. Pass one of them: {calls}")
-    # If there is none, the first one's error says what is missing.
-    return (*found, *layouts)[0]
+    if not found and len(layouts) > 1:
+        names = ", ".join(layout.LAYOUT for layout in layouts)
+        raise ValueError(f"{path} has none of the layouts that can be read: {names}")
+    # If there is none, the error of the only one says what is missing.
+    return found[0] if found else (layouts[0], path)
+
+
+def _locate(path: Path, layout: type[Folder]) -> Path | None:
+    """Returns the path that has a layout, or its only subfolder if that one has."""
+    if layout.recognizes(path):
+        return path
+    folders = list_folder(path)[2]
+    # The only subfolder of class folders is a split or a class.
+    is_alone = len(folders) == 1 and layout is not ClassFolder
+    return folders[0] if is_alone and layout.recognizes(folders[0]) else None
 
 
 def _as_class_folder(builder: tfds.ImageFolder) -> tfds.core.DatasetBuilder:
