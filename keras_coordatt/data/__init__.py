@@ -5,6 +5,7 @@ importing it registers them with TFDS.
 """
 
 from keras_coordatt.data.class_folder import ClassFolder
+from keras_coordatt.data.class_table import ClassTable
 from keras_coordatt.data.classification import load_classification
 from keras_coordatt.data.coco_folder import COCOFolder
 from keras_coordatt.data.detection import load_detection
@@ -19,6 +20,7 @@ __all__ = [
     "IGNORED",
     "COCOFolder",
     "ClassFolder",
+    "ClassTable",
     "MaskFolder",
     "VOCFolder",
     "YOLOFolder",

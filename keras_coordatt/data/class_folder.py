@@ -24,7 +24,58 @@ from keras_coordatt.data.split_names import (
 )
 
 
-class ClassFolder(Folder, skip_registration=True):
+class LabelledImages(Folder, skip_registration=True):
+    """Base class of the builders of images with one label each.
+
+    Args:
+        path: The folder.
+        splits: The examples of each split: images and the names of their classes.
+        classes: The names of the classes, in the order of the labels.
+        validation_split, split_seed, on_error: Same as in `ClassFolder`.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        splits: dict[str, list[tuple[Path, str]]],
+        classes: list[str],
+        validation_split: float | None,
+        split_seed: int,
+        on_error: str,
+    ):
+        labels = {name: label for label, name in enumerate(classes)}
+        for split, examples in splits.items():
+            # So that slices have all classes. In the order of tfds.ImageFolder.
+            random.Random(split).shuffle(examples)
+        splits = split_off_validation(splits, validation_split, split_seed)
+        learnt = {name for _, name in splits.get("train", ())}
+        if validation_split and (rare := sorted(labels.keys() - learnt)):
+            warnings.warn(
+                f"{path}: no image in 'train' is left of {', '.join(rare)}",
+                stacklevel=2,
+            )
+        columns = {
+            split: {
+                "image": [os.fspath(image) for image, _ in examples],
+                "label": [labels[name] for _, name in examples],
+            }
+            for split, examples in splits.items()
+        }
+        label = tfds.features.ClassLabel(names=classes)
+        super().__init__(path, {"label": label}, columns, on_error)
+
+    def _check(self, example):
+        return image_size(example["image"])
+
+    def _read(self, example):
+        return {
+            "image": decode_image(example["image"]),
+            "image/filename": example["image"],
+            "label": tf.cast(example["label"], "int64"),
+        }
+
+
+class ClassFolder(LabelledImages, skip_registration=True):
     """Images in one folder per class, in one folder per split or in none.
 
     ```
@@ -68,7 +119,7 @@ class ClassFolder(Folder, skip_registration=True):
     ```
     """
 
-    LAYOUT = "class folders"
+    LAYOUT = "class folders (train/cat/1.jpg or cat/1.jpg)"
 
     @classmethod
     def recognizes(cls, path):
@@ -119,36 +170,14 @@ class ClassFolder(Folder, skip_registration=True):
         if remarks:
             warnings.warn("\n  ".join([f"{path}:", *remarks]), stacklevel=2)
 
-        splits = {}
-        for split, folders in found.items():
-            examples = [
-                (os.fspath(image), label)
-                for label, name in enumerate(classes)
-                for image in folders.get(name, ())
-            ]
-            # So that slices have all classes. In the order of tfds.ImageFolder.
-            random.Random(split).shuffle(examples)
-            if examples:
-                splits[split] = examples
-        splits = split_off_validation(splits, validation_split, split_seed)
         splits = {
-            split: dict(
-                zip(("image", "label"), zip(*examples, strict=True), strict=True)
-            )
-            for split, examples in splits.items()
+            split: [
+                (image, name) for name in classes for image in folders.get(name, ())
+            ]
+            for split, folders in found.items()
         }
-        label = tfds.features.ClassLabel(names=classes)
-        super().__init__(path, {"label": label}, splits, on_error)
-
-    def _check(self, example):
-        image_size(example["image"])
-
-    def _read(self, example):
-        return {
-            "image": decode_image(example["image"]),
-            "image/filename": example["image"],
-            "label": tf.cast(example["label"], "int64"),
-        }
+        splits = {split: examples for split, examples in splits.items() if examples}
+        super().__init__(path, splits, classes, validation_split, split_seed, on_error)
 
 
 def _find_splits(path: Path) -> dict[str, Path]:
@@ -162,6 +191,15 @@ def _find_splits(path: Path) -> dict[str, Path]:
     if not has_splits and any(list_folder(folder)[0] for folder in classes):
         return {"train": path}
     return name_splits({folder.name: folder for folder in folders})
+
+
+def has_class_folders(path: Path) -> bool:
+    """Tells whether a folder, or one of its splits, has several folders of images."""
+    for folder in (path, *list_folder(path)[2]):
+        inside = [f for f in list_folder(folder)[2] if split_name(f.name) not in SPLITS]
+        if sum(bool(list_folder(f)[0]) for f in inside) > 1:
+            return True
+    return False
 
 
 def _has_classes(path: Path) -> bool:

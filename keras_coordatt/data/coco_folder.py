@@ -75,7 +75,7 @@ class COCOFolder(BoxFolder, skip_registration=True):
         [COCO's data format](https://cocodataset.org/#format-data)
     """
 
-    LAYOUT = "COCO JSON"
+    LAYOUT = "COCO (annotations.json)"
     MARK = "is_crowd"
 
     @classmethod

@@ -28,7 +28,7 @@ class ImageIndex:
             subfolders[:] = sorted(f for f in subfolders if not f.startswith("."))
             for name in files:
                 image = Path(folder, name)
-                if not name.startswith(".") and _is_image(name):
+                if not name.startswith(".") and is_image(name):
                     self._images[image.stem].append(image)
 
     def find(self, name: str, near: Path | None = None) -> Path:
@@ -45,7 +45,7 @@ class ImageIndex:
             ValueError: If there is none, or there are several.
         """
         wanted = PurePosixPath(name.replace("\\", "/"))
-        stem = wanted.stem if _is_image(wanted.name) else wanted.name
+        stem = wanted.stem if is_image(wanted.name) else wanted.name
         parents = wanted.parts[:-1]
 
         def agreement(image):
@@ -66,5 +66,6 @@ class ImageIndex:
         return found[0]
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Tells whether a name ends like that of an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES

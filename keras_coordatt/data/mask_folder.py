@@ -87,7 +87,7 @@ class MaskFolder(Folder, skip_registration=True):
     ```
     """
 
-    LAYOUT = "images with masks"
+    LAYOUT = "images and masks (images/1.jpg, masks/1.png)"
 
     @classmethod
     def recognizes(cls, path):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import tensorflow_datasets as tfds
 
 from keras_coordatt.data.class_folder import ClassFolder
+from keras_coordatt.data.class_table import ClassTable
 from keras_coordatt.data.coco_folder import COCOFolder
 from keras_coordatt.data.folder import Folder
 from keras_coordatt.data.mask_folder import MaskFolder
@@ -49,7 +50,7 @@ def _mask_feature(features):
 
 _TASKS = {
     "classification": _Task(
-        (ClassFolder,), _class_feature, "a 'label' that is a ClassLabel"
+        (ClassFolder, ClassTable), _class_feature, "a 'label' that is a ClassLabel"
     ),
     "detection": _Task(
         (VOCFolder, COCOFolder, YOLOFolder),
@@ -266,14 +267,16 @@ def _find_layout(
     located = [(layout, _locate(path, layout)) for layout in layouts]
     found = [(layout, where) for layout, where in located if where]
     if len(found) > 1:
+        # Folders of images may be classes, unless a table says what they are.
+        found = [(layout, w) for layout, w in found if layout is not ClassFolder]
+    if len(found) > 1:
         names = " and ".join(layout.LAYOUT for layout, _ in found)
         calls = " or ".join(f"{lay.__name__}({str(where)!r})" for lay, where in found)
         raise ValueError(f"{path} holds {names}. Pass one of them: {calls}")
-    if not found and len(layouts) > 1:
-        names = ", ".join(layout.LAYOUT for layout in layouts)
+    if not found:
+        names = "; ".join(layout.LAYOUT for layout in layouts)
         raise ValueError(f"{path} has none of the layouts that can be read: {names}")
-    # If there is none, the error of the only one says what is missing.
-    return found[0] if found else (layouts[0], path)
+    return found[0]
 
 
 def _locate(path: Path, layout: type[Folder]) -> Path | None:

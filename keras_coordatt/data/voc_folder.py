@@ -76,7 +76,7 @@ class VOCFolder(BoxFolder, skip_registration=True):
         http://host.robots.ox.ac.uk/pascal/VOC/voc2007/)
     """
 
-    LAYOUT = "Pascal VOC"
+    LAYOUT = "Pascal VOC (Annotations/1.xml)"
     MARK = "is_difficult"
 
     @classmethod

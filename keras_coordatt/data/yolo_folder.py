@@ -75,7 +75,7 @@ class YOLOFolder(BoxFolder, skip_registration=True):
         [YOLO's data format](https://docs.ultralytics.com/datasets/detect/)
     """
 
-    LAYOUT = "YOLO"
+    LAYOUT = "YOLO (data.yaml or labels/1.txt)"
 
     @classmethod
     def recognizes(cls, path):

@@ -188,7 +188,7 @@ def test_all_formats_are_read(folder, recwarn):
 def test_a_folder_without_images_in_classes(tmp_path, layout):
     for name in layout:
         write(tmp_path / name, encode(IMAGE))
-    with pytest.raises(ValueError, match=f"no images in {tmp_path}.*train/cat"):
+    with pytest.raises(ValueError, match="(none of|no images).*train/cat"):
         load_classification(tmp_path, "train", 32)
 
 

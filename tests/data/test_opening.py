@@ -49,7 +49,7 @@ def test_folders(classes, voc):
 
 def test_a_folder_for_two_tasks(voc):
     write(voc / "SegmentationClass/a.png", b"")
-    with pytest.raises(ValueError, match=r"must be given.*VOC \(detection\).*masks"):
+    with pytest.raises(ValueError, match=r"must be given.*VOC .*\(detection\).*masks"):
         find_task(voc)
     assert isinstance(open_data(voc, "detection"), VOCFolder)
 

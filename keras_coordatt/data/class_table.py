@@ -1,0 +1,222 @@
+"""Images whose labels are in a CSV file, as a TFDS builder."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from keras_coordatt.data.class_folder import LabelledImages, has_class_folders
+from keras_coordatt.data.folder import check_classes
+from keras_coordatt.data.image_index import ImageIndex, is_image
+from keras_coordatt.data.reading import check_on_error, read_text, report_faults
+from keras_coordatt.data.split_names import SPLITS, name_splits, split_name
+
+_SUFFIXES = (".csv", ".tsv")
+# Headings in lower case, those to prefer first.
+_IMAGE = [
+    "file_name",
+    "filename",
+    "image_path",
+    "filepath",
+    "filepaths",
+    "path",
+    "file",
+    "image",
+    "image_name",
+    "image_id",
+    "img",
+    "id",
+    "name",
+]
+_LABEL = ["class_name", "label_name", "label", "labels", "class", "category", "target"]
+_SPLIT = ["split", "subset", "set", "data_set", "dataset", "partition"]
+_BOXES = frozenset(("xmin", "x_min", "xmax", "x_max", "bbox", "x1"))
+
+
+class ClassTable(LabelledImages, skip_registration=True):
+    """Images with one label each, listed in a CSV file.
+
+    ```
+    path/                or    path/
+      labels.csv                 train.csv
+      images/0001.jpg            test.csv
+      ...                        images/...
+    ```
+
+    A line has an image, its class, and if need be its split: `train`, `val` or `test`.
+    The columns are found by their headings, such as `filename,label`; without a heading
+    there must be two, one of them with names of images. Images are found by their name
+    or path, with or without an ending, in the folder of the CSV file. Fields may be
+    separated by commas, semicolons or tabs.
+
+    Several files, such as `train.csv` and `test.csv`, are one split each; otherwise,
+    and without a column of splits, all images are train.
+
+    Args:
+        path: The CSV file, or its folder.
+        image_column: The heading of the column of images. Defaults to a usual one.
+        label_column: The heading of the column of classes. Defaults to a usual one, or
+            to the only other column.
+        classes: The names of the classes, in their order. Defaults to those in the
+            file, in alphabetical order, or in numerical order if all are numbers.
+        validation_split, split_seed, on_error: Same as in `ClassFolder`. What cannot be
+            used includes lines that name no image, or no class.
+
+    Raises:
+        ValueError: If a file or line cannot be used, or an argument is invalid.
+
+    Example:
+
+    ```python
+    builder = ClassTable("photos/labels.csv", validation_split=0.2)
+    train = load_classification(builder, "train", 224, shuffle=True)
+    ```
+    """
+
+    LAYOUT = "CSV of labels (labels.csv)"
+
+    @classmethod
+    def recognizes(cls, path):
+        if path.is_file():
+            return path.suffix.lower() in _SUFFIXES
+        return not has_class_folders(path) and bool(_find_tables(path, None, None))
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        *,
+        image_column: str | None = None,
+        label_column: str | None = None,
+        classes: Sequence[str] | None = None,
+        validation_split: float | None = None,
+        split_seed: int = 0,
+        on_error: str = "raise",
+    ):
+        check_on_error(on_error)
+        path = Path(path).expanduser()
+        if path.is_file():
+            table = _read_table(path, image_column, label_column)
+            tables = name_splits({path.stem: table})
+            path = path.parent
+        else:
+            tables = _find_tables(path, image_column, label_column)
+        if not tables:
+            raise ValueError(f"There is no CSV file of images and classes in {path}")
+        index = ImageIndex(path)
+        found, faults = {}, []
+        for split, table in tables.items():
+            for line in table.lines:
+                try:
+                    image = index.find(line.image, near=path / split)
+                    if not line.label:
+                        raise ValueError(f"{line.image!r} has no class")
+                except ValueError as error:
+                    faults.append(f"{table.file}, line {line.number}: {error}")
+                else:
+                    name = split_name(line.split or split)
+                    found.setdefault(name, []).append((image, line.label))
+        report_faults(faults, on_error, "lines cannot be used", "left out")
+        if not found:
+            raise ValueError(f"There is no image that can be used in {path}")
+        names = {label for examples in found.values() for _, label in examples}
+        if classes is None:
+            are_numbers = all(name.isdecimal() for name in names)
+            classes = sorted(names, key=int if are_numbers else None)
+        classes = check_classes(classes)
+        if unknown := sorted(names.difference(classes)):
+            raise ValueError(
+                f"`classes` must have all classes of {path}. Received: {classes}, "
+                f"without {unknown}"
+            )
+        super().__init__(
+            path, name_splits(found), classes, validation_split, split_seed, on_error
+        )
+
+
+class _Line(NamedTuple):
+    number: int
+    image: str
+    label: str
+    split: str
+
+
+class _Table(NamedTuple):
+    file: Path
+    lines: list[_Line]
+
+
+def _find_tables(
+    path: Path, image_column: str | None, label_column: str | None
+) -> dict[str, _Table]:
+    """Returns the tables of images and classes in a folder, by their splits."""
+    tables = {}
+    files = [file for end in _SUFFIXES for file in sorted(path.glob(f"[!.]*{end}"))]
+    for file in files:
+        try:
+            tables[file.stem] = _read_table(file, image_column, label_column)
+        except ValueError:
+            # Of another kind, such as a test set without labels.
+            if len(files) == 1 and image_column:
+                raise
+    named = {name: t for name, t in tables.items() if split_name(name) in SPLITS}
+    return name_splits(tables if len(tables) == 1 else named)
+
+
+def _read_table(
+    file: Path, image_column: str | None, label_column: str | None
+) -> _Table:
+    lines = read_text(file).splitlines()
+    first = next(iter(lines), "")
+    separator = max(",;\t", key=first.count)
+    rows = [[x.strip() for x in row] for row in csv.reader(lines, delimiter=separator)]
+    head = [x.lower().replace(" ", "_") for x in rows[0]] if rows else []
+    if any(map(is_image, head)):
+        images = [i for i, field in enumerate(head) if is_image(field)]
+        others = [i for i, field in enumerate(head) if i not in images]
+        columns, start = (*images, *others, None), 0
+        if len(columns) != 3:
+            raise ValueError(f"{file} must have headings, such as filename,label")
+    else:
+        columns, start = _find_columns(file, head, image_column, label_column), 1
+
+    def field(row, column):
+        return row[column] if column is not None and column < len(row) else ""
+
+    found = [
+        _Line(number, *(field(row, column) for column in columns))
+        for number, row in enumerate(rows[start:], start + 1)
+        if any(row)
+    ]
+    return _Table(file, found)
+
+
+def _find_columns(
+    file: Path, head: list[str], image_column: str | None, label_column: str | None
+) -> tuple[int, int, int | None]:
+    """Returns the columns of images, of classes and of splits."""
+    if boxes := _BOXES.intersection(head):
+        raise ValueError(
+            f"{file} has boxes ({', '.join(sorted(boxes))}), which are read from COCO, "
+            "YOLO and Pascal VOC only"
+        )
+
+    def find(given, usual):
+        wanted = usual if given is None else [given.lower().replace(" ", "_")]
+        return next((head.index(name) for name in wanted if name in head), None)
+
+    split = find(None, _SPLIT)
+    image = find(image_column, _IMAGE)
+    label = find(label_column, _LABEL)
+    others = [i for i in range(len(head)) if i not in (image, split)]
+    if label is None and label_column is None and len(others) == 1:
+        label = others[0]
+    if image is None or label is None:
+        what = "images" if image is None else "classes"
+        raise ValueError(
+            f"{file} has no column of {what}: ClassTable(path, image_column=..., "
+            f"label_column=...) says which it is. Received: {', '.join(head)}"
+        )
+    return image, label, split

@@ -1,0 +1,143 @@
+"""ClassTable: the CSV files that people have."""
+
+import re
+
+import pytest
+import tensorflow_datasets as tfds
+from data_scenes import encode, scene, write
+
+from keras_coordatt.data import (
+    ClassFolder,
+    ClassTable,
+    class_names,
+    find_task,
+    load_classification,
+    open_data,
+    splits,
+)
+
+IMAGE = encode(scene()[0])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.jpg", "b.JPG", "straße c.jpg"):
+        write(tmp_path / "images" / name, IMAGE)
+    return tmp_path
+
+
+def examples(builder, split="train"):
+    names = class_names(builder)
+    return {
+        example["image/filename"].decode().rsplit("/", 1)[1]: names[example["label"]]
+        for example in tfds.as_numpy(builder.as_dataset(split=split))
+    }
+
+
+RIGHT = {"a.jpg": "cat", "b.JPG": "dog", "straße c.jpg": "cat"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "filename,label\na.jpg,cat\nb.JPG,dog\nstraße c.jpg,cat\n",
+        "Image ID;Class\na;cat\nb;dog\nstraße c;cat",
+        "\ufefflabel\tid\r\ncat\ta\r\ndog\tb.jpg\r\ncat\tstraße c\r\n\r\n",
+        (
+            'breed,path\n"cat",images/a.jpg\ndog,"/home/me/images/b.JPG"\ncat,'
+            "images\\straße c.jpg"
+        ),
+        (
+            "id,file_name,label,class_name\n1,a.jpg,0,cat\n2,b.jpg,1,dog\n"
+            "3,straße c.jpg,0,cat"
+        ),
+        "a.jpg,cat\nb.JPG,dog\nstraße c.jpg,cat",
+        "cat,a.jpg\ndog,b.JPG\ncat,straße c.jpg",
+    ],
+)
+def test_tables(folder, text):
+    write(folder / "labels.csv", text)
+    assert find_task(folder) == find_task(folder / "labels.csv") == "classification"
+    for builder in (open_data(folder), ClassTable(folder / "labels.csv")):
+        assert isinstance(builder, ClassTable)
+        assert class_names(builder) == ["cat", "dog"]
+        assert examples(builder) == RIGHT
+    images, labels = next(iter(load_classification(folder / "labels.csv", "train", 32)))
+    assert len(images) == 3
+    assert sorted(labels.numpy()) == [0, 0, 1]
+
+
+def test_splits_of_tables(folder):
+    text = "filename,label,split\na.jpg,cat,Train\nb.JPG,dog,val\nstraße c.jpg,cat,test"
+    write(folder / "labels.csv", text)
+    builder = ClassTable(folder)
+    assert splits(builder) == {"train": 1, "validation": 1, "test": 1}
+    assert examples(builder, "validation") == {"b.JPG": "dog"}
+    (folder / "labels.csv").unlink()
+    write(folder / "train.csv", "filename,label\na.jpg,cat\nb.jpg,dog")
+    write(folder / "valid.csv", "filename,label\nstraße c,cat")
+    # Files of other kinds.
+    write(folder / "test.csv", "filename\na.jpg")
+    write(folder / "sample_submission.csv", "filename,label\na.jpg,cat")
+    assert splits(open_data(folder)) == {"train": 2, "validation": 1}
+    (folder / "valid.csv").unlink()
+    builder = open_data(folder, validation_split=0.5)
+    assert splits(builder) == {"train": 1, "validation": 1}
+
+
+def test_images_of_equal_names(tmp_path):
+    for split in ("train", "test"):
+        write(tmp_path / split / "1.jpg", IMAGE)
+        write(tmp_path / f"{split}.csv", f"id,label\n1,{split}")
+    builder = open_data(tmp_path)
+    for split in ("train", "test"):
+        (example,) = tfds.as_numpy(builder.as_dataset(split=split))
+        assert f"/{split}/1.jpg" in example["image/filename"].decode()
+
+
+def test_numbers_are_in_order(folder):
+    write(folder / "labels.csv", "id,label\na,10\nb,9\nstraße c,10")
+    assert class_names(ClassTable(folder)) == ["9", "10"]
+    assert class_names(ClassTable(folder, classes=["10", "9"])) == ["10", "9"]
+    with pytest.raises(ValueError, match=r"`classes`.*without \['9'\]"):
+        ClassTable(folder, classes=["10"])
+
+
+def test_class_folders_beside_a_table(folder):
+    for name in ("cat", "dog"):
+        write(folder / f"images/{name}/1.jpg", IMAGE)
+    write(folder / "images/labels.csv", "filename,label\na.jpg,cat")
+    assert isinstance(open_data(folder / "images"), ClassFolder)
+
+
+def test_lines_that_cannot_be_used(folder):
+    write(folder / "labels.csv", "id,label\na,cat\ngone,dog\nb,\nstraße c,cat")
+    with pytest.raises(ValueError, match="2 lines cannot be used") as error:
+        ClassTable(folder)
+    assert re.search(r"labels\.csv, line 3: .*'gone'", str(error.value))
+    assert re.search(r"labels\.csv, line 4: 'b' has no class", str(error.value))
+    with pytest.warns(UserWarning, match="2 lines cannot be used, left out"):
+        builder = ClassTable(folder, on_error="skip")
+    assert splits(builder) == {"train": 2}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("filename,xmin,ymin,xmax,ymax,class\na.jpg,1,1,2,2,cat", "boxes.*COCO"),
+        ("filename,weight,height\na.jpg,1,2", "no column of classes.*weight, height"),
+        ("photo,label\na,cat", "no column of images"),
+        ("a.jpg,cat,1\nb.jpg,dog,2", "must have headings"),
+        ("", "no column"),
+    ],
+)
+def test_tables_that_cannot_be_used(folder, text, message):
+    write(folder / "labels.csv", text)
+    with pytest.raises(ValueError, match=message):
+        ClassTable(folder / "labels.csv")
+
+
+def test_columns_are_named(folder):
+    write(folder / "labels.csv", "photo,animal,label\na,cat,x\nb,dog,y")
+    builder = ClassTable(folder, image_column="Photo", label_column="animal")
+    assert examples(builder) == {"a.jpg": "cat", "b.JPG": "dog"}
