@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from keras_coordatt.data.reading import (
     check_on_error,
     find_faults,
     image_size,
+    list_folder,
     read_mask,
     read_text,
     report_faults,
@@ -31,6 +33,18 @@ from keras_coordatt.data.split_names import (
     read_lists,
     split_off_validation,
 )
+
+# Names of folders of images and of masks.
+_IMAGES = ("images", "Images", "image", "imgs", "JPEGImages")
+_MASKS = ("masks", "Masks", "mask", "labels", "annotations", "SegmentationClass")
+# Endings of the names of masks that are not those of their images.
+_MASK_NAME = re.compile(r"[ _-]masks?$", re.IGNORECASE)
+# A line of a labels.txt with a value.
+_VALUE = re.compile(r"(\d{1,3})\s*[:,;\t]\s*(.+)")
+# Name of a class in labels.txt whose pixels are ignored.
+_IGNORED_NAME = "(ignored)"
+# More grey values without names are not classes.
+_MOST_UNNAMED = 64
 
 
 class MaskFolder(Folder, skip_registration=True):
@@ -45,16 +59,21 @@ class MaskFolder(Folder, skip_registration=True):
       ...
     ```
 
-    The layout of Pascal VOC is read too: `JPEGImages`, `SegmentationClass` and, for
-    several splits, `ImageSets/Segmentation`. Without a `labels.txt`, its classes are
+    The folders may also be `images/train` and `masks/train`, or, if there are no
+    splits, `images` and `masks`; and a mask may be called `0001_mask.png`, also in the
+    folder of its image. The layout of Pascal VOC is read too: `JPEGImages`,
+    `SegmentationClass` and, for several splits, `ImageSets/Segmentation`.
+
+    Masks are PNGs of one channel, grey or with a palette as those of Pascal VOC. Their
+    values are classes, or 255 where a pixel is ignored. The lines of `labels.txt` may
+    say otherwise: `255: thing` gives the value of a class in the masks, and the pixels
+    of a class called `(ignored)` are ignored. Without a `labels.txt`, classes are
     called class_0, class_1, ...
 
     Like a TFDS data set, it has the features `image` and `segmentation_mask`, a
-    `LabeledImage`, and splits that can be sliced. Masks are PNGs of one channel, grey
-    or with a palette as those of Pascal VOC. Their values are classes, or 255 where a
-    pixel is ignored. Masks lie on the images as a viewer shows them: both are turned as
-    their EXIF orientation says. Images and masks are checked when their split is
-    opened, before training starts.
+    `LabeledImage`, and splits that can be sliced. Masks lie on the images as a viewer
+    shows them: both are turned as their EXIF orientation says. Images and masks are
+    checked when their split is opened, before training starts.
 
     Args:
         path: The folder.
@@ -64,7 +83,7 @@ class MaskFolder(Folder, skip_registration=True):
         classes: The names of the classes, instead of a `labels.txt`.
         values: The value in the masks of each class, in their order, such as `(0, 255)`
             for black and white masks; a 255 in it is a class, and not ignored. Defaults
-            to 0, 1, 2, ...
+            to those of `labels.txt`, or else to 0, 1, 2, ...
         validation_split: The part of `train` to use as `validation`, in (0, 1), if
             there is none. Defaults to none.
         split_seed: An integer that determines this part. Defaults to 0.
@@ -91,8 +110,7 @@ class MaskFolder(Folder, skip_registration=True):
 
     @classmethod
     def recognizes(cls, path):
-        is_voc = (path / "SegmentationClass").is_dir()
-        return is_voc or any(path.glob("[!.]*/masks"))
+        return path.is_dir() and bool(_find_folders(path))
 
     def __init__(
         self,
@@ -107,17 +125,36 @@ class MaskFolder(Folder, skip_registration=True):
     ):
         check_on_error(on_error)
         path = Path(path).expanduser()
-        is_voc = (path / "SegmentationClass").is_dir()
+        pairs, faults = _find_pairs(path)
         if classes is None:
-            try:
-                lines = read_text(path / "labels.txt").strip().splitlines()
-                classes = [line.strip() for line in lines]
-            except OSError as error:
-                if not is_voc:
-                    message = f"`path` must have a labels.txt: {error}"
-                    raise ValueError(message) from error
-                classes = _number_classes(path / "SegmentationClass")
-        self._classes = classes = check_classes(classes)
+            classes, written = _read_labels(path)
+            values = written if values is None else values
+        if classes is None:
+            classes = _number_classes([mask for p in pairs.values() for _, mask in p])
+        self._set_classes(classes, values, ignored)
+        report_faults(faults, on_error, "files cannot be used", "left out")
+        if not pairs:
+            raise ValueError(f"There is no image that can be used in {path}")
+        columns = {
+            split: {
+                "image": [os.fspath(image) for image, _ in examples],
+                "mask": [os.fspath(mask) for _, mask in examples],
+            }
+            for split, examples in split_off_validation(
+                pairs, validation_split, split_seed
+            ).items()
+        }
+        feature = tfds.features.LabeledImage(labels=self._labels)
+        super().__init__(path, {"segmentation_mask": feature}, columns, on_error)
+
+    def _set_classes(self, classes, values, ignored):
+        if isinstance(classes, list):
+            # Several may be called so in a labels.txt.
+            names = [name for name in classes if name != _IGNORED_NAME]
+        else:
+            names = classes
+        names = check_classes(names)
+        classes = list(classes)
         if len(classes) > IGNORED:
             raise ValueError(f"At most {IGNORED} classes. Received: {len(classes)}")
         if isinstance(ignored, str) and ignored in classes:
@@ -127,46 +164,18 @@ class MaskFolder(Folder, skip_registration=True):
                 f"`ignored` must be one of {classes}, or its index. "
                 f"Received: {ignored!r}"
             )
+        self._classes = classes
         self._values = _check_values(values, len(classes))
-        kept = [i for i in range(len(classes)) if i != ignored]
-        # What becomes of each value of a mask. -1 is an unknown one.
+        kept = [
+            i
+            for i, name in enumerate(classes)
+            if i != ignored and name != _IGNORED_NAME
+        ]
+        self._labels = [classes[i] for i in kept]
+        # The class of each value of a mask. -1 is an unknown one.
         self._class_of_value = np.full(256, -1, "int32")
-        self._class_of_value[IGNORED] = IGNORED
+        self._class_of_value[[IGNORED, *self._values]] = IGNORED
         self._class_of_value[[self._values[i] for i in kept]] = range(len(kept))
-        if ignored is not None:
-            self._class_of_value[self._values[ignored]] = IGNORED
-
-        splits = {}
-        faults = []
-        listed = _list_voc(path) if is_voc else _list_splits(path)
-        for split, (names, images, masks) in listed.items():
-            for name in names:
-                if name not in images or name not in masks:
-                    found = images.get(name, masks.get(name, name))
-                    other = "an image" if name not in images else "a mask"
-                    faults.append(f"{found} must have {other} of the same name")
-            names = [name for name in names if name in images and name in masks]
-            _, wrong = find_faults(check_mask, [masks[name] for name in names])
-            faults += filter(None, wrong)
-            names = [n for n, fault in zip(names, wrong, strict=True) if not fault]
-            splits[split] = [
-                (os.fspath(images[name]), os.fspath(masks[name])) for name in names
-            ]
-        if not splits:
-            raise ValueError(f"`path` must have <split>/masks. Received: {path}")
-        report_faults(faults, on_error, "files cannot be used", "left out")
-        splits = {split: pairs for split, pairs in splits.items() if pairs}
-        if not splits:
-            raise ValueError(f"There is no image that can be used in {path}")
-        splits = {
-            split: dict(zip(("image", "mask"), zip(*pairs, strict=True), strict=True))
-            for split, pairs in split_off_validation(
-                splits, validation_split, split_seed
-            ).items()
-        }
-        labels = [classes[i] for i in kept]
-        features = {"segmentation_mask": tfds.features.LabeledImage(labels=labels)}
-        super().__init__(path, features, splits, on_error)
 
     def _check(self, example):
         height, width = image_size(example["image"])
@@ -187,21 +196,30 @@ class MaskFolder(Folder, skip_registration=True):
 
     def _check_split(self, split, found):
         found = set().union(*found)
+        is_named = IGNORED in self._values
         occurring = [value for value in self._values if value in found]
+        if IGNORED not in found or is_named or len(occurring) > 1:
+            return
         missing = [
             name
             for name, value in zip(self._classes, self._values, strict=True)
             if value not in found
         ]
-        if IGNORED in found - set(self._values) and missing and len(occurring) < 2:
-            values = (*self._values[: len(self._classes) - 1], IGNORED)
-            raise ValueError(
-                f"The masks of '{split}' in {self._path} hold only the values "
-                f"{sorted(map(int, found))}. {IGNORED} is the value of pixels that are "
-                f"ignored, so {', '.join(map(repr, missing))} occurs nowhere. If "
-                f"{IGNORED} is a class, say so: "
-                f"MaskFolder(path, classes={self._classes}, values={values})"
-            )
+        if not missing and len(self._classes) > 1:
+            return
+        # Masks without names may hold one class.
+        classes = [*self._classes, "thing"][: max(2, len(self._classes))]
+        values = (*self._values[: len(classes) - 1], IGNORED)
+        lines = " and ".join(
+            f"'{value}: {name}'" for name, value in zip(classes, values, strict=True)
+        )
+        raise ValueError(
+            f"The masks of '{split}' in {self._path} hold only the values "
+            f"{sorted(map(int, found))}. {IGNORED} is the value of pixels that are "
+            f"ignored, so {', '.join(map(repr, missing)) or 'another class'} occurs "
+            f"nowhere. If {IGNORED} is a class, say so by the lines {lines} of a "
+            f"labels.txt, or by MaskFolder(path, classes={classes}, values={values})"
+        )
 
     def _read(self, example):
         def read(path):
@@ -215,33 +233,123 @@ class MaskFolder(Folder, skip_registration=True):
         }
 
 
-def _list_splits(path: Path) -> dict[str, tuple[list, dict, dict]]:
-    """Returns the names, images and masks of each split."""
-    listed = {}
-    for folder in sorted(path.glob("[!.]*/masks")):
-        images = images_by_name(folder.parent / "images")
-        masks = images_by_name(folder)
-        names = sorted(images.keys() | masks.keys())
-        listed[folder.parent.name] = names, images, masks
-    return name_splits(listed)
-
-
-def _list_voc(path: Path) -> dict[str, tuple[list, dict, dict]]:
-    """Does the same for the layout of Pascal VOC."""
-    images = images_by_name(path / "JPEGImages")
-    masks = images_by_name(path / "SegmentationClass")
+def _find_pairs(path: Path) -> tuple[dict[str, list[tuple[Path, Path]]], list[str]]:
+    """Returns the images and masks of each split, and the faults of the others."""
+    folders = _find_folders(path)
+    if not folders:
+        raise ValueError(
+            f"`path` must have images and masks, in {path / 'images'} and "
+            f"{path / 'masks'}, or in folders like {path / 'train' / 'masks'}. "
+            f"Received: {path}"
+        )
+    found, faults = {}, []
     lists = path / "ImageSets" / "Segmentation"
-    # Most images of VOC have no mask.
-    splits = read_lists(lists, images) if lists.is_dir() else {"train": list(masks)}
-    return {split: (names, images, masks) for split, names in splits.items()}
+    for split, (image_folder, mask_folder) in name_splits(folders).items():
+        images, masks = _images_and_masks(image_folder, mask_folder)
+        names = {split: sorted(images.keys() | masks.keys())}
+        if lists.is_dir():
+            names = read_lists(lists, images)
+        elif mask_folder.name == "SegmentationClass":
+            # Most images of VOC have no mask.
+            names = {split: list(masks)}
+        for split, listed in names.items():
+            found[split] = []
+            for name in listed:
+                if name in images and name in masks:
+                    found[split].append((images[name], masks[name]))
+                else:
+                    file = images.get(name, masks.get(name, name))
+                    other = "a mask" if name in images else "an image"
+                    faults.append(f"{file} must have {other} of the same name")
+    pairs = {}
+    for split, examples in found.items():
+        _, wrong = find_faults(check_mask, [mask for _, mask in examples])
+        faults += filter(None, wrong)
+        kept = [x for x, fault in zip(examples, wrong, strict=True) if not fault]
+        if kept:
+            pairs[split] = kept
+    return pairs, faults
 
 
-def _number_classes(folder: Path) -> list[str]:
+def _find_folders(path: Path) -> dict[str, tuple[Path, Path]]:
+    """Returns the folders of images and of masks of each split."""
+    if pair := _find_pair(path):
+        images, masks = pair
+        if list_folder(masks)[0]:
+            return {"train": pair}
+        inner = {folder.name: folder for folder in list_folder(masks)[2]}
+        return {
+            name: (images / name, folder)
+            for name, folder in inner.items()
+            if (images / name).is_dir() and list_folder(folder)[0]
+        }
+    found = {}
+    for folder in list_folder(path)[2]:
+        pair = _find_pair(folder)
+        if pair and list_folder(pair[1])[0]:
+            found[folder.name] = pair
+    return found
+
+
+def _find_pair(path: Path) -> tuple[Path, Path] | None:
+    """Returns a folder's subfolders of images and of masks, or the folder for both."""
+    masks = [path / name for name in _MASKS if (path / name).is_dir()]
+    masks = [folder for folder in masks if _has_masks(folder)]
+    images = [path / name for name in _IMAGES if (path / name).is_dir()]
+    # Otherwise, "mask" may be a class.
+    if masks and (images or masks[0].name in ("masks", "SegmentationClass")):
+        return next(iter(images), path / "images"), masks[0]
+    names = {file.stem for file in list_folder(path)[0]}
+    are_pairs = any(
+        _MASK_NAME.search(name) and _MASK_NAME.sub("", name) in names for name in names
+    )
+    return (path, path) if are_pairs else None
+
+
+def _has_masks(folder: Path) -> bool:
+    images, _, folders = list_folder(folder)
+    return bool(images) or any(list_folder(inner)[0] for inner in folders)
+
+
+def _images_and_masks(
+    image_folder: Path, mask_folder: Path
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Returns images and masks by the names of the images."""
+    images = images_by_name(image_folder)
+    if image_folder == mask_folder:
+        files = {n: f for n, f in images.items() if _MASK_NAME.search(n)}
+        images = {n: f for n, f in images.items() if n not in files}
+    else:
+        files = images_by_name(mask_folder)
+    masks = {}
+    for name, file in files.items():
+        masks[name if name in images else _MASK_NAME.sub("", name)] = file
+    return images, masks
+
+
+def _read_labels(path: Path) -> tuple[list[str] | None, list[int] | None]:
+    """Returns the names in a labels.txt and, if it has them, their values."""
+    file = path / "labels.txt"
+    if not file.is_file():
+        return None, None
+    lines = [line.strip() for line in read_text(file).strip().splitlines()]
+    matches = [_VALUE.fullmatch(line) for line in lines]
+    if not all(matches):
+        return lines, None
+    return [match[2] for match in matches], [int(match[1]) for match in matches]
+
+
+def _number_classes(masks: list[Path]) -> list[str]:
     """Names the classes that occur in masks: class_0, class_1, ..."""
-    masks = images_by_name(folder).values()
     found, _ = find_faults(lambda mask: np.unique(read_mask(mask)), masks)
     values = {int(x) for values in found if values is not None for x in values}
-    return [f"class_{i}" for i in range(max(values - {IGNORED}, default=0) + 1)]
+    values.discard(IGNORED)
+    if len(values) > _MOST_UNNAMED:
+        raise ValueError(
+            f"The masks, such as {masks[0]}, hold {len(values)} different values, which "
+            "are not classes unless a labels.txt names them, one per line"
+        )
+    return [f"class_{i}" for i in range(max(values, default=0) + 1)]
 
 
 def _check_values(values: Sequence[int] | None, count: int) -> list[int]:

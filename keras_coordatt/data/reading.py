@@ -20,6 +20,8 @@ IMAGE_SUFFIXES = frozenset(
 # The value of pixels that are ignored, as in the masks of Pascal VOC and Cityscapes.
 IGNORED = 255
 ON_ERROR = ("raise", "skip", "repair")
+# Those of RGB are masks if they are grey.
+_MASK_MODES = ("1", "L", "P", "RGB", "RGBA")
 # Left in a folder by the operating system.
 _CLUTTER = frozenset(("thumbs.db", "desktop.ini"))
 # EXIF's tag, and its values that swap height and width.
@@ -97,7 +99,7 @@ def read_mask(file: str | os.PathLike) -> np.ndarray:
     """Reads a mask: the value of each pixel, or its index in the palette.
 
     Args:
-        file: A PNG, grey or with a palette, of up to 8 bits.
+        file: A PNG of up to 8 bits: with a palette, or grey, also as grey RGB.
 
     Returns:
         The values, uint8 of shape `(height, width)`.
@@ -116,6 +118,11 @@ def read_mask(file: str | os.PathLike) -> np.ndarray:
         if image.mode == "L":
             # Pillow spreads 2 and 4 bits over 0 to 255.
             values = values // (255 // (2 ** _bits(file) - 1))
+        elif values.ndim == 3:
+            colours = values[..., :3]
+            if (colours != colours[..., :1]).any():
+                raise ValueError("it is in colour, and must have one value per pixel")
+            values = colours[..., 0]
         return values
 
     check_mask(file)
@@ -129,11 +136,11 @@ def check_mask(file: str | os.PathLike) -> None:
         file: The file.
 
     Raises:
-        ValueError: If it is not a PNG, grey or with a palette, of up to 8 bits.
+        ValueError: If it is not a PNG of up to 8 bits.
     """
     try:
         with Image.open(file) as image:
-            fits = image.format == "PNG" and image.mode in ("1", "L", "P")
+            fits = image.format == "PNG" and image.mode in _MASK_MODES
     except OSError:
         fits = False
     if not fits:

@@ -6,7 +6,16 @@ import tensorflow_datasets as tfds
 from data_scenes import STORE, encode, is_red, scene, write
 from PIL import Image
 
-from keras_coordatt.data import IGNORED, MaskFolder, load_segmentation
+from keras_coordatt.data import (
+    IGNORED,
+    ClassFolder,
+    MaskFolder,
+    class_names,
+    find_task,
+    load_segmentation,
+    open_data,
+    splits,
+)
 
 CLASSES = ["background", "thing"]
 
@@ -67,7 +76,35 @@ def test_black_and_white_masks_are_refused_with_the_way_out(binary):
     with pytest.raises(ValueError, match="255 is the value.*ignored") as error:
         read(binary)
     assert "'thing' occurs nowhere" in str(error.value)
-    assert "values=(0, 255)" in str(error.value)
+    assert "'0: background' and '255: thing'" in str(error.value)
+    assert "classes=['background', 'thing'], values=(0, 255)" in str(error.value)
+    (binary / "labels.txt").unlink()
+    match = "'255: thing'.*classes=.'class_0', 'thing'., values=.0, 255"
+    with pytest.raises(ValueError, match=match):
+        read(binary)
+
+
+@pytest.mark.parametrize("separator", [": ", ",", "\t"])
+def test_values_in_labels_txt(binary, separator):
+    lines = [f"255{separator}thing", f"0{separator}background"]
+    write(binary / "labels.txt", "\n".join(lines))
+    assert class_names(MaskFolder(binary)) == ["thing", "background"]
+    for image, mask in read(binary):
+        assert_on_object(image, 1 - mask)
+    write(binary / "labels.txt", f"0{separator}(ignored)\n255{separator}thing\n")
+    assert class_names(MaskFolder(binary)) == ["thing"]
+    for image, mask in read(binary):
+        assert set(np.unique(mask)) == {0, IGNORED}
+        assert_on_object(image, np.where(mask == 0, 1, 0))
+
+
+def test_grey_masks_in_rgb(folder):
+    for mode in ("RGB", "RGBA"):
+        mask = scene()[2]
+        file = folder / "train/masks/photo 0.png"
+        write(file, encode(Image.fromarray(mask).convert(mode), "PNG"))
+        (_, loaded), *_ = read(folder)
+        np.testing.assert_array_equal(loaded, mask)
 
 
 def test_255_may_be_a_class(binary):
@@ -114,7 +151,7 @@ def test_one_error_lists_all_bad_files(folder):
 
 def test_files_without_a_partner_and_of_another_kind(folder):
     (folder / "train/images/photo 0.jpg").unlink()
-    write(folder / "train/masks/photo 1.png", encode(scene()[0], "PNG"))
+    write(folder / "train/masks/photo 1.png", encode(scene()[0]))
     with pytest.raises(ValueError, match="2 files cannot be used") as error:
         MaskFolder(folder)
     assert "photo 0.png must have an image" in str(error.value)
@@ -167,3 +204,55 @@ def test_a_validation_split(folder):
 def test_bad_values(folder, values):
     with pytest.raises(ValueError, match="`values` must be 2 different integers"):
         MaskFolder(folder, values=values)
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("images/{}.jpg", "masks/{}.png"),
+        ("images/train/{}.jpg", "masks/train/{}.png"),
+        ("images/{}.jpg", "annotations/{}_mask.png"),
+        ("JPEGImages/{}.jpg", "SegmentationClass/{}.png"),
+        ("train/images/{}.jpg", "train/labels/{}.png"),
+        ("{}.jpg", "{}_mask.png"),
+        ("training/{}.jpg", "training/{} Mask.png"),
+    ],
+)
+def test_layouts(tmp_path, image, mask):
+    for i in range(3):
+        picture, _, values = scene(i)
+        write(tmp_path / image.format(f"photo {i}"), encode(picture))
+        content = encode(Image.fromarray(values), "PNG")
+        write(tmp_path / mask.format(f"photo {i}"), content)
+    assert find_task(tmp_path) == "segmentation"
+    builder = open_data(tmp_path)
+    assert splits(builder) == {"train": 3}
+    assert class_names(builder) == ["class_0", "class_1"]
+    for example in read(builder):
+        assert_on_object(*example)
+
+
+def test_splits(tmp_path):
+    for split, count in (("train", 2), ("val", 1), ("test", 1)):
+        for i in range(count):
+            image, _, mask = scene(i)
+            write(tmp_path / f"images/{split}/{i}.jpg", encode(image))
+            content = encode(Image.fromarray(mask), "PNG")
+            write(tmp_path / f"masks/{split}/{i}.png", content)
+    assert splits(MaskFolder(tmp_path)) == {"train": 2, "validation": 1, "test": 1}
+
+
+def test_a_class_called_mask(tmp_path):
+    for name in ("mask", "no_mask"):
+        write(tmp_path / f"{name}/1.jpg", encode(scene()[0]))
+        write(tmp_path / f"{name}/1_1.jpg", encode(scene()[0]))
+    assert isinstance(open_data(tmp_path), ClassFolder)
+
+
+def test_blurred_masks_without_names(folder):
+    (folder / "labels.txt").unlink()
+    image, _, mask = scene()
+    blurred = np.arange(mask.size, dtype="uint8").reshape(mask.shape)
+    add(folder, "photo 0", image, blurred)
+    with pytest.raises(ValueError, match=r"photo 0\.png, hold 255 different values"):
+        MaskFolder(folder)
