@@ -72,7 +72,7 @@ def export(
         score_threshold: Lowest score of a box that is kept, with --detector.
         iou_threshold: Overlap above which a box is suppressed, with --detector.
         max_detections: Highest number of boxes per image, with --detector.
-        suppression: Suppress overlapping boxes; int8 needs --no-suppression.
+        suppression: Suppress overlapping boxes, with --detector.
         alpha: Width multiplier of the network, if IN doesn't tell it.
         classes: Number of classes, if IN doesn't tell it.
         attention: Attention of the network, if IN doesn't tell it.

@@ -1,5 +1,6 @@
 """Export for LiteRT (TensorFlow Lite)."""
 
+import functools
 import json
 import os
 import tempfile
@@ -9,17 +10,14 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_coordatt.export.inference import (
-    check_suppression,
-    constant_function,
-    in_float32,
-)
+from keras_coordatt.export.inference import constant_function, in_float32
 from keras_coordatt.export.litert_metadata import add_metadata
 from keras_coordatt.export.litert_runtime import (
     fixed_batches,
     layer_errors,
     run_litert,
 )
+from keras_coordatt.export.litert_suppression import split_suppression, suppress
 from keras_coordatt.export.metadata import describe
 from keras_coordatt.export.model_input import ImageInput, check_backend, check_suffix
 from keras_coordatt.export.verify import AGREEMENT, Reference, Report, top1_agreement
@@ -54,6 +52,12 @@ def litert(
     `include_preprocessing=True`. It then takes bytes, even with
     `inference_type="uint8"`, if `representative` has values from 0 to 255.
 
+    A detector with suppression, `model.detector()`, becomes a file as MediaPipe's
+    ObjectDetector takes it, for images one by one. Its outputs are float32: `"boxes"`,
+    `"labels"` and `"scores"`, of zeros and labels of -1 after the last detection, and
+    `"count"`, the number of detections per image. In int8, suppression itself stays in
+    float32.
+
     The file is compared with the model as it was given. In float32, outputs may differ
     by 1e-4 of their range over the images. With rounded numbers, the root mean square
     of the difference may be 2 % (`"float16"`), 20 % (`"dynamic"`) or 50 % (`"int8"`,
@@ -80,8 +84,8 @@ def litert(
             100 of `representative`, or else to drawn pictures.
         inference_type: For `"int8"`, the type of inputs and outputs: `"float32"`, so
             that the file can replace one of another precision, or `"int8"` or
-            `"uint8"`, with the scale and zero point that the file gives. Defaults to
-            `"float32"`.
+            `"uint8"`, with the scale and zero point that the file gives. Detections
+            are always float32. Defaults to `"float32"`.
         batch_size: Images per call, a fixed number, which is faster. Defaults to 1.
         image_size: Height and width, for a model that takes any.
         labels: Names of the classes, in order. Defaults to those recorded on the model.
@@ -129,7 +133,6 @@ def litert(
     image = ImageInput(model, preprocessing, image_size, fixed=True)
     metadata = describe("litert", model, image, labels) | {"precision": precision}
     if precision == "int8":
-        check_suppression(model, "int8 calibration cannot run non-maximum suppression")
         representative = image.read("representative", representative)
     tested = images is not None or representative is not None
     if images is not None:
@@ -143,12 +146,16 @@ def litert(
     dtype = "float32" if precision == "int8" else image.dtype
     # With a fixed batch size, dense layers on feature maps need no dynamic shapes.
     shape = (batch_size, *image.shape)
-    function = constant_function(in_float32(model), shape, dtype, names)
+    network, suppression = split_suppression(model)
+    finish = suppression and functools.partial(suppress, suppression)
+    function = constant_function(in_float32(network), shape, dtype, names, finish)
     if precision == "int8":
         _check_no_loop(function, model)
     with tempfile.TemporaryDirectory() as folder:
         _save(function, folder)
-        make = _converter(folder, inference_type, batch_size, representative)
+        make = _converter(
+            folder, inference_type, batch_size, representative, suppression
+        )
         try:
             content = make(precision).convert()
         except Exception as error:  # the converter has no class of its own for it
@@ -217,7 +224,7 @@ def _check_no_loop(function, model):
         )
 
 
-def _converter(folder, inference_type, batch_size, representative):
+def _converter(folder, inference_type, batch_size, representative, suppression):
     """Returns a function that makes a converter; each is good for one conversion."""
     import tensorflow as tf
 
@@ -228,9 +235,12 @@ def _converter(folder, inference_type, batch_size, representative):
         if precision == "float16":
             converter.target_spec.supported_types = [tf.float16]
         if precision == "int8":
-            converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS_INT8]
-            converter.inference_input_type = tf.as_dtype(inference_type)
-            converter.inference_output_type = tf.as_dtype(inference_type)
+            kinds, ops = tf.as_dtype(inference_type), tf.lite.OpsSet
+            converter.target_spec.supported_ops = [ops.TFLITE_BUILTINS_INT8]
+            converter.inference_input_type = converter.inference_output_type = kinds
+            if suppression is not None:  # which exists in float32 only
+                converter.target_spec.supported_ops.append(ops.TFLITE_BUILTINS)
+                converter.inference_output_type = tf.float32
             converter.representative_dataset = lambda: (
                 [x] for x in fixed_batches(representative, batch_size)
             )

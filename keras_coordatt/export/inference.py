@@ -59,8 +59,8 @@ def check_suppression(model, problem):
         raise ValueError(
             f"{problem}. Export the detector without it, "
             "`model.detector(suppress=False)`, and suppress overlapping boxes in the "
-            "application; or export from the TensorFlow backend in float32, float16 or "
-            f"dynamic precision. Received: {model.name}"
+            "application; or export it from the TensorFlow backend. "
+            f"Received: {model.name}"
         )
 
 
@@ -82,7 +82,7 @@ def all_layers(layer, _seen=None):
             yield from all_layers(child, seen)
 
 
-def constant_function(model, shape, dtype, names):
+def constant_function(model, shape, dtype, names, finish=None):
     """Returns a concrete TensorFlow function of the model, without variables.
 
     Converters fold constants, batch normalization into convolutions among them.
@@ -92,6 +92,8 @@ def constant_function(model, shape, dtype, names):
         shape: Shape of the input, with the batch axis.
         dtype: Type of the input.
         names: Names of the outputs.
+        finish: Function from the model's outputs to a dict of those of the function,
+            instead of `names`.
 
     Returns:
         A concrete function from `image` to a dict of the outputs.
@@ -108,6 +110,8 @@ def constant_function(model, shape, dtype, names):
         # Made here, they are part of the graph; from outside, they would be inputs.
         state = ([tf.constant(x) for x in values] for values in (trainable, others))
         outputs, _ = model.stateless_call(*state, image, training=False)
+        if finish is not None:
+            return finish(outputs)
         return dict(zip(names, keras.tree.flatten(outputs), strict=True))
 
     return serve.get_concrete_function()

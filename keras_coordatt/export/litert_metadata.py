@@ -1,7 +1,8 @@
 """TensorFlow Lite metadata, from which phone libraries configure themselves.
 
 MediaPipe Tasks and ML Kit read it from a flatbuffer inside the file: size and
-normalization of the image, and the name of the appended file with the labels.
+normalization of the image, what the outputs of a detector are, and the name of the
+appended file with the labels.
 
 Reference:
     metadata_schema.fbs of https://github.com/tensorflow/tflite-support
@@ -11,9 +12,21 @@ import flatbuffers
 
 # Values of the enumerations and unions in the schema.
 IMAGE_PROPERTIES = 2
+BOUNDING_BOX_PROPERTIES = 3
+BOUNDARIES = 1  # the corners of a box, in
+RATIO = 0  # fractions of the image
 RGB = 1
 NORMALIZATION = 1
-AXIS_LABELS = 2
+AXIS_LABELS = 2  # of scores, one per class
+VALUE_LABELS = 3  # of class numbers
+
+# The names by which MediaPipe finds the outputs of a detector
+DETECTION_NAMES = {
+    "boxes": "location",
+    "labels": "category",
+    "scores": "score",
+    "count": "number of detections",
+}
 IDENTIFIER = b"M001"
 PARSER_VERSION = "1.0.0"
 
@@ -23,8 +36,7 @@ def add_metadata(content: bytes, metadata: dict) -> bytes:
 
     Args:
         content: The file.
-        metadata: As `keras_coordatt.export.read_metadata` returns it. Each output gets
-            the labels.
+        metadata: As `keras_coordatt.export.read_metadata` returns it.
 
     Returns:
         The file with the metadata.
@@ -64,17 +76,8 @@ def _describe(metadata, outputs):
         options = build.table({0: mean, 1: std})
         unit = build.table({0: build.byte(NORMALIZATION), 1: options})
         image[4] = build.vector([unit])
-    scores = [{0: build.string(name)} for name in outputs]
-    if metadata["labels"] is not None:
-        for fields in scores:
-            labels = {0: build.string("labels.txt"), 2: build.byte(AXIS_LABELS)}
-            fields[6] = build.vector([build.table(labels)])
-    graph = build.table(
-        {
-            2: build.vector([build.table(image)]),
-            3: build.vector([build.table(fields) for fields in scores]),
-        }
-    )
+    described = [_describe_output(build, metadata, name, outputs) for name in outputs]
+    graph = build.table({2: build.vector([build.table(image)]), 3: build.vector(described)})
     root = build.table(
         {
             0: build.string(metadata["name"]),
@@ -83,6 +86,30 @@ def _describe(metadata, outputs):
         }
     )
     return build.finish(root)
+
+
+def _describe_output(build, metadata, name, outputs):
+    detects = {"boxes", "scores"} <= {*outputs}
+    fields = {0: build.string(DETECTION_NAMES[name] if detects else name)}
+    if detects and name == "boxes":
+        order = build.uints([0, 1, 2, 3])  # left, top, right, bottom
+        corners = {0: order, 1: build.byte(BOUNDARIES), 2: build.byte(RATIO)}
+        kind = build.byte(BOUNDING_BOX_PROPERTIES)
+        fields[3] = build.table({0: kind, 1: build.table(corners)})
+    kind = _labelled(outputs).get(name)
+    if kind is not None and metadata["labels"] is not None:
+        labels = {0: build.string("labels.txt"), 2: build.byte(kind)}
+        fields[6] = build.vector([build.table(labels)])
+    return build.table(fields)
+
+
+def _labelled(outputs):
+    """Dict from the outputs that the labels belong to, to how they do."""
+    if "labels" in outputs:
+        return {"labels": VALUE_LABELS}
+    if "boxes" in outputs:  # without suppression, or without decoding: no labels then,
+        return {"scores": AXIS_LABELS}  # since the background is the first class
+    return dict.fromkeys(outputs, AXIS_LABELS)
 
 
 class _Builder:
@@ -101,9 +128,15 @@ class _Builder:
         return self._offset(self.builder.CreateString(value))
 
     def floats(self, values):
+        return self._numbers(self.builder.PrependFloat32, values)
+
+    def uints(self, values):
+        return self._numbers(self.builder.PrependUint32, values)
+
+    def _numbers(self, put, values):
         self.builder.StartVector(4, len(values), 4)
         for value in reversed(values):
-            self.builder.PrependFloat32(value)
+            put(value)
         return self._offset(self.builder.EndVector())
 
     def vector(self, fields):

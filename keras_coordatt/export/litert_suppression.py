@@ -1,0 +1,97 @@
+"""Non-maximum suppression as a single LiteRT operation.
+
+The loop of `NonMaxSuppression` would become several subgraphs, which MediaPipe does
+not accept and the calibrator of int8 cannot run.
+"""
+
+import math
+
+import keras
+import numpy as np
+
+from keras_coordatt.detection import NonMaxSuppression
+from keras_coordatt.detection.suppression import CANDIDATES
+
+# TensorFlow Lite's convention for detectors adds their number to Keras's outputs.
+LITERT_DETECTIONS = ("boxes", "labels", "scores", "count")
+
+# Side of a grid cell: boxes may extend beyond the image, whose side is 1.
+CELL = 2.0
+
+
+def split_suppression(model):
+    """Separates the suppression at the end of a detector from its network.
+
+    Args:
+        model: A functional model.
+
+    Returns:
+        `(network, suppression)`: a model with the same layers that ends before the
+        suppression, and the `NonMaxSuppression` layer; or `(model, None)` if the
+        outputs of the model aren't those of such a layer.
+    """
+    ends = {id(x) for x in keras.tree.flatten(model.output)}
+    for layer in model.layers:
+        if isinstance(layer, NonMaxSuppression):
+            if ends == {id(x) for x in keras.tree.flatten(layer.output)}:
+                boxes, scores = keras.tree.flatten(layer.input)
+                inputs = {"boxes": boxes, "scores": scores}
+                return keras.Model(model.input, inputs, name=model.name), layer
+    return model, None
+
+
+def suppress(layer, outputs):
+    """Computes the outputs of a `NonMaxSuppression` layer with TensorFlow operations.
+
+    Args:
+        layer: The layer.
+        outputs: The tensors that it is applied to, with a known batch size.
+
+    Returns:
+        A dict of the outputs in `LITERT_DETECTIONS`, all of them float32.
+    """
+    import tensorflow as tf
+
+    images = [
+        _suppress_one(layer, boxes, scores)
+        for boxes, scores in zip(
+            tf.unstack(outputs["boxes"]), tf.unstack(outputs["scores"])
+        )
+    ]
+    return {name: tf.stack([x[name] for x in images]) for name in LITERT_DETECTIONS}
+
+
+def _suppress_one(layer, boxes, scores):
+    import tensorflow as tf
+
+    count, classes = scores.shape
+    scores, index = tf.math.top_k(
+        tf.reshape(scores, (-1,)),
+        min(count * classes, max(CANDIDATES, layer.max_detections)),
+    )
+    labels, boxes = index % classes, tf.gather(boxes, index // classes)
+    # Boxes of different classes do not overlap on a grid with one cell per class. In a
+    # row of cells, coordinates would be larger, and less exact.
+    columns = math.ceil(math.sqrt(classes))
+    cell = tf.stack([labels % columns, labels // columns] * 2, axis=-1)
+    kept, found = tf.raw_ops.NonMaxSuppressionV4(
+        boxes=boxes + CELL * tf.cast(cell, "float32"),
+        scores=scores,
+        max_output_size=layer.max_detections,
+        # LiteRT compares with "at least", the layer with "more than".
+        iou_threshold=_next(layer.iou_threshold),
+        score_threshold=_next(layer.score_threshold),
+        pad_to_max_output_size=True,
+    )
+    is_found = tf.range(layer.max_detections) < found
+    labels = tf.cast(tf.gather(labels, kept), "float32")
+    return {
+        "boxes": tf.where(is_found[:, None], tf.gather(boxes, kept), 0.0),
+        "labels": tf.where(is_found, labels, -1.0),
+        "scores": tf.where(is_found, tf.gather(scores, kept), 0.0),
+        "count": tf.cast(found, "float32"),
+    }
+
+
+def _next(threshold):
+    return np.nextafter(np.float32(threshold), np.float32(1))
