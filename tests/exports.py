@@ -75,6 +75,58 @@ def run_lite(path, x):
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+class Table:
+    """Reads a flatbuffer without its schema, field by field."""
+
+    def __init__(self, data, position):
+        self.data, self.at = data, position
+
+    @classmethod
+    def root(cls, data):
+        return cls(data, np.frombuffer(data, "<u4", 1)[0])
+
+    def field(self, slot):
+        vtable = self.at - np.frombuffer(self.data, "<i4", 1, self.at)[0]
+        offset = np.frombuffer(self.data, "<u2", 1, vtable + 4 + 2 * slot)[0]
+        return self.at + offset
+
+    def has(self, slot):
+        return self.field(slot) != self.at
+
+    def value(self, slot, dtype):
+        return np.frombuffer(self.data, dtype, 1, self.field(slot))[0]
+
+    def vector(self, slot, dtype):
+        start = self.field(slot)
+        start += np.frombuffer(self.data, "<u4", 1, start)[0]
+        length = np.frombuffer(self.data, "<u4", 1, start)[0]
+        return np.frombuffer(self.data, dtype, length, start + 4), start + 4
+
+    def string(self, slot):
+        return self.vector(slot, "u1")[0].tobytes().decode()
+
+    def table(self, slot):
+        return Table(self.data, self.field(slot) + self.value(slot, "<u4"))
+
+    def tables(self, slot):
+        offsets, start = self.vector(slot, "<u4")
+        return [Table(self.data, start + 4 * i + x) for i, x in enumerate(offsets)]
+
+
+def litert_description(path):
+    """The metadata of a LiteRT file: of the whole, and of its only graph."""
+    # Model: 2 subgraphs, 4 buffers, 6 metadata; Metadata: 0 name, 1 buffer; Buffer: 0
+    # data.
+    file = Table.root(path.read_bytes())
+    assert len(file.tables(2)) == 1
+    entry = next(x for x in file.tables(6) if x.string(0) == "TFLITE_METADATA")
+    data = file.tables(4)[entry.value(1, "<u4")].vector(0, "u1")[0].tobytes()
+    assert data[4:8] == b"M001"
+    # ModelMetadata: 0 name, 3 subgraphs
+    (graph,) = (whole := Table.root(data)).tables(3)
+    return whole, graph
+
+
 FORMATS = {
     "saved_model": pytest.param(export.saved_model, "it", marks=needs_saved_model),
     "litert": pytest.param(export.litert, "it.tflite", marks=needs_tensorflow),

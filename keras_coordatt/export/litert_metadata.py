@@ -77,7 +77,9 @@ def _describe(metadata, outputs):
         unit = build.table({0: build.byte(NORMALIZATION), 1: options})
         image[4] = build.vector([unit])
     described = [_describe_output(build, metadata, name, outputs) for name in outputs]
-    graph = build.table({2: build.vector([build.table(image)]), 3: build.vector(described)})
+    graph = build.table(
+        {2: build.vector([build.table(image)]), 3: build.vector(described)}
+    )
     root = build.table(
         {
             0: build.string(metadata["name"]),

@@ -30,14 +30,17 @@ def split_suppression(model):
         suppression, and the `NonMaxSuppression` layer; or `(model, None)` if the
         outputs of the model aren't those of such a layer.
     """
-    ends = {id(x) for x in keras.tree.flatten(model.output)}
-    for layer in model.layers:
-        if isinstance(layer, NonMaxSuppression):
-            if ends == {id(x) for x in keras.tree.flatten(layer.output)}:
-                boxes, scores = keras.tree.flatten(layer.input)
-                inputs = {"boxes": boxes, "scores": scores}
-                return keras.Model(model.input, inputs, name=model.name), layer
-    return model, None
+    layers = (x for x in model.layers if isinstance(x, NonMaxSuppression))
+    layer = next(layers, None)
+    if layer is None or _ids(layer.output) != _ids(model.output):
+        return model, None
+    boxes, scores = keras.tree.flatten(layer.input)
+    inputs = {"boxes": boxes, "scores": scores}
+    return keras.Model(model.input, inputs, name=model.name), layer
+
+
+def _ids(outputs):
+    return {id(x) for x in keras.tree.flatten(outputs)}
 
 
 def suppress(layer, outputs):

@@ -4,7 +4,14 @@ import keras
 import numpy as np
 import pytest
 from backends import needs_tensorflow
-from exports import LABELS, SIZE, interpret, network, pictures
+from exports import (
+    LABELS,
+    SIZE,
+    interpret,
+    litert_description,
+    network,
+    pictures,
+)
 from keras import layers
 from keras.applications import imagenet_utils
 from networks import assert_near, images, lively, outputs
@@ -184,41 +191,6 @@ def test_every_builder(build, tmp_path):
     assert_near(given, outputs(model, x), 1e-4)
 
 
-class Table:
-    """Reads a flatbuffer without its schema, field by field."""
-
-    def __init__(self, data, position):
-        self.data, self.at = data, position
-
-    @classmethod
-    def root(cls, data):
-        return cls(data, np.frombuffer(data, "<u4", 1)[0])
-
-    def field(self, slot):
-        vtable = self.at - np.frombuffer(self.data, "<i4", 1, self.at)[0]
-        offset = np.frombuffer(self.data, "<u2", 1, vtable + 4 + 2 * slot)[0]
-        return self.at + offset
-
-    def value(self, slot, dtype):
-        return np.frombuffer(self.data, dtype, 1, self.field(slot))[0]
-
-    def vector(self, slot, dtype):
-        start = self.field(slot)
-        start += np.frombuffer(self.data, "<u4", 1, start)[0]
-        length = np.frombuffer(self.data, "<u4", 1, start)[0]
-        return np.frombuffer(self.data, dtype, length, start + 4), start + 4
-
-    def string(self, slot):
-        return self.vector(slot, "u1")[0].tobytes().decode()
-
-    def table(self, slot):
-        return Table(self.data, self.field(slot) + self.value(slot, "<u4"))
-
-    def tables(self, slot):
-        offsets, start = self.vector(slot, "<u4")
-        return [Table(self.data, start + 4 * i + x) for i, x in enumerate(offsets)]
-
-
 @needs_tensorflow
 @pytest.mark.parametrize("rescaling", [False, True])
 def test_litert_metadata_is_as_its_schema_says(model, tmp_path, rescaling):
@@ -228,15 +200,9 @@ def test_litert_metadata_is_as_its_schema_says(model, tmp_path, rescaling):
         body = keras.Model(model.layers[1].output, model.outputs)
         model = keras.Model(image, body(layers.Rescaling(1 / 64, -2)(x)))
     export.litert(model, tmp_path / "it.tflite", labels=LABELS)
-    # Model: 4 buffers, 6 metadata; Metadata: 0 name, 1 buffer; Buffer: 0 data.
-    file = Table.root((tmp_path / "it.tflite").read_bytes())
-    entry = next(x for x in file.tables(6) if x.string(0) == "TFLITE_METADATA")
-    data = file.tables(4)[entry.value(1, "<u4")].vector(0, "u1")[0].tobytes()
-    assert data[4:8] == b"M001"
-    # ModelMetadata: 0 name, 3 subgraphs; SubGraphMetadata: 2 inputs, 3 outputs.
-    described = Table.root(data)
-    assert described.string(0) == model.name
-    (graph,) = described.tables(3)
+    whole, graph = litert_description(tmp_path / "it.tflite")
+    assert whole.string(0) == model.name
+    # SubGraphMetadata: 2 inputs, 3 outputs
     # TensorMetadata: 0 name, 3 content, 4 process units, 6 associated files.
     (image,), (scores,) = graph.tables(2), graph.tables(3)
     assert image.string(0) == "image"

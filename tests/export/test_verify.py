@@ -7,10 +7,8 @@ from backends import BACKEND, needs_tensorflow
 from keras import layers
 from networks import outputs
 
-from keras_coordatt import MobileNetV2CA, export
+from keras_coordatt import export
 from keras_coordatt.cli import main
-from keras_coordatt.detection import NonMaxSuppression, SSDLite
-from keras_coordatt.export.detections import compare_detections
 from keras_coordatt.export.inference import all_layers, in_float32
 from keras_coordatt.export.pictures import draw_pictures
 from keras_coordatt.preprocessing import IMAGENET, RAW_PIXELS, PreprocessingRecord
@@ -233,107 +231,6 @@ def test_a_subclassed_model_is_told_what_to_do(tmp_path):
             write_one(model, tmp_path / name)
 
 
-# Detectors
-
-
-def detector(threshold=0.05, bias=0.0):
-    """A detector of colored quarters: its boxes are fixed, its scores the colors."""
-    inputs = image()
-    x = PreprocessingRecord(RAW_PIXELS)(inputs)
-    x = layers.AveragePooling2D((16, 12))(x)
-    scores = layers.Reshape((4, 3))(x) / 255.0 + bias
-    corners = [[a, b, a + 0.5, b + 0.5] for a in (0, 0.5) for b in (0, 0.5)]
-    boxes = keras.ops.zeros_like(scores[..., :1]) + np.array(corners, "float32")
-    found = NonMaxSuppression(threshold, max_detections=5)(
-        {"boxes": boxes, "scores": scores}
-    )
-    return keras.Model(inputs, found)
-
-
-@needs_tensorflow
-def test_detections_in_every_format(tmp_path):
-    pytest.importorskip("tf2onnx")
-    model = detector()
-    for precision in ("float32", "float16", "dynamic"):
-        report = export.litert(model, tmp_path / "it.tflite", precision=precision)
-        assert report.detections == 20
-        assert "20 detections compared" in str(report)
-    assert export.onnx(model, tmp_path / "it.onnx").detections == 20
-    assert export.saved_model(model, tmp_path / "it").detections == 20
-
-
-@needs_tensorflow
-def test_nothing_to_compare_is_told(tmp_path):
-    model = detector(0.9, bias=-1.0)
-    with pytest.warns(UserWarning, match="no detection was compared"):
-        report = export.saved_model(model, tmp_path / "it")
-    assert report.detections == 0
-    assert "no detection was compared" in str(report)
-
-
-@needs_tensorflow
-def test_int8_of_a_loop_is_refused(tmp_path):
-    x = draw_pictures(4, *SIZE, 3).astype("float32")
-    path = tmp_path / "it.tflite"
-    with pytest.raises(ValueError, match=r"detector\(suppress=False\)"):
-        export.litert(detector(), path, precision="int8", representative=x)
-
-    class Loop(layers.Layer):
-        def call(self, x):
-            return keras.ops.while_loop(
-                lambda x: keras.ops.max(x) < 100, lambda x: (2 * x + 1,), (x,)
-            )[0]
-
-        def compute_output_spec(self, x):
-            return keras.KerasTensor(x.shape, x.dtype)
-
-    model = keras.Model(inputs := image(), Loop()(classify(inputs)))
-    with pytest.raises(ValueError, match="cannot run the loops"):
-        export.litert(model, path, precision="int8", representative=x)
-
-
-@pytest.mark.skipif(BACKEND == "tensorflow", reason="works there")
-def test_suppression_elsewhere_is_told_what_to_do(tmp_path):
-    write_one = {"jax": export.saved_model, "torch": export.onnx}[BACKEND]
-    with pytest.raises(ValueError, match=r"detector\(suppress=False\)"):
-        write_one(detector(), tmp_path / {"jax": "it", "torch": "it.onnx"}[BACKEND])
-
-
-def test_detections_are_compared_without_regard_to_order():
-    boxes = np.random.default_rng(0).uniform(size=(1, 3, 4)).astype("float32")
-    found = {
-        "boxes": boxes,
-        "labels": np.array([[1, 1, -1]]),
-        "scores": np.array([[0.5, 0.5, 0.0]], "float32"),
-    }
-    swapped = {key: x[:, [1, 0, 2]] for key, x in found.items()}
-    assert compare_detections(swapped, found, "it", "float32", 0.1) == {
-        "boxes": 0,
-        "scores": 0,
-    }
-    for change in (
-        {"labels": np.array([[1, 0, -1]])},
-        {"boxes": boxes + [[[0.0], [0.01], [0.0]]]},
-        {"scores": np.array([[0.5, 0.4, 0.0]])},
-        {"labels": np.array([[1, -1, -1]])},
-        {"labels": np.array([[1, 1, 1]]), "scores": np.array([[0.5, 0.5, 0.4]])},
-    ):
-        with pytest.raises(ValueError, match="1 have no counterpart|2 have no"):
-            compare_detections(found | change, found, "it", "float32", 0.1)
-    # The rounding of a score may take it below the threshold.
-    fewer = found | {"labels": np.array([[1, -1, -1]])}
-    compare_detections(fewer, found, "it", "float32", 0.49999)
-
-
-@needs_saved_model
-def test_labels_of_detectors_and_segmenters_are_counted(tmp_path):
-    inputs = image()
-    segmenter = keras.Model(inputs, layers.Conv2D(4, 3, padding="same")(inputs))
-    for model, classes in ((segmenter, 4), (detector(), 3)):
-        with pytest.raises(ValueError, match=f"one per class, {classes} of them"):
-            export.saved_model(model, tmp_path / "it", labels=["a", "b"])
-
-
 # The command line
 
 
@@ -359,21 +256,3 @@ def test_the_command_takes_preprocessing_that_is_not_recorded(tmp_path, capsys):
         assert found["mean"] == found["std"] == [0.5, 0.5, 0.5]
     assert command(*it, "--mean", "0.5") == 1
     assert "Give --mean and --std together" in capsys.readouterr().err
-
-
-@needs_tensorflow
-@pytest.mark.slow
-def test_the_command_exports_a_detector(tmp_path, capsys):
-    backbone = MobileNetV2CA((64, 64, 3), alpha=0.25, weights=None, include_top=False)
-    SSDLite(backbone, 2).save(tmp_path / "it.keras")
-    it = (tmp_path / "it.keras", tmp_path / "it.tflite", "--detector")
-    assert command(*it, "--no-suppression") == 0
-    assert "scores: largest difference" in capsys.readouterr().out
-    assert command(*it, "--score-threshold", 0.001, "--max-detections", 7) == 0
-    assert "detections compared" in capsys.readouterr().out
-    int8 = ("--precision", "int8", "--data", "digits/scenes")
-    assert command(*it, *int8) == 1
-    assert "suppress=False" in capsys.readouterr().err
-    KNOWN["foreign"][0]().save(tmp_path / "it.keras")
-    assert command(*it) == 1
-    assert "--detector needs an SSDLite" in capsys.readouterr().err
