@@ -67,11 +67,12 @@ def interpret(path, x):
     return results, collections.Counter(operations), interpreter
 
 
-def run_lite(path, x):
+def run_lite(path, x, batch_size=1):
     from ai_edge_litert.interpreter import Interpreter
 
     runner = Interpreter(str(path)).get_signature_runner()
-    parts = [runner(image=image[None]) for image in x]
+    batches = np.split(x, len(x) // batch_size)
+    parts = [runner(image=batch) for batch in batches]
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 

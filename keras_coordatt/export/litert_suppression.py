@@ -61,7 +61,9 @@ def suppress(layer, outputs):
             tf.unstack(outputs["boxes"]), tf.unstack(outputs["scores"])
         )
     ]
-    return {name: tf.stack([x[name] for x in images]) for name in LITERT_DETECTIONS}
+    found = {name: tf.stack([x[name] for x in images]) for name in LITERT_DETECTIONS}
+    # Integers until the last operation, because int8 would round numbers before it
+    return {name: tf.cast(value, "float32") for name, value in found.items()}
 
 
 def _suppress_one(layer, boxes, scores):
@@ -87,12 +89,11 @@ def _suppress_one(layer, boxes, scores):
         pad_to_max_output_size=True,
     )
     is_found = tf.range(layer.max_detections) < found
-    labels = tf.cast(tf.gather(labels, kept), "float32")
     return {
         "boxes": tf.where(is_found[:, None], tf.gather(boxes, kept), 0.0),
-        "labels": tf.where(is_found, labels, -1.0),
+        "labels": tf.where(is_found, tf.gather(labels, kept), -1),
         "scores": tf.where(is_found, tf.gather(scores, kept), 0.0),
-        "count": tf.cast(found, "float32"),
+        "count": found,
     }
 
 

@@ -11,7 +11,6 @@ from keras_coordatt import MobileNetV2CA, export
 from keras_coordatt.cli import main
 from keras_coordatt.detection import NonMaxSuppression, SSDLite
 from keras_coordatt.export.detections import compare_detections
-from keras_coordatt.export.litert_suppression import suppress
 from keras_coordatt.export.pictures import draw_pictures
 from keras_coordatt.preprocessing import RAW_PIXELS, PreprocessingRecord
 
@@ -72,21 +71,27 @@ def test_litert_finds_what_is_in_the_picture(tmp_path, precision):
 
 @needs_tensorflow
 @pytest.mark.parametrize("classes", [1, 7])
-def test_litert_suppresses_what_the_layer_suppresses(classes):
-    rng = np.random.default_rng(0)
+def test_litert_suppresses_what_the_layer_suppresses(tmp_path, classes):
+    # A model that takes boxes and scores as an image
+    inputs = keras.Input((300, 4 + classes, 1))
+    x = layers.Reshape((300, 4 + classes))(inputs)
+    layer = NonMaxSuppression(0.25, 0.5, max_detections=60)
+    model = keras.Model(inputs, layer({"boxes": x[..., :4], "scores": x[..., 4:]}))
     # Corners on a coarse grid, so that many overlaps are exactly the threshold
+    rng = np.random.default_rng(0)
     corner, side = rng.integers(0, 9, (2, 300, 2)), rng.integers(1, 5, (2, 300, 2))
     boxes = np.concatenate([corner, corner + side], axis=-1) / 16
-    scores = rng.permuted(np.linspace(0, 1, 300 * classes)).reshape(1, 300, classes)
-    scores = np.concatenate([scores, scores[:, ::-1]])
-    layer = NonMaxSuppression(0.2, 0.5, max_detections=60)
-    inputs = {"boxes": boxes.astype("float32"), "scores": scores.astype("float32")}
-    expected, given = layer(inputs), suppress(layer, inputs)
-    assert (np.asarray(expected["labels"]) >= 0).sum() > 60
-    for name, value in expected.items():
-        np.testing.assert_array_equal(given[name], np.asarray(value, "float32"))
+    scores = rng.permuted(np.arange(300 * classes) / 4096).reshape(1, 300, classes)
+    scores = np.concatenate([scores, scores[:, ::-1]]) * 12 / classes
+    x = np.concatenate([boxes, scores], axis=-1).astype("float32")[..., None]
+    path = tmp_path / "it.tflite"
+    export.litert(model, path, images=x, batch_size=2)
+    given, expected = run_lite(path, x, batch_size=2), model(x)
     counts = (np.asarray(expected["labels"]) >= 0).sum(1)
-    np.testing.assert_array_equal(given["count"], counts)
+    assert counts.min() > 30
+    np.testing.assert_array_equal(given.pop("count"), counts)
+    for name, value in given.items():
+        np.testing.assert_array_equal(value, np.asarray(expected[name], "float32"))
 
 
 @needs_tensorflow
