@@ -9,11 +9,22 @@ import sys
 from collections.abc import Callable, Sequence
 
 import keras_coordatt
-from keras_coordatt.cli import ablation, benchmark, convert, export, train, weights
+from keras_coordatt.cli import (
+    ablation,
+    benchmark,
+    convert,
+    evaluate,
+    export,
+    predict,
+    train,
+    weights,
+)
 from keras_coordatt.cli.parser import CommandParser, add_command
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
+    "evaluate": evaluate.evaluate,
+    "predict": predict.predict,
     "export": export.export,
     "convert": convert.convert,
     "weights": weights.weights,

@@ -8,24 +8,16 @@ import keras
 from keras_coordatt import export as writers
 from keras_coordatt.cli.options import (
     Attention,
+    PreprocessingName,
     check_not_a_folder,
     network_arguments,
+    read_labels,
+    read_preprocessing,
 )
 from keras_coordatt.detection import SSDLite
-from keras_coordatt.preprocessing import (
-    IMAGENET,
-    RAW_PIXELS,
-    Preprocessing,
-    preprocessing_of,
-)
+from keras_coordatt.preprocessing import preprocessing_of
 from keras_coordatt.weights import FILE_TYPES
 from keras_coordatt.weights.network_file import read_network
-
-PREPROCESSINGS = {
-    "imagenet": IMAGENET,
-    "raw": RAW_PIXELS,
-    "tf": Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-}
 
 
 def export(
@@ -36,7 +28,7 @@ def export(
     data: str | None = None,
     labels: pathlib.Path | None = None,
     image_size: int | None = None,
-    preprocessing: Literal["imagenet", "raw", "tf"] | None = None,
+    preprocessing: PreprocessingName | None = None,
     mean: list[float] | None = None,
     std: list[float] | None = None,
     detector: bool = False,
@@ -93,7 +85,7 @@ def export(
         )
     if precision == "int8" and data is None:
         raise ValueError("--precision int8 needs --data")
-    prepared = _preprocessing(preprocessing, mean, std)
+    prepared = read_preprocessing(preprocessing, mean, std)
     arguments = network_arguments(alpha, classes, attention, reduction, top)
     model = read_network(source, **arguments)
     if detector:
@@ -113,22 +105,10 @@ def export(
                 model, data, image_size, precision, prepared, detector
             )
     if labels is not None:
-        options["labels"] = labels.read_text(encoding="utf-8-sig").splitlines()
+        options["labels"] = read_labels(labels)
     write = {".tflite": writers.litert, ".onnx": writers.onnx}
     output.parent.mkdir(parents=True, exist_ok=True)
     print(write.get(suffix, writers.saved_model)(model, output, **options))
-
-
-def _preprocessing(name, mean, std):
-    """What the user says about preprocessing, or `None`."""
-    if (mean is None) != (std is None) or (mean and name):
-        raise ValueError(
-            "Give --mean and --std together, or --preprocessing alone. "
-            f"Received: --preprocessing {name}, --mean {mean}, --std {std}"
-        )
-    if mean is not None:
-        return Preprocessing(tuple(mean), tuple(std))
-    return PREPROCESSINGS.get(name)
 
 
 def _data_options(model, data, image_size, precision, preprocessing, detector):

@@ -3,7 +3,16 @@
 import pathlib
 from typing import Literal
 
+from keras_coordatt.preprocessing import IMAGENET, RAW_PIXELS, Preprocessing
+
 Attention = Literal["coordinate", "height", "width", "se", "cbam", "none"]
+PreprocessingName = Literal["imagenet", "raw", "tf"]
+Task = Literal["classification", "detection", "segmentation"]
+PREPROCESSINGS = {
+    "imagenet": IMAGENET,
+    "raw": RAW_PIXELS,
+    "tf": Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+}
 
 
 def network_arguments(
@@ -30,3 +39,23 @@ def check_not_a_folder(output: pathlib.Path) -> None:
     """Raises a ValueError if OUT, which must be a file, is a folder."""
     if output.is_dir():
         raise ValueError(f"OUT must be a file. Received a folder: {output}")
+
+
+def read_preprocessing(
+    name: PreprocessingName | None, mean: list[float] | None, std: list[float] | None
+) -> Preprocessing | None:
+    """Returns the preprocessing that the options say, or `None`."""
+    if (mean is None) != (std is None) or (mean and name):
+        raise ValueError(
+            "Give --mean and --std together, or --preprocessing alone. "
+            f"Received: --preprocessing {name}, --mean {mean}, --std {std}"
+        )
+    if mean is not None:
+        return Preprocessing(tuple(mean), tuple(std))
+    return PREPROCESSINGS.get(name)
+
+
+def read_labels(path: pathlib.Path) -> list[str]:
+    """Reads a UTF-8 file with one class name per line."""
+    text = path.read_text(encoding="utf-8-sig").strip()
+    return [line.strip() for line in text.splitlines()]

@@ -53,14 +53,7 @@ def evaluate_detections(
     >>> evaluate_detections(model, val)["AP50"]
     0.86
     """
-    try:
-        from pycocotools.coco import COCO
-        from pycocotools.cocoeval import COCOeval
-    except ImportError as error:
-        raise ImportError(
-            "Average precision needs pycocotools: "
-            f"pip install 'keras_coordatt[detection]' ({error})"
-        ) from error
+    COCO, COCOeval = coco_classes()
     classes = None
     if isinstance(model, SSDLite):
         classes, model = model.classes, _detector(model)
@@ -108,6 +101,19 @@ def evaluate_detections(
             name: _or_nan(precision[:, :, i].mean()) for i, name in enumerate(names)
         },
     }
+
+
+def coco_classes():
+    """Returns pycocotools' `COCO` and `COCOeval`, or says how to install them."""
+    try:
+        from pycocotools.coco import COCO
+        from pycocotools.cocoeval import COCOeval
+    except ImportError as error:
+        raise ImportError(
+            "Average precision needs pycocotools: "
+            f"pip install 'keras_coordatt[detection]' ({error})"
+        ) from error
+    return COCO, COCOeval
 
 
 def _detector(model):

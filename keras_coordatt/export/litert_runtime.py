@@ -17,23 +17,58 @@ def fixed_batches(images, batch_size):
         yield np.take(images, range(start, start + batch_size), axis=0, mode="wrap")
 
 
+class LiteRTFile:
+    """A LiteRT file with a signature of one input.
+
+    Args:
+        path: The file.
+
+    Attributes:
+        shape: Shape of the input, with the batch axis.
+        dtype: Type of the images to pass: float32 where the file quantizes them.
+
+    Raises:
+        ValueError: If the file is damaged, or has no such signature.
+    """
+
+    def __init__(self, path):
+        self.interpreter = _interpreter(model_path=str(path))
+        self.runner = self.interpreter.get_signature_runner()
+        inputs = self.runner.get_input_details()
+        if len(inputs) != 1:
+            raise ValueError(f"{path} must have one input. Received: {list(inputs)}")
+        ((self.name, self.image),) = inputs.items()
+        self.outputs = self.runner.get_output_details()
+        shape = self.image["shape_signature"].tolist()
+        self.shape = tuple(None if side < 0 else side for side in shape)
+        quantized = self.image["quantization"][0] != 0
+        self.dtype = "float32" if quantized else np.dtype(self.image["dtype"]).name
+
+    def run(self, batch) -> dict[str, np.ndarray]:
+        """Returns the outputs by name, in float32, for a batch of the file's size."""
+        outputs = self.runner(**{self.name: _quantized(batch, self.image)})
+        return {
+            name: _dequantized(outputs[name], tensor)
+            for name, tensor in self.outputs.items()
+        }
+
+    def float_tensors(self) -> tuple[str, ...]:
+        """Returns the names of inner tensors that aren't integers."""
+        ends = {self.image["index"], *(x["index"] for x in self.outputs.values())}
+        return tuple(
+            tensor["name"]
+            for tensor in self.interpreter.get_tensor_details()
+            if tensor["index"] not in ends
+            and np.issubdtype(tensor["dtype"], np.floating)
+        )
+
+
 def run_litert(path, images, batch_size, names):
     """Returns a file's outputs for the images, and the names of its float tensors."""
-    interpreter = _interpreter(model_path=str(path))
-    runner = interpreter.get_signature_runner("serving_default")
-    (given,) = runner.get_input_details().values()
-    taken = runner.get_output_details()
-    batches = []
-    for x in fixed_batches(images, batch_size):
-        outputs = runner(image=_quantized(x, given))
-        batches.append([_dequantized(outputs[name], taken[name]) for name in names])
-    ends = {given["index"], *(x["index"] for x in taken.values())}
-    float_tensors = tuple(
-        tensor["name"]
-        for tensor in interpreter.get_tensor_details()
-        if tensor["index"] not in ends and np.issubdtype(tensor["dtype"], np.floating)
-    )
-    return [np.concatenate(x)[: len(images)] for x in zip(*batches)], float_tensors
+    file = LiteRTFile(path)
+    batches = [file.run(x) for x in fixed_batches(images, batch_size)]
+    outputs = [np.concatenate([x[name] for x in batches]) for name in names]
+    return [x[: len(images)] for x in outputs], file.float_tensors()
 
 
 def _interpreter(**options):

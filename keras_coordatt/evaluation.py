@@ -1,0 +1,335 @@
+"""Evaluation of any model or exported file, for three tasks.
+
+report = evaluate("cats.tflite", "photos", split="validation")
+report.metrics["top1"], report.intervals["top1"]
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Sequence
+
+import keras
+import numpy as np
+
+from keras_coordatt.figures import (
+    ClassificationFigures,
+    DetectionFigures,
+    Figures,
+    SegmentationFigures,
+)
+from keras_coordatt.preprocessing import Preprocessing
+from keras_coordatt.runnable import Runnable, open_model
+from keras_coordatt.validation import check_number, check_positive_int
+
+FIGURES: dict[str | None, type[Figures]] = {
+    "classification": ClassificationFigures,
+    "detection": DetectionFigures,
+    "segmentation": SegmentationFigures,
+}
+# Unsure detections count too: average precision is over all recalls.
+SCORE_THRESHOLD = 0.01
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How good a model is.
+
+    Attributes:
+        model: Name of the model or of its file.
+        task: `"classification"`, `"detection"` or `"segmentation"`.
+        split: The split of the data.
+        images: Number of images.
+        labels: Names of the classes.
+        metrics: Dict from the name of a figure to its value, the most important first.
+            NaN where there is nothing to measure.
+        intervals: Dict from the name of each main figure to its bootstrap interval.
+        confidence: Probability of the intervals.
+        by_class: One dict per class.
+        confusion: For classification, the number of images by true class (row) and
+            predicted class (column).
+    """
+
+    model: str
+    task: str
+    split: str
+    images: int
+    labels: tuple[str, ...]
+    metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    confidence: float
+    by_class: list[dict]
+    confusion: list[list[int]] | None = None
+
+    @property
+    def main(self) -> str:
+        """Name of the most important figure."""
+        return next(iter(self.metrics))
+
+    def as_dict(self) -> dict:
+        """Returns the report as JSON can hold it, with `None` for NaN."""
+        return _without_nan(dataclasses.asdict(self))
+
+    def __str__(self):
+        lines = [f"{self.model}: {self.task} on {self.images} images of {self.split!r}"]
+        for name, value in self.metrics.items():
+            line = f"  {name:<15}{_percent(value)}"
+            if name in self.intervals:
+                low, high = map(_percent, self.intervals[name])
+                line += f"  ({self.confidence:.0%} interval {low.strip()} to {high.strip()})"
+            lines.append(line)
+        if self.by_class:
+            columns = list(self.by_class[0])[1:]
+            width = max(5, *(len(row["label"]) for row in self.by_class))
+            lines.append(f"  {'class':<{width}}" + "".join(f"{x:>11}" for x in columns))
+            for row in self.by_class:
+                cells = [
+                    f"{x:>11,}" if isinstance(x, int) else f"{_percent(x):>11}"
+                    for x in (row[name] for name in columns)
+                ]
+                lines.append(f"  {row['label']:<{width}}" + "".join(cells))
+        return "\n".join(lines)
+
+
+def evaluate(
+    model: keras.Model | str | os.PathLike,
+    data,
+    *,
+    split: str = "test",
+    task: str | None = None,
+    labels: Sequence[str] | str | None = None,
+    preprocessing: Preprocessing | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    validation_split: float | None = None,
+    on_error: str = "raise",
+    batch_size: int = 32,
+    resamples: int = 500,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Evaluation:
+    """Measures how good a model is on labelled data.
+
+    | task | main figures | others |
+    |---|---|---|
+    | classification | `top1`, `top5` (from six classes on) | precision, recall and F1 per class, confusion |
+    | detection | `AP`, `AP50`, `AP75` | `AP_small`, `AP_medium`, `AP_large`, `VOC_mAP`, AP and AP50 per class |
+    | segmentation | `mean_iou` | `pixel_accuracy`, IoU per class |
+
+    Average precision is COCO's, by pycocotools. `VOC_mAP` is Pascal VOC 2007's with 11
+    points, of COCO's matches. Boxes and masks are compared in the size of the original
+    pictures. Objects that are difficult or a crowd don't count, nor pixels of the value
+    255. The mean IoU is over the classes that occur in the masks or the predictions.
+
+    Each main figure has a bootstrap interval: images are drawn from the split with
+    replacement, as many as there are, `resamples` times, and the interval holds the
+    middle of the figures, a share of `confidence`. It tells how much the figure depends
+    on which images happen to be in the split.
+
+    Args:
+        model: A Keras model, or the path of a `.keras`, `.tflite` or `.onnx` file or of
+            a SavedModel. See `open_model`.
+        data: A folder or file that `keras_coordatt.data` reads, a TFDS name or a
+            builder.
+        split: `"train"`, `"validation"`, `"test"`, or another split of the data.
+            Defaults to `"test"`.
+        task, preprocessing, image_size: For what is not recorded on the model. See
+            `open_model`.
+        labels: Names of the model's classes, in order, if they are not recorded on it;
+            `"data"` if they are the data's, in the same order. The data's classes are
+            found among them by name.
+        validation_split, on_error: Same as in `keras_coordatt.data.load_classification`.
+        batch_size: Images per call of the model. Defaults to 32.
+        resamples: Number of bootstrap samples. 0 for no intervals. Defaults to 500.
+        confidence: Probability of the intervals, in (0, 1). Defaults to 0.95.
+        seed: Seed of the bootstrap. Defaults to 0.
+
+    Returns:
+        An `Evaluation`.
+
+    Raises:
+        ValueError: If an argument is invalid, something about the model is neither
+            recorded nor given, or the data doesn't fit the model.
+        OSError: If the model isn't there.
+        ImportError: If detection is evaluated without pycocotools.
+
+    Example:
+
+    >>> evaluate(model, "photos", split="validation", validation_split=0.2).metrics
+    {'top1': 0.93}
+    """
+    check_positive_int("batch_size", batch_size)
+    check_number("resamples", resamples, 0, closed=True)
+    check_number("confidence", confidence, 0, 1)
+    from keras_coordatt.data import open_data
+
+    runnable = open_model(
+        model,
+        task=task,
+        labels=None if isinstance(labels, str) else labels,
+        preprocessing=preprocessing,
+        image_size=image_size,
+        score_threshold=SCORE_THRESHOLD,
+    )
+    builder = open_data(
+        data, runnable.task, on_error=on_error, validation_split=validation_split
+    )
+    _check_split(split, builder)
+    runnable, order = _match_labels(runnable, builder, labels)
+
+    figures = FIGURES[runnable.task](runnable.labels)
+    images = 0
+    for outputs, target in _outputs_and_targets(
+        runnable, builder, split, order, batch_size
+    ):
+        figures.add(outputs, target)
+        images += 1
+    if not images:
+        raise ValueError(f"`split` must have images. Received: {split!r}")
+    main = figures.main(np.arange(images))
+    return Evaluation(
+        model=runnable.name,
+        task=runnable.task,
+        split=split,
+        images=images,
+        labels=runnable.labels,
+        metrics={**main, **figures.others()},
+        intervals=_intervals(figures, images, int(resamples), confidence, seed),
+        confidence=confidence,
+        by_class=figures.by_class(),
+        confusion=figures.confusion(),
+    )
+
+
+def _check_split(split, builder):
+    from keras_coordatt.data import splits
+
+    known = list(splits(builder))
+    name = split.split("[")[0] if isinstance(split, str) else None
+    if not name or ("+" not in split and name not in known):
+        raise ValueError(
+            f"`split` must be one of the data's splits, {known}; `validation_split` "
+            f"makes a part of the training images one. Received: {split!r}"
+        )
+
+
+def _match_labels(model: Runnable, builder, labels):
+    """Returns the model with labels, and the model's class by the data's class."""
+    from keras_coordatt.data import class_names
+
+    names = class_names(builder, model.task)
+    if isinstance(labels, str):
+        if labels != "data" or names is None:
+            raise ValueError(
+                '`labels` must be names, or "data" if the data has names. '
+                f"Received: {labels!r}, and data with {names}"
+            )
+        model = dataclasses.replace(model, labels=tuple(names))
+    if model.labels is None:
+        raise ValueError(
+            f"`labels` must be given: they are not recorded on {model.name!r}, and "
+            'their order is not guessed. Pass "data" if the model was trained on these '
+            f"classes in this order: {names}. Received: None"
+        )
+    if names is None:
+        return model, np.arange(len(model.labels))
+    unknown = [name for name in names if name not in model.labels]
+    if unknown:
+        raise ValueError(
+            f"`data` has classes that the model doesn't know: {unknown}. The model's "
+            f"are {list(model.labels)}."
+        )
+    return model, np.array([model.labels.index(name) for name in names])
+
+
+def _outputs_and_targets(model, builder, split, order, batch_size):
+    """Yields the outputs and the target of each image."""
+    batch = []
+    for example in _read(model, builder, split).as_numpy_iterator():
+        batch.append(example)
+        if len(batch) == batch_size:
+            yield from _run(model, batch, order, batch_size)
+            batch = []
+    if batch:
+        yield from _run(model, batch, order, batch_size)
+
+
+def _run(model, examples, order, batch_size):
+    x = model.prepare([example["image"] for example in examples])
+    # Always of one size, so that backends compile one program.
+    padding = [(0, batch_size - len(x))] + [(0, 0)] * (x.ndim - 1)
+    outputs = model.run(np.pad(x, padding))
+    for i, example in enumerate(examples):
+        target = _target(model.task, example, order)
+        yield {name: value[i] for name, value in outputs.items()}, target
+
+
+def _read(model, builder, split):
+    """Reads a split in its order, with pictures resized for the model."""
+    import tensorflow as tf
+
+    def resize(example):
+        image = example["image"]
+        if image.shape[-1] == 1:
+            image = tf.image.grayscale_to_rgb(image)
+        kept = {
+            name: example[name]
+            for name in ("label", "objects", "segmentation_mask")
+            if name in example
+        }
+        return {"image": model.resize(image), "size": tf.shape(image)[:2], **kept}
+
+    dataset = builder.as_dataset(split=split, shuffle_files=False)
+    return dataset.map(resize, num_parallel_calls=tf.data.AUTOTUNE).prefetch(4)
+
+
+def _target(task, example, order):
+    """Returns what `add` of the figures needs, in the model's classes."""
+    if task == "classification":
+        return {"label": order[example["label"]]}
+    if task == "segmentation":
+        mask = example["segmentation_mask"][..., 0].astype("int64")
+        classes = np.full(256, -1)
+        classes[: len(order)] = order
+        classes[255] = 255
+        if mask.max() > 255 or (classes[mask] < 0).any():
+            raise ValueError(
+                f"`data` must have masks of {len(order)} classes, or 255 where pixels "
+                f"are ignored. Received: a mask with {np.unique(mask).tolist()}"
+            )
+        return {"mask": classes[mask]}
+    objects = example["objects"]
+    boxes = objects["bbox"][:, [1, 0, 3, 2]]  # from (y1, x1, y2, x2)
+    ignored = np.zeros(len(boxes), bool)
+    for mark in {"is_crowd", "is_difficult"} & objects.keys():
+        ignored |= objects[mark]
+    return {
+        "size": example["size"],
+        "boxes": np.clip(boxes, 0, 1),
+        "labels": order[objects["label"]],
+        "ignored": ignored,
+    }
+
+
+def _intervals(figures, images, resamples, confidence, seed):
+    if not resamples:
+        return {}
+    rng = np.random.default_rng(seed)
+    drawn = [figures.main(rng.integers(0, images, images)) for _ in range(resamples)]
+    tails = (1 - confidence) / 2, (1 + confidence) / 2
+    return {
+        name: tuple(np.nanquantile([x[name] for x in drawn], tails).tolist())
+        for name in drawn[0]
+        if not all(math.isnan(x[name]) for x in drawn)
+    }
+
+
+def _without_nan(value):
+    if isinstance(value, dict):
+        return {key: _without_nan(x) for key, x in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(x) for x in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _percent(value):
+    return f"{'-':>8}" if math.isnan(value) else f"{100 * value:6.1f} %"

@@ -1,0 +1,262 @@
+"""Figures of merit for three tasks, added up image by image."""
+
+import contextlib
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from keras_coordatt.prediction import resize_mask
+
+IGNORED = 255
+
+
+class Figures:
+    """Figures of merit of a model.
+
+    Args:
+        labels: Names of the model's classes.
+    """
+
+    def __init__(self, labels: Sequence[str]):
+        self.labels = labels
+
+    def add(self, outputs: dict, target: dict) -> None:
+        """Adds an image, with the outputs of `Runnable.run` for it."""
+        raise NotImplementedError
+
+    def main(self, images) -> dict[str, float]:
+        """Returns the main figures over the images with these indices.
+
+        An image may occur several times, for the bootstrap.
+        """
+        raise NotImplementedError
+
+    def others(self) -> dict[str, float]:
+        """Returns further figures over all images."""
+        return {}
+
+    def by_class(self) -> list[dict]:
+        """Returns one dict per class, over all images."""
+        raise NotImplementedError
+
+    def confusion(self) -> list[list[int]] | None:
+        """Returns the number of images by true class (row) and predicted class."""
+        return None
+
+
+class ClassificationFigures(Figures):
+    """Top-1 and top-5 accuracy, precision, recall and F1 per class, confusion."""
+
+    def __init__(self, labels):
+        super().__init__(labels)
+        self.truth, self.ranks, self.predicted = [], [], []
+
+    def add(self, outputs, target):
+        scores, truth = outputs["scores"], int(target["label"])
+        order = np.argsort(-scores, kind="stable")
+        self.truth.append(truth)
+        self.predicted.append(order[0])
+        self.ranks.append(int(np.flatnonzero(order == truth)[0]))
+
+    def main(self, images):
+        ranks = np.asarray(self.ranks)[images]
+        figures = {"top1": float((ranks < 1).mean())}
+        if len(self.labels) > 5:
+            figures["top5"] = float((ranks < 5).mean())
+        return figures
+
+    def confusion(self):
+        table = np.zeros((len(self.labels),) * 2, "int64")
+        np.add.at(table, (self.truth, self.predicted), 1)
+        return table.tolist()
+
+    def by_class(self):
+        table = np.asarray(self.confusion())
+        hits, truth, predicted = table.diagonal(), table.sum(1), table.sum(0)
+        return [
+            {
+                "label": label,
+                "images": int(truth[i]),
+                "precision": _ratio(hits[i], predicted[i]),
+                "recall": _ratio(hits[i], truth[i]),
+                "f1": _ratio(2 * hits[i], truth[i] + predicted[i]),
+            }
+            for i, label in enumerate(self.labels)
+        ]
+
+
+class SegmentationFigures(Figures):
+    """Mean intersection over union, and IoU per class, at the size of the masks."""
+
+    def __init__(self, labels):
+        super().__init__(labels)
+        # Per image: pixels of both, of the truth, and predicted, by class.
+        self.counts = []
+
+    def add(self, outputs, target):
+        truth = np.asarray(target["mask"])
+        counted = truth != IGNORED
+        predicted = resize_mask(outputs["mask"], truth.shape)[counted]
+        truth = truth[counted]
+        classes = len(self.labels)
+        self.counts.append(
+            [
+                np.bincount(x, minlength=classes)
+                for x in (truth[truth == predicted], truth, predicted)
+            ]
+        )
+
+    def main(self, images):
+        ious = self._ious(images)
+        known = ious[~np.isnan(ious)]
+        return {"mean_iou": float(known.mean()) if len(known) else float("nan")}
+
+    def others(self):
+        hits, truth, _ = np.sum(self.counts, axis=0)
+        return {"pixel_accuracy": _ratio(hits.sum(), truth.sum())}
+
+    def by_class(self):
+        _, pixels, _ = np.sum(self.counts, axis=0)
+        ious = self._ious(slice(None))
+        return [
+            {"label": label, "pixels": int(pixels[i]), "iou": float(ious[i])}
+            for i, label in enumerate(self.labels)
+        ]
+
+    def _ious(self, images):
+        hits, truth, predicted = np.asarray(self.counts)[images].sum(0)
+        union = truth + predicted - hits
+        return np.where(union > 0, hits / np.maximum(union, 1), np.nan)
+
+
+class DetectionFigures(Figures):
+    """COCO's average precision and Pascal VOC's, computed by pycocotools.
+
+    Boxes are compared in pixels of the original pictures. Objects that are difficult or
+    a crowd count neither as found nor as missed.
+    """
+
+    def __init__(self, labels):
+        super().__init__(labels)
+        self.images, self.objects, self.detections = 0, [], []
+        self._evaluations = {}
+
+    def add(self, outputs, target):
+        height, width = target["size"]
+        scale = np.array([width, height, width, height], "float64")
+        image = self.images
+        self.images += 1
+        for box, label, ignored in zip(
+            target["boxes"], target["labels"], target["ignored"]
+        ):
+            self.objects.append(_annotation(image, box * scale, label, ignored))
+        for box, label, score in zip(
+            outputs["boxes"], outputs["labels"], outputs["scores"]
+        ):
+            if label >= 0:
+                found = _annotation(image, box * scale, label)
+                self.detections.append({**found, "score": float(score)})
+
+    def main(self, images):
+        evaluation, matches = self._evaluation("all")
+        # One entry per class and image.
+        table = np.asarray(matches, dtype=object).reshape(-1, self.images)
+        evaluation.evalImgs = table[:, images].ravel().tolist()
+        precision = _accumulate(evaluation)
+        return {
+            "AP": _mean(precision),
+            "AP50": _mean(precision[0]),
+            "AP75": _mean(precision[5]),
+        }
+
+    def others(self):
+        evaluation, _ = self._evaluation("sizes", areaRng=COCO_AREAS)
+        precision = _accumulate(evaluation)
+        by_size = {
+            f"AP_{name}": _mean(precision[..., i]) for i, name in enumerate(SIZES)
+        }
+        voc, _ = self._evaluation(
+            "voc", iouThrs=np.array([0.5]), recThrs=np.linspace(0, 1, 11)
+        )
+        return {**by_size, "VOC_mAP": _mean(_accumulate(voc))}
+
+    def by_class(self):
+        evaluation, evaluation.evalImgs = self._evaluation("all")
+        precision = _accumulate(evaluation)
+        counts = np.bincount(
+            [x["category_id"] for x in self.objects if not x["iscrowd"]],
+            minlength=len(self.labels),
+        )
+        return [
+            {
+                "label": label,
+                "objects": int(counts[i]),
+                "AP": _mean(precision[:, :, i]),
+                "AP50": _mean(precision[0, :, i]),
+            }
+            for i, label in enumerate(self.labels)
+        ]
+
+    def _evaluation(self, name, **params):
+        """Matches detections with objects once; returns a COCOeval and its matches."""
+        if name not in self._evaluations:
+            from keras_coordatt.detection.evaluation import coco_classes
+
+            COCO, COCOeval = coco_classes()
+            truth, found = (
+                self._coco(COCO(), x) for x in (self.objects, self.detections)
+            )
+            with contextlib.redirect_stdout(io.StringIO()):
+                evaluation = COCOeval(truth, found, "bbox")
+                for key, value in {**ALL_SIZES, **params}.items():
+                    setattr(evaluation.params, key, value)
+                evaluation.evaluate()
+            self._evaluations[name] = evaluation, evaluation.evalImgs
+        return self._evaluations[name]
+
+    def _coco(self, coco, annotations):
+        """Fills a COCO data set; its own `loadRes` fails without any detection."""
+        coco.dataset = {
+            "images": [{"id": i} for i in range(self.images)],
+            "categories": [{"id": i} for i in range(len(self.labels))],
+            # From 1, because COCOeval takes an id of 0 as "not matched".
+            "annotations": [{**x, "id": i} for i, x in enumerate(annotations, 1)],
+        }
+        with contextlib.redirect_stdout(io.StringIO()):
+            coco.createIndex()
+        return coco
+
+
+# COCO's: objects of less than 32 x 32 pixels are small, from 96 x 96 on large.
+SIZES = ("small", "medium", "large")
+COCO_AREAS = [[0, 32**2], [32**2, 96**2], [96**2, 1e10]]
+ALL_SIZES = {"areaRng": [[0, 1e10]], "areaRngLbl": ["all"], "maxDets": [100]}
+
+
+def _accumulate(evaluation):
+    """Returns precisions by IoU threshold, recall, class and size."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+    return evaluation.eval["precision"][..., -1]
+
+
+def _mean(precision):
+    """COCO's mean: classes without objects don't count, and have a precision of -1."""
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def _annotation(image, box, label, ignored=False):
+    left, top, right, bottom = box.tolist()
+    return {
+        "image_id": image,
+        "category_id": int(label),
+        "bbox": [left, top, right - left, bottom - top],
+        "area": (right - left) * (bottom - top),
+        "iscrowd": int(ignored),
+    }
+
+
+def _ratio(part, whole):
+    return float(part / whole) if whole else float("nan")

@@ -1,0 +1,338 @@
+"""Predictions of any model or exported file, for pictures as people have them.
+
+for prediction in predict("cats.tflite", "photos/*.jpg"):
+    print(prediction)
+"""
+
+import colorsys
+import dataclasses
+import glob
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import keras
+import numpy as np
+
+from keras_coordatt.preprocessing import Preprocessing
+from keras_coordatt.runnable import Runnable, open_model
+from keras_coordatt.validation import check_choice, check_positive_int
+
+MASK_OPACITY = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class DetectedObject:
+    """An object that a detector found.
+
+    Attributes:
+        label: Name of its class, or its number if the names are unknown.
+        score: Its score, in [0, 1].
+        box: `(x1, y1, x2, y2)` in pixels of the picture.
+    """
+
+    label: str
+    score: float
+    box: tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prediction:
+    """What a model says about a picture.
+
+    Attributes:
+        file: Path of the picture, or `None` for an array.
+        size: `(height, width)` of the picture.
+        classes: Pairs of a label and its score, the highest first. The scores are the
+            model's outputs: probabilities if it ends in a softmax.
+        objects: Tuple of `DetectedObject`, the highest score first.
+        mask: Class of each pixel of the picture, int32, `(height, width)`, or `None`.
+        shares: Dict from the labels in the mask to their share of the picture.
+    """
+
+    file: str | None
+    size: tuple[int, int]
+    classes: tuple[tuple[str, float], ...] = ()
+    objects: tuple[DetectedObject, ...] = ()
+    mask: np.ndarray | None = None
+    shares: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def as_dict(self) -> dict:
+        """Returns everything but the mask, as JSON can hold it."""
+        result: dict = {"file": self.file, "size": list(self.size)}
+        if self.classes:
+            result["classes"] = [{"label": x, "score": y} for x, y in self.classes]
+        elif self.mask is not None:
+            result["shares"] = self.shares
+        else:
+            result["objects"] = [dataclasses.asdict(x) for x in self.objects]
+        return result
+
+    def rows(self) -> list[dict]:
+        """Returns one row for a table per class, object or share."""
+        rows: list[dict] = [{"label": x, "score": y} for x, y in self.classes]
+        for found in self.objects:
+            box = dict(zip(("x1", "y1", "x2", "y2"), found.box))
+            rows.append({"label": found.label, "score": found.score, **box})
+        rows += [{"label": x, "share": y} for x, y in self.shares.items()]
+        return [{"file": self.file, **row} for row in rows]
+
+    def __str__(self):
+        lines = [self.file or "array"]
+        lines += [f"  {score:7.1%}  {label}" for label, score in self.classes]
+        for found in self.objects:
+            box = ", ".join(f"{x:.0f}" for x in found.box)
+            lines.append(f"  {found.score:7.1%}  {found.label} at ({box})")
+        lines += [f"  {share:7.1%}  {label}" for label, share in self.shares.items()]
+        return "\n".join(lines if len(lines) > 1 else [f"{lines[0]}\n  nothing found"])
+
+
+def predict(
+    model: keras.Model | str | os.PathLike,
+    images,
+    *,
+    top: int = 5,
+    score_threshold: float = 0.5,
+    task: str | None = None,
+    labels: Sequence[str] | None = None,
+    preprocessing: Preprocessing | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    batch_size: int = 32,
+    on_error: str = "raise",
+) -> list[Prediction]:
+    """Predicts what pictures show.
+
+    Pictures are read as a viewer shows them, EXIF orientation included, and resized and
+    normalized as recorded on the model or in the file.
+
+    Args:
+        model: A Keras model, or the path of a `.keras`, `.tflite` or `.onnx` file or of
+            a SavedModel. See `open_model`.
+        images: Path of a picture, of a folder, whose pictures are found at any depth, or
+            a glob pattern; a uint8 array `(H, W, 3)` or `(N, H, W, 3)`; or a list of
+            these.
+        top: Number of classes per picture, for classification. Defaults to 5.
+        score_threshold: Minimum score of an object. Defaults to 0.5.
+        task, labels, preprocessing, image_size: For what is not recorded on the model.
+            See `open_model`. Without labels, classes are called by their numbers.
+        batch_size: Pictures per call of the model. Defaults to 32.
+        on_error: `"raise"`, or `"skip"` to leave out pictures that cannot be read, with
+            a warning that names them. Defaults to `"raise"`.
+
+    Returns:
+        One `Prediction` per picture.
+
+    Raises:
+        ValueError: If an argument is invalid, something about the model is neither
+            recorded nor given, there are no pictures, or one cannot be read.
+        OSError: If the model or a picture isn't there.
+
+    Example:
+
+    >>> predict("cats.keras", "photo.jpg")[0].classes[0]
+    ('cat', 0.98)
+    """
+    check_choice("on_error", on_error, ("raise", "skip"))
+    pictures = find_pictures(images)
+    runnable = open_model(
+        model,
+        task=task,
+        labels=labels,
+        preprocessing=preprocessing,
+        image_size=image_size,
+        score_threshold=score_threshold,
+    )
+    return list(predictions(runnable, pictures, top, batch_size, on_error))
+
+
+def find_pictures(images) -> list:
+    """Returns the files and the arrays that `images` of `predict` stands for.
+
+    Raises:
+        ValueError: If there are none, or arrays are not uint8 pictures.
+        FileNotFoundError: If a path isn't there.
+    """
+    if isinstance(images, (str, os.PathLike)):
+        found = _find_files(os.fspath(images))
+    elif hasattr(images, "shape"):
+        images = np.asarray(images)
+        if (
+            images.dtype != "uint8"
+            or images.ndim not in (3, 4)
+            or images.shape[-1] != 3
+        ):
+            raise ValueError(
+                "`images` must be uint8 RGB pictures, (H, W, 3) or (N, H, W, 3). "
+                f"Received: {images.dtype} of shape {images.shape}"
+            )
+        found = list(images) if images.ndim == 4 else [images]
+    elif isinstance(images, Iterable):
+        found = [x for image in images for x in find_pictures(image)]
+    else:
+        raise ValueError(
+            f"`images` must be paths or uint8 arrays. Received: {type(images)}"
+        )
+    if not found:
+        raise ValueError(f"`images` has no pictures. Received: {images!r}")
+    return found
+
+
+def _find_files(name):
+    from keras_coordatt.data.reading import IMAGE_SUFFIXES
+
+    path = pathlib.Path(name)
+    if path.is_file():
+        return [path]
+    if path.is_dir():
+        candidates = sorted(path.rglob("*"))
+    else:
+        candidates = sorted(map(pathlib.Path, glob.glob(name, recursive=True)))
+        if not candidates:
+            raise FileNotFoundError(f"There is no picture or folder {name!r}")
+    return [
+        x
+        for x in candidates
+        if x.suffix.lower() in IMAGE_SUFFIXES
+        and not x.name.startswith(".")
+        and x.is_file()
+    ]
+
+
+def predictions(
+    model: Runnable,
+    pictures: Sequence,
+    top: int = 5,
+    batch_size: int = 32,
+    on_error: str = "raise",
+) -> Iterator[Prediction]:
+    """Yields predictions one by one, so that thousands need no memory.
+
+    Args:
+        model: From `open_model`.
+        pictures: From `find_pictures`.
+        top, batch_size, on_error: Same as in `predict`.
+    """
+    from keras_coordatt.data.reading import find_faults, read_image, report_faults
+
+    check_positive_int("top", top)
+    batch_size = min(check_positive_int("batch_size", batch_size), len(pictures))
+
+    def read(picture):
+        return picture if isinstance(picture, np.ndarray) else read_image(picture)
+
+    faults = []
+    for start in range(0, len(pictures), batch_size):
+        files = pictures[start : start + batch_size]
+        images, problems = find_faults(read, files)
+        problems = [problem for problem in problems if problem is not None]
+        if on_error == "raise":
+            report_faults(problems, on_error, "pictures that cannot be read", "")
+        faults += problems
+        pairs = [(x, y) for x, y in zip(files, images) if y is not None]
+        if not pairs:
+            continue
+        files, images = zip(*pairs)
+        batch = model.prepare(images)
+        # Always of one size, so that backends compile one program.
+        padding = [(0, batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
+        outputs = model.run(np.pad(batch, padding))
+        for i, (file, image) in enumerate(zip(files, images)):
+            one = {name: x[i] for name, x in outputs.items()}
+            file = None if isinstance(file, np.ndarray) else os.fspath(file)
+            yield _prediction(model, file, image.shape[:2], one, top)
+    report_faults(faults, on_error, "pictures that cannot be read", "left out")
+
+
+def _prediction(model, file, size, outputs, top):
+    def name(label):
+        return model.labels[label] if model.labels else str(label)
+
+    if model.task == "classification":
+        scores = outputs["scores"]
+        best = np.argsort(-scores, kind="stable")[:top]
+        classes = tuple((name(i), float(scores[i])) for i in best)
+        return Prediction(file, size, classes)
+    if model.task == "detection":
+        height, width = size
+        scale = np.array([width, height, width, height])
+        found = [
+            DetectedObject(name(label), float(score), tuple((box * scale).tolist()))
+            for label, score, box in zip(
+                outputs["labels"], outputs["scores"], outputs["boxes"].astype("float64")
+            )
+            if label >= 0 and score > model.score_threshold
+        ]
+        return Prediction(file, size, objects=tuple(found))
+    mask = resize_mask(outputs["mask"], size)
+    values, counts = np.unique(mask, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    shares = {name(int(values[i])): float(counts[i] / mask.size) for i in order}
+    return Prediction(file, size, mask=mask, shares=shares)
+
+
+def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resizes a mask to the nearest pixel, with pixel centers at half integers."""
+    rows, columns = (
+        ((np.arange(new) + 0.5) * old / new).astype("int64")
+        for new, old in zip(size, mask.shape)
+    )
+    return mask[rows[:, None], columns]
+
+
+def draw(prediction: Prediction, picture: np.ndarray, labels: Sequence[str] | None):
+    """Draws boxes or a mask on a picture, by `keras.visualization`.
+
+    Args:
+        prediction: Of a detector or a segmenter; of a classifier, nothing is drawn.
+        picture: uint8, `(H, W, 3)`.
+        labels: Names of the model's classes, or `None`.
+
+    Returns:
+        The new picture, uint8.
+
+    Raises:
+        ImportError: If OpenCV, with which Keras draws boxes, isn't installed.
+    """
+    if prediction.mask is not None:
+        names = labels or range(int(prediction.mask.max()) + 1)
+        colors = {i: _color(i) for i in range(len(names))}
+        drawn = keras.visualization.draw_segmentation_masks(
+            picture[None],
+            prediction.mask[None, ..., None],
+            num_classes=len(names),
+            color_mapping=colors,
+            alpha=MASK_OPACITY,
+            ignore_index=list(names).index("background")
+            if "background" in names
+            else -1,
+            data_format="channels_last",
+        )
+        return np.asarray(drawn)[0]
+    drawn = picture[None]
+    # The last pixels, so that edges on the border are seen.
+    edge = [picture.shape[1] - 1, picture.shape[0] - 1] * 2
+    # Keras draws the boxes of a call in one color.
+    for i, label in enumerate(dict.fromkeys(x.label for x in prediction.objects)):
+        found = [x for x in prediction.objects if x.label == label]
+        index = list(labels).index(label) if labels else i
+        drawn = keras.visualization.draw_bounding_boxes(
+            drawn,
+            {
+                "boxes": np.minimum([[x.box for x in found]], edge),
+                "labels": np.zeros((1, len(found)), "int32"),
+                "confidences": np.array([[x.score for x in found]], "float32"),
+            },
+            bounding_box_format="xyxy",
+            class_mapping={0: label},
+            color=_color(index),
+            line_thickness=max(1, round(min(picture.shape[:2]) / 200)),
+            font_scale=max(0.4, min(picture.shape[:2]) / 800),
+            data_format="channels_last",
+        )
+    return drawn[0]
+
+
+def _color(index):
+    """Colors that differ for any number of classes: hues by the golden ratio."""
+    rgb = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.85, 1.0)
+    return tuple(round(255 * x) for x in rgb)

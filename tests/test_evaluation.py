@@ -1,0 +1,352 @@
+import json
+import math
+
+import keras
+import known_models
+import numpy as np
+import pytest
+from backends import needs_tensorflow
+from data_scenes import encode, write
+from known_models import CELL, COLORS, cells, picture
+from PIL import Image
+
+from keras_coordatt import export
+from keras_coordatt.cli import main
+from keras_coordatt.data import MaskFolder
+from keras_coordatt.evaluation import evaluate
+from keras_coordatt.figures import (
+    ClassificationFigures,
+    DetectionFigures,
+)
+from keras_coordatt.prediction import predict
+from keras_coordatt.record import record_of
+
+SCALE = 3
+
+
+def png(pixels):
+    return encode(Image.fromarray(pixels), "PNG")
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Class folders; of the test images, one in three is in the wrong folder."""
+    folder = tmp_path_factory.mktemp("photos")
+    for i, color in enumerate(COLORS):
+        write(folder / "train" / color / "a.png", png(picture(color)))
+        for j in range(3):
+            shown = COLORS[(i + (j == 2)) % 3]
+            pixels = picture(shown, [(COLORS[j], 0, j)], scale=SCALE)
+            write(folder / "test" / color / f"{j}.png", png(pixels))
+    return folder
+
+
+def test_classification(photos):
+    sklearn = pytest.importorskip("sklearn.metrics")
+    model = known_models.classifier()
+    report = evaluate(model, photos, resamples=200)
+    truth, scores = [], []
+    for file in sorted(photos.glob("test/*/*.png")):
+        truth.append(COLORS.index(file.parent.name))
+        found = dict(predict(model, file)[0].classes)
+        scores.append([found[color] for color in COLORS])
+    predicted = np.argmax(scores, 1)
+    assert report.task == "classification"
+    assert report.images == len(truth) == 9
+    assert report.metrics == {"top1": sklearn.accuracy_score(truth, predicted)}
+    assert report.metrics["top1"] == pytest.approx(2 / 3)
+    assert report.confusion == sklearn.confusion_matrix(truth, predicted).tolist()
+    columns = sklearn.precision_recall_fscore_support(truth, predicted)
+    for row, *expected in zip(report.by_class, *columns):
+        given = [row[x] for x in ("precision", "recall", "f1", "images")]
+        assert given == pytest.approx(expected)
+    assert [row["label"] for row in report.by_class] == list(COLORS)
+    low, high = report.intervals["top1"]
+    assert low < 2 / 3 < high
+    assert json.loads(json.dumps(report.as_dict()))["metrics"] == report.metrics
+    assert "top1" in str(report) and "66.7 %" in str(report)
+
+
+def test_top5_is_as_in_scikit_learn():
+    sklearn = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(0)
+    scores, truth = rng.normal(size=(200, 9)), rng.integers(0, 9, 200)
+    figures = ClassificationFigures([str(i) for i in range(9)])
+    for x, y in zip(scores, truth):
+        figures.add({"scores": x}, {"label": y})
+    found = figures.main(np.arange(200))
+    for name, k in (("top1", 1), ("top5", 5)):
+        expected = sklearn.top_k_accuracy_score(truth, scores, k=k)
+        assert found[name] == pytest.approx(expected)
+
+
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory):
+    """Masks that are right but for a column of each picture, with ignored pixels."""
+    folder = tmp_path_factory.mktemp("streets")
+    for i, background in enumerate(COLORS[:2]):
+        pixels = picture(background, [("blue", i, 1)], scale=SCALE)
+        mask = pixels.argmax(-1).astype("uint8")
+        mask[:, : 10 * (i + 1)] = 1
+        mask[:7] = 255
+        write(folder / "test" / "images" / f"{i}.png", png(pixels))
+        write(folder / "test" / "masks" / f"{i}.png", png(mask))
+    return folder
+
+
+def test_segmentation(streets):
+    model = known_models.segmenter()
+    data = MaskFolder(streets, classes=COLORS)
+    report = evaluate(model, data, resamples=50)
+    metric = keras.metrics.MeanIoU(3, ignore_class=255)
+    for i in range(2):
+        picture_ = np.asarray(Image.open(streets / "test" / "images" / f"{i}.png"))
+        truth = np.asarray(Image.open(streets / "test" / "masks" / f"{i}.png"))
+        (found,) = predict(model, picture_)
+        metric.update_state(truth, found.mask)
+    assert report.metrics["mean_iou"] == pytest.approx(float(metric.result()), abs=1e-6)
+    assert 0.5 < report.metrics["mean_iou"] < 1
+    table = keras.ops.convert_to_numpy(metric.total_cm)
+    for i, row in enumerate(report.by_class):
+        union = table[i].sum() + table[:, i].sum() - table[i, i]
+        assert row["iou"] == pytest.approx(table[i, i] / union)
+        assert row["pixels"] == table[i].sum()
+    accuracy = table.trace() / table.sum()
+    assert report.metrics["pixel_accuracy"] == pytest.approx(accuracy)
+    low, high = report.intervals["mean_iou"]
+    assert low < high
+
+
+OBJECT = """<object><name>{}</name><difficult>{}</difficult><bndbox><xmin>{}</xmin>
+<ymin>{}</ymin><xmax>{}</xmax><ymax>{}</ymax></bndbox></object>"""
+
+
+@pytest.fixture(scope="module")
+def cell_pictures(tmp_path_factory):
+    """Pictures in Pascal VOC's layout whose boxes are not all where the model's are."""
+    folder = tmp_path_factory.mktemp("voc")
+    shifts = {"0": 0, "1": 6, "2": 14}
+    for name, shift in shifts.items():
+        squares = [("red", 0, 0), ("blue", 1, 2), ("red", 1, 0)]
+        pixels = picture("green", squares, scale=SCALE)
+        height, width = pixels.shape[:2]
+        objects = ""
+        for i, (color, row, column) in enumerate(squares):
+            side = CELL * SCALE
+            x, y = column * side, row * side
+            box = (x + shift * (i != 1), y, x + side, y + side)
+            objects += OBJECT.format(color, int(i == 2 and name == "2"), *box)
+        write(
+            folder / "Annotations" / f"{name}.xml",
+            f"<annotation><size><width>{width}</width><height>{height}</height>"
+            f"<depth>3</depth></size>{objects}</annotation>",
+        )
+        write(folder / "JPEGImages" / f"{name}.png", png(pixels))
+    write(folder / "ImageSets" / "Main" / "test.txt", "0\n1\n2\n")
+    return folder
+
+
+def test_detection(cell_pictures):
+    pytest.importorskip("pycocotools")
+    model = known_models.detector()
+    report = evaluate(model, cell_pictures, resamples=20)
+    assert report.images == 3
+    # Blue is always found exactly; red moves away, and one red object is difficult.
+    blue, red = sorted(report.by_class, key=lambda row: row["label"])
+    assert blue["label"], red["label"] == ("blue", "red")
+    assert blue["AP"] == pytest.approx(1)
+    assert (blue["objects"], red["objects"]) == (3, 5)
+    assert 0.3 < red["AP"] < red["AP50"] == pytest.approx(1)
+    assert report.metrics["AP"] == pytest.approx((blue["AP"] + red["AP"]) / 2)
+    assert report.metrics["AP50"] == pytest.approx(1)
+    assert report.metrics["VOC_mAP"] == pytest.approx(1)
+    # 48 x 48 pixels
+    assert report.metrics["AP_medium"] == pytest.approx(report.metrics["AP"])
+    assert math.isnan(report.metrics["AP_small"])
+    assert report.as_dict()["metrics"]["AP_large"] is None
+    low, high = report.intervals["AP"]
+    assert low <= report.metrics["AP"] <= high
+
+
+def test_average_precision_is_cocos_own():
+    """A JSON file through `loadRes` and `summarize`, as COCO's users call it."""
+    coco = pytest.importorskip("pycocotools.coco")
+    cocoeval = pytest.importorskip("pycocotools.cocoeval")
+    rng = np.random.default_rng(0)
+    figures = DetectionFigures(["a", "b", "c"])
+    truth, found = [], []
+    size = np.array([300, 400])
+    for image in range(12):
+        corner = rng.uniform(0, 0.5, (5, 2))
+        side = rng.uniform(0.03, 0.4, (5, 2)) * rng.choice([0.2, 1], (5, 1))
+        boxes = np.concatenate([corner, corner + side], 1)
+        labels, ignored = rng.integers(0, 3, 5), rng.random(5) < 0.1
+        noisy = boxes + rng.normal(0, 0.02, boxes.shape) * side.repeat(2, 0).reshape(
+            5, 4
+        )
+        noisy = np.concatenate([noisy, boxes[::-1] + 0.1])
+        guesses = np.concatenate([labels, rng.integers(0, 3, 5)])
+        scores = rng.uniform(0, 1, 10)
+        figures.add(
+            {"boxes": noisy, "labels": guesses, "scores": scores},
+            {"size": size, "boxes": boxes, "labels": labels, "ignored": ignored},
+        )
+        scale = np.tile(size[::-1], 2)
+        for box, label, crowd in zip(boxes * scale, labels, ignored):
+            box = [*box[:2], *(box[2:] - box[:2])]
+            truth.append(
+                {
+                    "id": len(truth) + 1,
+                    "image_id": image,
+                    "category_id": int(label),
+                    "bbox": box,
+                    "area": box[2] * box[3],
+                    "iscrowd": int(crowd),
+                }
+            )
+        for box, label, score in zip(noisy * scale, guesses, scores):
+            box = [*box[:2], *(box[2:] - box[:2])]
+            found.append(
+                {
+                    "image_id": image,
+                    "category_id": int(label),
+                    "bbox": box,
+                    "score": score,
+                }
+            )
+    data = coco.COCO()
+    data.dataset = {
+        "info": {},
+        "images": [{"id": i} for i in range(12)],
+        "categories": [{"id": i} for i in range(3)],
+        "annotations": truth,
+    }
+    data.createIndex()
+    evaluation = cocoeval.COCOeval(data, data.loadRes(found), "bbox")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    names = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
+    given = {**figures.main(np.arange(12)), **figures.others()}
+    assert 0.1 < given["AP"] < 0.9
+    for name, expected in zip(names, evaluation.stats):
+        assert given[name] == pytest.approx(expected), name
+    # Resampled figures are those of a data set with these images.
+    images = rng.integers(0, 12, 12)
+    again = DetectionFigures(["a", "b", "c"])
+    for image in images:
+        again.images += 1
+        for name in ("objects", "detections"):
+            rows = [x for x in getattr(figures, name) if x["image_id"] == image]
+            getattr(again, name).extend(
+                {**x, "image_id": again.images - 1} for x in rows
+            )
+    assert figures.main(images) == pytest.approx(again.main(np.arange(12)))
+    assert figures.by_class()[0]["AP"] == pytest.approx(
+        evaluation.eval["precision"][:, :, 0, 0, -1].mean()
+    )
+
+
+def test_vocs_average_precision_is_of_eleven_points():
+    """Precision at 11 recalls, from VOC's definition: hit, miss, hit of three objects."""
+    pytest.importorskip("pycocotools")
+    figures = DetectionFigures(["a"])
+    boxes = np.array(cells())[:3]
+    figures.add(
+        {
+            "boxes": np.array([boxes[0], [0.5, 0.5, 0.6, 0.6], boxes[1]]),
+            "labels": np.zeros(3, int),
+            "scores": np.array([0.9, 0.8, 0.7]),
+        },
+        {"size": (96, 144), "boxes": boxes, "labels": [0] * 3, "ignored": [False] * 3},
+    )
+    # Precision 1 up to a recall of 1/3, 2/3 up to one of 2/3.
+    assert figures.others()["VOC_mAP"] == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
+
+
+def test_intervals_hold_what_they_say():
+    """Of 1000 images with a rate of 0.7, the interval is the binomial's."""
+    figures = ClassificationFigures(["a", "b"])
+    for i in range(1000):
+        figures.add({"scores": np.eye(2)[int(i % 10 >= 7)]}, {"label": 0})
+    from keras_coordatt.evaluation import _intervals
+
+    low, high = _intervals(figures, 1000, 400, 0.95, seed=0)["top1"]
+    half = 1.96 * math.sqrt(0.7 * 0.3 / 1000)
+    assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.005)
+
+
+def test_classes_of_the_data_are_found_by_name(photos, tmp_path):
+    """A model with more classes, in another order."""
+    known = known_models.classifier()
+    x = keras.ops.take(known.output, [2, 1, 0, 0], axis=1) * np.array(
+        [[1, 1, 1, 0]], "float32"
+    )
+    model = keras.Model(known.input, x)
+    report = evaluate(
+        model,
+        photos,
+        task="classification",
+        labels=["blue", "green", "red", "grey"],
+        resamples=0,
+    )
+    assert report.metrics["top1"] == pytest.approx(2 / 3)
+    assert [row["images"] for row in report.by_class] == [3, 3, 3, 0]
+    assert report.intervals == {}
+
+
+@needs_tensorflow
+def test_a_file_has_the_figures_of_its_model(photos, streets, cell_pictures, tmp_path):
+    for build, data in (
+        (known_models.classifier, photos),
+        (known_models.segmenter, MaskFolder(streets, classes=COLORS)),
+        (known_models.detector, cell_pictures),
+    ):
+        model = build()
+        export.litert(model, tmp_path / "it.tflite")
+        expected = evaluate(model, data, resamples=0)
+        given = evaluate(tmp_path / "it.tflite", data, resamples=0, batch_size=2)
+        assert given.metrics == pytest.approx(expected.metrics, nan_ok=True)
+
+
+def test_bad_arguments(photos, streets, cell_pictures):
+    model = known_models.classifier()
+    with pytest.raises(ValueError, match=r"`split`.*\['train', 'test'\].*'validation'"):
+        evaluate(model, photos, split="validation")
+    for arguments in (
+        {"resamples": -1},
+        {"confidence": 1.0},
+        {"batch_size": 0},
+        {"labels": "photos"},
+    ):
+        (name,) = arguments
+        with pytest.raises(ValueError, match=f"`{name}`.*Received"):
+            evaluate(model, photos, **arguments)
+    with pytest.raises(ValueError, match=r"`labels`.*3 classes.*Received: \['red'"):
+        evaluate(model, photos, labels=["red", "green", "blue", "x"])
+    with pytest.raises(ValueError, match=r"`data` has classes.*\['blue'\]"):
+        evaluate(model, photos, labels=["red", "green", "x"])
+    unnamed = keras.Model(model.input, keras.layers.Dense(3)(model.output))
+    with pytest.raises(ValueError, match="`labels` must be given.*'red'"):
+        evaluate(unnamed, photos, task="classification")
+    assert record_of(unnamed).labels is None
+    given = evaluate(unnamed, photos, task="classification", labels="data")
+    assert given.labels == ("blue", "green", "red")
+    # Masks with a value that is no class
+    segmenter = known_models.segmenter()
+    with pytest.raises(ValueError, match="`data`"):
+        evaluate(segmenter, MaskFolder(streets, classes=["red", "green", "x"]))
+
+
+def test_command(photos, tmp_path, capsys):
+    model = known_models.classifier()
+    model.save(tmp_path / "it.keras")
+    arguments = ["evaluate", tmp_path / "it.keras", photos]
+    json_file = tmp_path / "new" / "report.json"
+    assert main([str(x) for x in [*arguments, "--json", json_file]]) == 0
+    report = json.loads(json_file.read_text("utf-8"))
+    assert report["metrics"]["top1"] == pytest.approx(2 / 3)
+    assert "top1" in capsys.readouterr().out
+    assert main([str(x) for x in [*arguments, "--split", "nowhere"]]) == 1
+    error = capsys.readouterr().err
+    assert "'nowhere'" in error and error.count("\n") == 1

@@ -1,0 +1,262 @@
+import csv
+import importlib.util
+import json
+
+import keras
+import known_models
+import numpy as np
+import pytest
+from backends import needs_tensorflow
+from data_scenes import encode, write
+from exports import each_format
+from known_models import COLORS, picture
+from networks import outputs
+from PIL import Image
+
+from keras_coordatt import export
+from keras_coordatt.cli import main
+from keras_coordatt.prediction import draw, predict
+from keras_coordatt.preprocessing import IMAGENET, RAW_PIXELS, Preprocessing
+from keras_coordatt.runnable import open_model
+
+# Three times the networks' size, so that it is resized.
+SCENE = picture("green", [("red", 0, 1), ("blue", 1, 2)], scale=3)
+RED, BLUE = (48, 0, 96, 48), (96, 48, 144, 96)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {
+        "classification": known_models.classifier(),
+        "detection": known_models.detector(),
+        "segmentation": known_models.segmenter(),
+    }
+
+
+def check_scene(prediction, task, tolerance=1e-3):
+    """Checks a prediction for the scene by what is known to be in it."""
+    assert prediction.size == (96, 144)
+    if task == "classification":
+        assert prediction.classes[0][0] == "green"
+        assert prediction.classes[0][1] == pytest.approx(0.998, abs=tolerance + 1e-3)
+    elif task == "detection":
+        found = sorted(prediction.objects, key=lambda x: x.label)
+        assert [x.label for x in found] == ["blue", "red"]
+        np.testing.assert_allclose([x.box for x in found], [BLUE, RED], atol=0.5)
+        assert all(x.score > 0.99 for x in found)
+    else:
+        truth = SCENE.argmax(-1)
+        np.testing.assert_array_equal(prediction.mask, truth)
+        assert prediction.shares == pytest.approx(
+            {"green": 2 / 3, "red": 1 / 6, "blue": 1 / 6}
+        )
+
+
+TASKS = pytest.mark.parametrize("task", ["classification", "detection", "segmentation"])
+
+
+@TASKS
+def test_arrays(models, task):
+    for prediction in predict(models[task], np.stack([SCENE] * 3), batch_size=2):
+        check_scene(prediction, task)
+        json.dumps(prediction.as_dict())
+    assert len(prediction.rows()) == {"detection": 2}.get(task, 3)
+
+
+@TASKS
+@each_format
+def test_files(models, task, write, name, tmp_path):
+    write(models[task], tmp_path / name)
+    Image.fromarray(SCENE).save(tmp_path / "scene.png")
+    (prediction,) = predict(tmp_path / name, tmp_path / "scene.png")
+    assert prediction.file == str(tmp_path / "scene.png")
+    check_scene(prediction, task)
+
+
+@needs_tensorflow
+@TASKS
+def test_int8(models, task, tmp_path):
+    squares = [picture(x, [(y, 0, 1)]) for x in COLORS for y in COLORS]
+    images = IMAGENET.normalize(np.stack(squares).astype("float32"))
+    path = tmp_path / "it.tflite"
+    export.litert(models[task], path, precision="int8", representative=images)
+    check_scene(predict(path, SCENE)[0], task, tolerance=0.01)
+
+
+@TASKS
+def test_a_keras_file(models, task, tmp_path):
+    models[task].save(tmp_path / "it.keras")
+    check_scene(predict(str(tmp_path / "it.keras"), SCENE)[0], task)
+
+
+def test_pictures_are_read_as_people_see_them(models, tmp_path):
+    """With orientation 6, the file stores the scene on its side."""
+    upright = Image.fromarray(SCENE)
+    write(tmp_path / "a" / "Straße 1.JPG", encode(upright))
+    write(tmp_path / "a" / "deep" / "b.jpg", encode(upright, orientation=6))
+    write(tmp_path / "a" / "notes.txt", "not a picture")
+    write(tmp_path / "a" / ".hidden.png", encode(upright, "PNG"))
+    found = predict(models["detection"], tmp_path / "a")
+    assert [x.file.rpartition("/")[2] for x in found] == ["Straße 1.JPG", "b.jpg"]
+    for images in (tmp_path / "a", str(tmp_path / "a" / "**" / "*.[jJ]*")):
+        for prediction in predict(models["detection"], images):
+            boxes = sorted(x.box for x in prediction.objects)
+            np.testing.assert_allclose(boxes, [RED, BLUE], atol=0.5)
+
+
+def test_pictures_are_resized_as_recorded(tmp_path):
+    """Nearest and bilinear interpolation differ on a pattern of stripes."""
+    stripes = np.zeros((64, 96, 3), "uint8")
+    stripes[::2] = 255
+    model = known_models.segmenter()
+    for how in (
+        Preprocessing(interpolation="nearest", antialias=False),
+        Preprocessing(interpolation="bicubic"),
+    ):
+        x = open_model(model, preprocessing=how).prepare([stripes])
+        size = Image.Resampling[how.interpolation.upper()]
+        expected = np.asarray(Image.fromarray(stripes).resize((48, 32), size))
+        expected = how.normalize(expected.astype("float32"))
+        np.testing.assert_allclose(x[0], expected, atol=0.03)
+
+
+def test_pictures_that_cannot_be_read(models, tmp_path):
+    write(tmp_path / "good.png", encode(Image.fromarray(SCENE), "PNG"))
+    write(tmp_path / "bad.png", "no picture")
+    with pytest.raises(ValueError, match="bad.png cannot be read"):
+        predict(models["classification"], tmp_path)
+    with pytest.warns(UserWarning, match="1 pictures.*\n.*bad.png"):
+        found = predict(models["classification"], tmp_path, on_error="skip")
+    assert [x.file for x in found] == [str(tmp_path / "good.png")]
+
+
+def test_without_labels_classes_have_numbers(models):
+    head = keras.layers.Dense(7)(models["classification"].layers[-2].output)
+    model = keras.Model(models["classification"].input, head)
+    (prediction,) = predict(model, SCENE, task="classification", top=7)
+    scores = outputs(model, open_model(model, task="classification").prepare([SCENE]))
+    best = scores[0].argsort()[::-1]
+    assert [x for x, _ in prediction.classes] == [str(i) for i in best]
+
+
+def test_what_is_unknown_is_asked_for(models, tmp_path):
+    image = keras.Input((None, None, 3))
+    foreign = keras.Model(image, keras.layers.GlobalAveragePooling2D()(image))
+    with pytest.raises(ValueError, match="`image_size` must be given"):
+        predict(foreign, SCENE)
+    with pytest.raises(ValueError, match="`task` must be given"):
+        predict(foreign, SCENE, image_size=32)
+    settings = {"task": "classification", "image_size": 32}
+    with pytest.raises(ValueError, match="`preprocessing` must be given"):
+        predict(foreign, SCENE, **settings)
+    settings["preprocessing"] = RAW_PIXELS
+    with pytest.raises(ValueError, match="`labels`.*3 classes.*Received"):
+        predict(foreign, SCENE, labels=["a", "b"], **settings)
+    (prediction,) = predict(foreign, SCENE, labels=COLORS, **settings)
+    assert dict(prediction.classes) == pytest.approx(
+        dict(zip(COLORS, SCENE.mean((0, 1)))), abs=1
+    )
+
+
+def test_bad_arguments(models, tmp_path):
+    model = models["classification"]
+    write(tmp_path / "notes.txt", "not a model")
+    for images, message in {
+        "missing.jpg": "'missing.jpg'",
+        "missing/*.jpg": "no picture",
+        str(tmp_path): "`images` has no pictures",
+        7: "`images`",
+    }.items():
+        with pytest.raises((ValueError, OSError), match=message):
+            predict(model, images)
+    for images in (SCENE.astype("float32"), SCENE[..., :2], SCENE[0]):
+        with pytest.raises(ValueError, match="`images` must be uint8"):
+            predict(model, images)
+    with pytest.raises(ValueError, match="`model`.*notes.txt"):
+        predict(tmp_path / "notes.txt", SCENE)
+    with pytest.raises(FileNotFoundError, match="missing.keras"):
+        predict("missing.keras", SCENE)
+    for arguments in (
+        {"top": 0},
+        {"score_threshold": 1},
+        {"task": "regression"},
+        {"labels": "red"},
+        {"image_size": 64},
+        {"preprocessing": "imagenet"},
+        {"on_error": "ignore"},
+        {"batch_size": 0},
+    ):
+        (name,) = arguments
+        with pytest.raises(ValueError, match=f"`{name}`.*Received"):
+            predict(model, SCENE, **arguments)
+
+
+def test_drawing(models):
+    pytest.importorskip("cv2")
+    (found,) = predict(models["detection"], SCENE)
+    drawn = draw(found, SCENE, ("red", "blue"))
+    changed = (drawn != SCENE).any(-1)
+    assert changed[0, 48:96].all() and changed[48:95, 143].all()  # edges of the boxes
+    assert not changed[20:28, 66:76].any()  # the middle of one
+    (found,) = predict(models["segmentation"], SCENE)
+    drawn = draw(found, SCENE, COLORS)
+    assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == 3
+    assert (drawn != SCENE).any(-1).all()
+    # What is called so is left as it is.
+    drawn = draw(found, SCENE, ("thing", "background", "other"))
+    np.testing.assert_array_equal((drawn == SCENE).all(-1), SCENE.argmax(-1) == 1)
+    (found,) = predict(models["classification"], SCENE)
+    np.testing.assert_array_equal(draw(found, SCENE, COLORS), SCENE)
+
+
+def command(*arguments):
+    return main(["predict", *map(str, arguments)])
+
+
+@TASKS
+def test_command(models, task, tmp_path, capsys):
+    models[task].save(tmp_path / "it.keras")
+    for folder in ("a", "b"):
+        write(tmp_path / folder / "scene.png", encode(Image.fromarray(SCENE), "PNG"))
+    arguments = [tmp_path / "a", f"{tmp_path}/b/*.png", "--top", 2]
+    arguments += ["--json", tmp_path / "new" / "it.json", "--csv", tmp_path / "it.csv"]
+    drawn = task != "classification" and importlib.util.find_spec("cv2")
+    if drawn:
+        arguments += ["--draw", tmp_path / "drawn"]
+    assert command(tmp_path / "it.keras", *arguments) == 0
+    out = capsys.readouterr().out
+    assert out.count("scene.png\n") == 2
+    content = json.loads((tmp_path / "new" / "it.json").read_text("utf-8"))
+    files = [str(tmp_path / x / "scene.png") for x in "ab"]
+    assert [x["file"] for x in content] == files
+    with open(tmp_path / "it.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = {"classification": 2, "detection": 2, "segmentation": 3}[task]
+    assert [x["file"] for x in rows] == [x for x in files for _ in range(expected)]
+    assert {x["label"] for x in rows[:2]} < set(COLORS)
+    if task == "detection":
+        boxes = sorted(
+            [float(x[k]) for k in ("x1", "y1", "x2", "y2")] for x in rows[:2]
+        )
+        np.testing.assert_allclose(boxes, [RED, BLUE], atol=0.5)
+    if drawn:
+        for name in ("scene.png", "scene-2.png"):
+            with Image.open(tmp_path / "drawn" / name) as image:
+                assert (np.asarray(image) != SCENE).any()
+
+
+def test_a_wrong_command_is_told(models, tmp_path, capsys):
+    model = tmp_path / "it.keras"
+    models["classification"].save(model)
+    Image.fromarray(SCENE).save(tmp_path / "scene.png")
+    for arguments, message in (
+        ([model, tmp_path / "missing.png"], "missing.png"),
+        ([tmp_path / "missing.keras", tmp_path / "scene.png"], "missing.keras"),
+        ([model, tmp_path / "scene.png", "--draw", tmp_path / "d"], "--draw is for"),
+        ([model, tmp_path / "scene.png", "--mean", 0, 0, 0], "--mean and --std"),
+    ):
+        assert command(*arguments) == 1
+        captured = capsys.readouterr()
+        assert message in captured.err
+        assert captured.err.count("\n") == 1
+    assert not (tmp_path / "d").exists()
