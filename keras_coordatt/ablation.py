@@ -14,7 +14,7 @@ import keras
 
 from keras_coordatt.applications import MobileNetV2CA
 from keras_coordatt.files import atomic_file
-from keras_coordatt.training import train_classifier
+from keras_coordatt.training import train
 from keras_coordatt.validation import check_positive_int
 
 ATTENTIONS = (None, "se", "cbam", "height", "width", "coordinate")
@@ -105,13 +105,25 @@ def _lines(path):
     return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
 
 
-def _train(seed: int, attention: str | None, steps: int, alpha: float, **settings):
+def _train(data, seed, attention, steps, alpha, **settings):
     keras.backend.clear_session()
     build = functools.partial(MobileNetV2CA, alpha=alpha, attention=attention)
-    _, report = train_classifier(
-        build, seed=seed, epochs=1, steps_per_epoch=steps, verbose=0, **settings
-    )
-    return report
+    report = train(
+        "classification",
+        data,
+        None,
+        build=build,
+        recipe="scratch",
+        changes={"epochs": 1, "steps_per_epoch": steps, **settings},
+        validation_split=0,
+        seed=seed,
+        verbose=False,
+    ).report
+    return {
+        "parameters": report["parameters"],
+        "accuracy": report["metrics"]["accuracy"],
+        "seconds": report["seconds"],
+    }
 
 
 def table(runs: list[dict]) -> str:

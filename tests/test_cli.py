@@ -360,66 +360,6 @@ def test_lists_the_catalog(tmp_path, monkeypatch, capsys):
     assert f"cache     {path}" in capsys.readouterr().out
 
 
-@needs_tensorflow
-def test_trains_and_goes_on_after_an_interruption(
-    eager, image_folder, tmp_path, capsys
-):
-    output = tmp_path / "there" / "trained.safetensors"
-    options = ("--image-size", 32, "--epochs", 2, "--batch-size", 12)
-    with pytest.MonkeyPatch.context() as patch:
-
-        def interrupted(*arguments, **options):
-            raise KeyboardInterrupt
-
-        patch.setattr(keras.Model, "evaluate", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            run("train", image_folder, output, *options)
-    assert [path.suffix for path in output.parent.iterdir()] == [".safetensors-backup"]
-
-    # Another training must not go on from there.
-    assert run("train", image_folder, output, *options, "--seed", 1) == 1
-    assert re.search("another training.*seed", capsys.readouterr().err)
-
-    # Both epochs are done, so nothing is left but the test.
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(keras.Model, "train_step", lambda *_: pytest.fail("trained"))
-        assert run("train", image_folder, output, *options) == 0
-    assert re.search(r"\d+\.\d\d% of the test images, 3\d\d,", capsys.readouterr().out)
-    assert list(output.parent.iterdir()) == [output]
-    assert MobileNetV2CA((32, 32, 3), 0.25, weights=output, classes=3).built
-
-
-@needs_tensorflow
-def test_a_training_that_fails_at_once_blocks_nothing(
-    eager, image_folder, tmp_path, capsys
-):
-    folder = tmp_path / "out"
-    folder.mkdir()
-    options = ("--image-size", 32, "--epochs", 1, "--batch-size", 12)
-    for data, more in [
-        (tmp_path / "typo", ()),
-        (image_folder, ("--epochs", 0)),
-    ]:
-        assert run("train", data, folder / "it.keras", *options, *more) == 1
-        assert re.search("typo|epochs", capsys.readouterr().err)
-        assert not list(folder.iterdir())
-    assert run("train", image_folder, folder / "it.keras", *options) == 0
-
-
-@pytest.mark.parametrize(
-    "output, attention, message",
-    [
-        ("out.pth", "coordinate", "OUT must end in one of"),
-        ("out.safetensors", "se", "OUT can be .safetensors only.*se"),
-    ],
-)
-def test_train_checks_the_output_first(tmp_path, capsys, output, attention, message):
-    options = ("--attention", attention)
-    assert run("train", tmp_path, tmp_path / output, *options) == 1
-    assert re.search(message, capsys.readouterr().err)
-    assert not list(tmp_path.iterdir())
-
-
 def test_a_head_that_does_not_fit_is_no_conversion(tmp_path, capsys):
     source = tmp_path / "ten.weights.h5"
     MobileNetV2CA((32, 32, 3), 0.25, weights=None, classes=10).save_weights(source)

@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     del options["config"]
     try:
         COMMANDS[arguments.subcommand](**options)
-    except (ValueError, TypeError, OSError, ImportError) as error:
+    except (ArithmeticError, ImportError, OSError, TypeError, ValueError) as error:
         message = " ".join(str(error).split())
         print(f"keras-coordatt: error: {message}", file=sys.stderr)
         return 1

@@ -1,72 +1,130 @@
 """`keras-coordatt train`: from a folder of pictures to a model."""
 
 import functools
-import pathlib
-import shutil
+import json
 from typing import Literal
 
-from keras_coordatt.applications import MobileNetV2CA
-from keras_coordatt.cli.convert import check_output
+from keras_coordatt import applications
+from keras_coordatt import weights as weights_lib
 from keras_coordatt.cli.options import Attention
-from keras_coordatt.training import train_classifier
-from keras_coordatt.weights.network_file import save_network
+from keras_coordatt.training import train as train_model
+
+TASKS = {
+    "auto": None,
+    "classify": "classification",
+    "detect": "detection",
+    "segment": "segmentation",
+}
 
 
 def train(
+    task: Literal["auto", "classify", "detect", "segment"],
     data: str,
-    output: pathlib.Path,
+    output: str,
     *,
-    alpha: float = 0.25,
+    network: Literal[
+        "MobileNetV2CA", "MobileNeXtCA", "EfficientNetCA"
+    ] = "MobileNetV2CA",
+    alpha: float | None = None,
+    variant: str | None = None,
     attention: Attention = "coordinate",
-    image_size: int = 64,
-    epochs: int = 16,
-    batch_size: int = 64,
-    optimizer: Literal["sgd", "lamb"] = "sgd",
-    learning_rate: float = 0.05,
+    reduction: int | None = None,
+    output_stride: int | None = None,
+    weights: str | None = None,
+    recipe: Literal["fine-tune", "scratch", "paper"] | None = None,
+    epochs: int | None = None,
+    image_size: int | None = None,
+    batch_size: int | None = None,
+    optimizer: Literal["sgd", "adamw", "lamb"] | None = None,
+    learning_rate: float | None = None,
+    set: tuple[str, ...] = (),
+    validation_split: float = 0.2,
+    on_error: Literal["raise", "skip", "repair"] = "raise",
     seed: int = 0,
+    deterministic: bool = False,
 ) -> None:
-    """Train a MobileNetV2CA from scratch, and test it once.
+    """Train a classifier, detector or segmenter, and measure it.
 
-    Run an interrupted training again to continue it after its last complete epoch.
+    Run an interrupted training again, by the same command, to continue it after its last
+    complete epoch. All values of a recipe are printed when it starts.
 
     Args:
-        data: Folder with train/<class>/ and test/<class>/, or TFDS name.
-        output: File to write: `.keras`, `.weights.h5` or `.safetensors`.
-        alpha: Width multiplier.
+        task: What to learn: classify, detect or segment; auto, if left out, finds it
+            from DATA.
+        data: Folder or file with the data, or TFDS name.
+        output: Folder for models, history, figures and report; or a `.keras`,
+            `.weights.h5` or `.safetensors` file for the best model alone.
+        network: Builder of the network.
+        alpha: Width multiplier. By default that of the weights, or 1.
+        variant: Variant of EfficientNetCA, from b0 to b7.
         attention: Attention of the network.
-        image_size: Height and width in pixels.
-        epochs: Passes over the training images.
-        batch_size: Images per step.
-        optimizer: Optimizer.
-        learning_rate: Highest learning rate.
+        reduction: Reduction of the attention. By default the builder's.
+        output_stride: 32, 16 or 8. By default 16 to segment, otherwise 32.
+        weights: Name of published weights, such as imagenet, or file to start from. By
+            default random weights.
+        recipe: Named values of the training. By default fine-tune with weights, and
+            scratch without.
+        epochs: Passes over the training images. By default the recipe's.
+        image_size: Height and width in pixels. By default the recipe's.
+        batch_size: Images per step. By default the recipe's.
+        optimizer: Optimizer. By default the recipe's.
+        learning_rate: Highest learning rate. By default the recipe's.
+        set: Other values of the recipe to change, such as `ema=0.99 mixup=0.2`.
+        validation_split: Fraction of the training images set aside for validation, if
+            DATA has no split for it; 0 to train without.
+        on_error: What to do with files that can't be used.
         seed: Makes the training repeatable.
+        deterministic: Use deterministic operations only, which may be slower.
     """
-    check_output(output)
-    if output.suffix == ".safetensors" and attention in ("se", "cbam"):
-        raise ValueError(
-            "OUT can be .safetensors only with an attention that has official names. "
-            f"Received: {output} with --attention {attention}"
-        )
-    backup_dir = output.with_name(f".{output.name}-backup")
-    build = functools.partial(
-        MobileNetV2CA,
-        alpha=alpha,
-        attention=None if attention == "none" else attention,
-    )
-    model, report = train_classifier(
-        build,
+    given = {
+        "epochs": epochs,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "optimizer": optimizer,
+        "learning_rate": learning_rate,
+    }
+    changes = {name: value for name, value in given.items() if value is not None}
+    arguments = {
+        "alpha": alpha,
+        "variant": variant,
+        "reduction": reduction,
+        "output_stride": output_stride,
+    }
+    arguments = {name: value for name, value in arguments.items() if value is not None}
+    arguments["attention"] = None if attention == "none" else attention
+    # Published weights fit one width only.
+    if name := weights_lib.published(network).get(weights):
+        arguments = {**weights_lib.CATALOG[name].arguments, **arguments}
+    done = train_model(
+        TASKS[task],
         data,
-        image_size=image_size,
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer=optimizer,
-        learning_rate=learning_rate,
+        output,
+        build=functools.partial(getattr(applications, network), **arguments),
+        weights=weights,
+        recipe=recipe,
+        changes={**_parse(set), **changes},
+        validation_split=validation_split,
+        on_error=on_error,
         seed=seed,
-        backup_dir=backup_dir,
+        deterministic=deterministic,
     )
-    save_network(model, output)
-    shutil.rmtree(backup_dir)
+    report = done.report
+    metrics = ", ".join(f"{k} {v:.4g}" for k, v in report["metrics"].items())
     print(
-        f"{output}: {report['accuracy']:.2%} of the test images, "
-        f"{report['parameters']:,} parameters, {report['seconds']} s"
+        f"{output}: best of epoch {report['best_epoch']}, {report['split']} split: "
+        f"{metrics}; {report['parameters']:,} parameters, {report['seconds']} s"
     )
+
+
+def _parse(items):
+    """Parses NAME=VALUE, with values as in JSON; what isn't JSON is a string."""
+    values = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals:
+            raise ValueError(f"--set takes NAME=VALUE. Received: {item}")
+        try:
+            values[name] = json.loads(value)
+        except json.JSONDecodeError:
+            values[name] = value
+    return values

@@ -58,7 +58,7 @@ class Batches:
                 )
         check_choice("shuffle", self.shuffle, (True, False))
         check_choice("drop_remainder", self.drop_remainder, (True, False))
-        if not isinstance(self.seed, numbers.Integral | None):
+        if not isinstance(self.seed, numbers.Integral | tf.Variable | None):
             raise ValueError(
                 f"`seed` must be None or an integer. Received: {self.seed!r}"
             )
@@ -86,11 +86,12 @@ class Batches:
         ordered = builder.info.disable_shuffling or isinstance(
             builder, tfds.ImageFolder
         )
+        seed = None if self.seed is None else int(self.seed)
         dataset = builder.as_dataset(
             split=self.split,
             shuffle_files=self.shuffle and not ordered,
             # The images are cached below, after they are resized.
-            read_config=tfds.ReadConfig(shuffle_seed=self.seed, try_autocache=False),
+            read_config=tfds.ReadConfig(shuffle_seed=seed, try_autocache=False),
         )
         if self.drop_remainder and 0 <= dataset.cardinality() < self.batch_size:
             raise ValueError(
@@ -110,7 +111,7 @@ class Batches:
         if 0 < dataset.cardinality() <= room:
             dataset = dataset.cache()
         if self.shuffle:
-            dataset = dataset.shuffle(room, seed=self.seed)
+            dataset = _shuffle(dataset, room, self.seed)
 
         # Keras's layers and `preprocess_input` expect the global data format.
         channels_first = keras.config.image_data_format() == "channels_first"
@@ -132,6 +133,25 @@ class Batches:
             finish_batch, num_parallel_calls=None if in_turn else tf.data.AUTOTUNE
         )
         return dataset.prefetch(tf.data.AUTOTUNE)
+
+
+def _shuffle(dataset, room, seed):
+    if not isinstance(seed, tf.Variable):
+        return dataset.shuffle(room, seed=seed)
+
+    def shuffled_once(_):
+        # Otherwise the order would also depend on the global seed.
+        tf.compat.v1.set_random_seed(1)
+        return dataset.shuffle(
+            room, seed=seed.read_value(), reshuffle_each_iteration=False
+        )
+
+    # The variable is read whenever an iteration begins.
+    shuffled = tf.data.Dataset.from_tensors(0).flat_map(shuffled_once)
+    count = dataset.cardinality()
+    if count < 0:
+        return shuffled
+    return shuffled.apply(tf.data.experimental.assert_cardinality(count))
 
 
 def check_labels(labels: tf.Tensor, num_classes: int, low: int = 0) -> tf.Tensor:

@@ -1,13 +1,20 @@
-"""Training from scratch, in a few hundred steps or many, with backups."""
+"""Training for three tasks, with recipes, and state on disk to continue from."""
 
-from keras_coordatt.training.backup import Backup
-from keras_coordatt.training.classifier import OPTIMIZERS, train_classifier
-from keras_coordatt.training.recipes import warmup_cosine, zero_init_residuals
+from keras_coordatt.training.recipes import (
+    RECIPES,
+    Recipe,
+    recipe,
+    warmup_cosine,
+    zero_init_residuals,
+)
+from keras_coordatt.training.trainer import Training, train
 
 __all__ = [
-    "OPTIMIZERS",
-    "Backup",
-    "train_classifier",
+    "RECIPES",
+    "Recipe",
+    "Training",
+    "recipe",
+    "train",
     "warmup_cosine",
     "zero_init_residuals",
 ]

@@ -1,92 +1,144 @@
-"""Backup of a training, from which it continues after an interruption.
+"""State of a training on disk, from which it continues after an interruption.
 
-Keras's `BackupAndRestore` writes two files in place, weights and epoch. A process that
-is killed meanwhile leaves a truncated file, or weights of one epoch and the number of
-another; `double_checkpoint` helps only from the second epoch on, and not if the number
-is affected. Here one file, replaced atomically, has the weights and the optimizer's
-count of steps, which gives the epoch.
+Keras's `BackupAndRestore` writes weights and epoch into two files in place: a process
+that is killed meanwhile leaves a truncated file, or weights of one epoch and the number
+of another. Here the weights of each epoch are a file of their own, and one small file,
+replaced atomically, says which epoch is complete and holds its history.
 """
 
+import contextlib
 import json
 import os
 import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
 
 import keras
 
-from keras_coordatt.files import atomic_file
+STATE = "state.json"
 
 
-class Backup(keras.callbacks.Callback):
-    """Saves the state of a training after every epoch.
+class Backup:
+    """History, weights and optimizer of a training after its last complete epoch.
 
-    The folder is for one training: `settings` are saved too, and restoring with others
-    is an error. A folder without a complete epoch restores nothing and refuses nothing.
+    The folder is made when the first epoch is complete, so a training that failed
+    before leaves nothing behind.
 
     Args:
-        folder: Folder for the backup. It stays when the training ends, for the caller
-            to delete once the model is saved.
-        settings: Dict of what the training depends on, which JSON can hold.
+        folder: Folder of the state, of this training alone.
+        settings: Dict that JSON can hold, of all that the training depends on.
+
+    Attributes:
+        rows: The history: one dict of numbers per complete epoch.
+
+    Raises:
+        ValueError: If the folder has the state of another training.
 
     Example:
 
-    >>> backup = Backup("runs/.backup", {"learning_rate": 0.1})
-    >>> initial_epoch = backup.restore(model, steps_per_epoch=100)
-    >>> model.fit(
-    ...     images, epochs=5, initial_epoch=initial_epoch, callbacks=[backup]
-    ... )
+    >>> backup = Backup("runs/.training", {"learning_rate": 0.1})
+    >>> backup.save(model, {"epoch": 1, "loss": 0.7}, best=model)
     """
 
     def __init__(self, folder: str | os.PathLike, settings: dict):
-        super().__init__()
         self.folder = pathlib.Path(folder)
-        self.settings = json.dumps(settings)
-        self.weights_path = self.folder / "latest.weights.h5"
-        self.settings_path = self.folder / "settings.json"
+        self.settings = json.loads(json.dumps(settings))
+        self.rows: list[dict] = []
+        state = self.folder / STATE
+        if state.exists():
+            saved = json.loads(state.read_text(encoding="utf-8"))
+            check_settings(saved["settings"], self.settings, self.folder)
+            self.rows = saved["rows"]
+        # What a killed process was writing
+        shutil.rmtree(self.folder / "temporary", ignore_errors=True)
 
-    def check(self) -> None:
-        """Raises a ValueError if the folder has a backup of another training."""
-        if self.weights_path.exists():
-            saved = "which are not known"
-            if self.settings_path.exists():
-                saved = self.settings_path.read_text(encoding="utf-8")
-            if saved != self.settings:
-                raise ValueError(
-                    f"{self.folder} has a backup of another training, which was "
-                    f"interrupted. Continue that one with its settings, {saved}, or "
-                    f"delete the folder. Received: {self.settings}"
-                )
-
-    def restore(self, model: keras.Model, steps_per_epoch: int) -> int:
-        """Creates the folder, and restores the last complete epoch if there is one.
+    def save(self, model: keras.Model, row: dict, best: keras.Model | None) -> None:
+        """Saves a complete epoch.
 
         Args:
             model: The compiled model.
-            steps_per_epoch: Steps per epoch, same as in `model.fit`.
+            row: The epoch's part of the history, with its number as `"epoch"`, from 1.
+            best: Model with the weights to keep as the best ones, if this epoch is the
+                best so far; otherwise `None`, and the previous ones are kept.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kept = [self._path("epoch", row["epoch"])]
+        with self.writing(kept[0]) as temporary:
+            model.save_weights(temporary)
+        if best is not None:
+            kept.append(self._path("best", row["epoch"]))
+            with self.writing(kept[1]) as temporary:
+                best.save_weights(temporary)
+        rows = [*self.rows, row]
+        with self.writing(self.folder / STATE) as temporary:
+            state = {"settings": self.settings, "rows": rows}
+            temporary.write_text(json.dumps(state), encoding="utf-8")
+        self.rows = rows
+        # Only now, as the previous state needs the previous files.
+        stale = "*-*.weights.h5" if best is not None else "epoch-*.weights.h5"
+        for path in set(self.folder.glob(stale)) - set(kept):
+            path.unlink()
 
-        Returns:
-            The number of complete epochs: `initial_epoch` of `model.fit`.
+    def load(self, model: keras.Model) -> None:
+        """Loads the weights of the last epoch, and if the model is compiled its optimizer.
 
         Raises:
-            ValueError: If the backup is damaged or of another training.
-            OSError: If the folder can't be written to.
+            ValueError: If the file is damaged.
         """
-        self.check()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # Written before the first weights, so that these never stand without it.
-        with atomic_file(self.settings_path) as temporary:
-            temporary.write_text(self.settings, encoding="utf-8")
-        if not self.weights_path.exists():
-            return 0
-        model.optimizer.build(model.trainable_variables)
+        if model.optimizer is not None:
+            model.optimizer.build(model.trainable_variables)
+        self._load(model, "epoch", self.rows[-1]["epoch"])
+
+    def load_best(self, model: keras.Model, epoch: int) -> None:
+        """Loads the best weights, which were those after `epoch`.
+
+        Raises:
+            ValueError: If the file is damaged.
+        """
+        self._load(model, "best", epoch)
+
+    def _path(self, kind, epoch):
+        return self.folder / f"{kind}-{epoch}.weights.h5"
+
+    def _load(self, model, kind, epoch):
+        path = self._path(kind, epoch)
         try:
-            model.load_weights(self.weights_path)
+            model.load_weights(path)
         except Exception as error:  # h5py and Keras raise many types
             raise ValueError(
-                f"Cannot read {str(self.weights_path)!r}. Delete {self.folder} to "
-                f"train from the start ({type(error).__name__}: {error})"
+                f"Cannot read {str(path)!r}. Delete {self.folder} to train from the "
+                f"start ({type(error).__name__}: {error})"
             ) from error
-        return int(model.optimizer.iterations) // steps_per_epoch
 
-    def on_epoch_end(self, epoch, logs=None):
-        with atomic_file(self.weights_path) as temporary:
-            self.model.save_weights(temporary)
+    @contextlib.contextmanager
+    def writing(self, path: pathlib.Path) -> Iterator[pathlib.Path]:
+        """Same as `atomic_file`; what a killed process leaves is in the state's folder.
+
+        Args:
+            path: File to write, on the file system of the state's folder.
+        """
+        folder = self.folder / "temporary"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as unique:
+            temporary = pathlib.Path(unique) / path.name
+            yield temporary
+            os.replace(temporary, path)
+
+    def delete(self) -> None:
+        """Deletes the state."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def check_settings(saved: dict, settings: dict, folder: pathlib.Path) -> None:
+    """Raises a ValueError if a folder is of a training with other settings."""
+    differing = [
+        f"{name}: {saved.get(name)!r} there, {settings.get(name)!r} now"
+        for name in {**saved, **settings}
+        if saved.get(name) != settings.get(name)
+    ]
+    if differing:
+        raise ValueError(
+            f"{folder} is of another training. Repeat its settings to continue it, "
+            f"choose another OUT, or delete it. Different: {'; '.join(differing)}"
+        )

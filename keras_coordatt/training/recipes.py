@@ -1,8 +1,236 @@
-"""Recipes that let a network learn in a few hundred steps."""
+"""Recipes: all values of a training, by name."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
 
 import keras
 
-from keras_coordatt.validation import check_number, check_positive_int
+from keras_coordatt.validation import check_choice, check_number, check_positive_int
+
+OPTIMIZERS = ("sgd", "adamw", "lamb")
+AUGMENTATIONS = ("none", "light", "strong")
+PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All values of a training. `recipe` returns the three that have a name.
+
+    Attributes:
+        name: Name of the recipe that the values started from.
+        image_size: Height and width of the images in pixels, or both as a pair.
+        epochs: Number of epochs, with those of the head.
+        batch_size: Images per step, at least 2 for batch normalization.
+        optimizer: `"sgd"` with Nesterov momentum 0.9, `"adamw"` or `"lamb"`.
+        learning_rate: Highest learning rate, at the end of the warmup. Then it follows
+            a cosine down to zero.
+        head_epochs: Epochs at the start in which only the head is trained.
+        head_learning_rate: Highest learning rate of these epochs.
+        steps_per_epoch: Steps per epoch, or `None` for all batches.
+        warmup: Fraction of the steps of a phase in which the learning rate rises.
+        weight_decay: For `"sgd"`, an L2 penalty in the loss, as in PyTorch; otherwise
+            decoupled. Normalizations and biases don't decay.
+        freeze_batch_norm: Whether the batch normalization of a pretrained network stays
+            at its statistics.
+        zero_init: Whether residual blocks start as the identity.
+        augmentation: `"none"`; `"light"`, flips, and for classification shifts by up to
+            a tenth; or `"strong"`: for classification Inception's crop, for detection
+            SSD's photometric change, expansion and crop, for segmentation scale and
+            crop, each with flips.
+        rand_augment: Strength of RandAugment in (0, 1], for classification; 0 for none.
+        mixup: `alpha` of MixUp, for classification; 0 for none.
+        cutmix: `factor` of CutMix, for classification; 0 for none.
+        erasing: Fraction of images of which a part is erased, for classification.
+        label_smoothing: Label smoothing in [0, 1), for classification.
+        class_weights: Whether rare classes count more, for classification.
+        ema: Momentum of the exponential moving average of the weights, which is then
+            validated and saved; 0 for none.
+        precision: Dtype policy: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`.
+        gradient_accumulation: Steps of which the gradients are added up.
+        clip_norm: Highest norm of each gradient; 0 for none.
+        patience: Epochs without a better validation metric after which training stops;
+            0 for never.
+
+    Raises:
+        ValueError: If a value is out of its range.
+
+    Example:
+
+    >>> dataclasses.replace(recipe("paper", "classification"), epochs=90).epochs
+    90
+    """
+
+    name: str
+    image_size: int | tuple[int, int]
+    epochs: int
+    batch_size: int
+    optimizer: str
+    learning_rate: float
+    head_epochs: int = 0
+    head_learning_rate: float = 1e-3
+    steps_per_epoch: int | None = None
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    freeze_batch_norm: bool = False
+    zero_init: bool = False
+    augmentation: str = "light"
+    rand_augment: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    erasing: float = 0.0
+    label_smoothing: float = 0.0
+    class_weights: bool = False
+    ema: float = 0.0
+    precision: str = "float32"
+    gradient_accumulation: int = 1
+    clip_norm: float = 0.0
+    patience: int = 0
+
+    def __post_init__(self):
+        # Frozen, and lists come out of files.
+        if isinstance(self.image_size, list):
+            object.__setattr__(self, "image_size", tuple(self.image_size))
+        sides = self.image_size if isinstance(self.image_size, tuple) else (0, 0)
+        if isinstance(self.image_size, tuple) and len(sides) != 2:
+            raise ValueError(
+                "`image_size` must be an integer or (height, width). "
+                f"Received: {self.image_size!r}"
+            )
+        for side in sides if any(sides) else (self.image_size,):
+            check_positive_int("image_size", side)
+        for name in ("epochs", "gradient_accumulation"):
+            check_positive_int(name, getattr(self, name))
+        if self.steps_per_epoch is not None:
+            check_positive_int("steps_per_epoch", self.steps_per_epoch)
+        for name in ("head_epochs", "patience"):
+            if getattr(self, name) != 0:
+                check_positive_int(name, getattr(self, name))
+        if self.head_epochs >= self.epochs:
+            raise ValueError(
+                "`head_epochs` must be fewer than `epochs`. "
+                f"Received: head_epochs={self.head_epochs}, epochs={self.epochs}"
+            )
+        if check_positive_int("batch_size", self.batch_size) < 2:
+            raise ValueError(
+                "`batch_size` must be at least 2: batch normalization can't train on "
+                f"one image. Received: {self.batch_size}"
+            )
+        for name in ("learning_rate", "head_learning_rate"):
+            check_number(name, getattr(self, name), 0)
+        for name in ("weight_decay", "mixup", "clip_norm"):
+            check_number(name, getattr(self, name), 0, closed=True)
+        for name in ("warmup", "label_smoothing", "ema"):
+            check_number(name, getattr(self, name), 0, 1, closed=True)
+        for name in ("rand_augment", "cutmix", "erasing"):
+            check_number(
+                name, getattr(self, name), 0, math.nextafter(1, 2), closed=True
+            )
+        for name in ("freeze_batch_norm", "zero_init", "class_weights"):
+            check_choice(name, getattr(self, name), (True, False))
+        check_choice("optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("augmentation", self.augmentation, AUGMENTATIONS)
+        check_choice("precision", self.precision, PRECISIONS)
+
+
+_IMAGE_SIZES = {"classification": 224, "detection": 320, "segmentation": 256}
+
+_RECIPES = {
+    "fine-tune": {
+        "epochs": 20,
+        "head_epochs": 4,
+        "head_learning_rate": 3e-3,
+        "batch_size": 32,
+        "optimizer": "adamw",
+        "learning_rate": 5e-4,
+        "weight_decay": 1e-2,
+        "freeze_batch_norm": True,
+        "patience": 10,
+    },
+    "scratch": {
+        "epochs": 16,
+        "batch_size": 64,
+        "optimizer": "sgd",
+        "learning_rate": 0.05,
+        "zero_init": True,
+    },
+    "paper": {
+        "epochs": 200,
+        "batch_size": 256,
+        "optimizer": "sgd",
+        "learning_rate": 0.05,
+        "warmup": 0.025,
+        "weight_decay": 4e-5,
+        "augmentation": "strong",
+    },
+}
+# Dense tasks learn from few images, each with many examples.
+_DENSE = {
+    "fine-tune": {"epochs": 40, "augmentation": "strong", "batch_size": 16},
+    "scratch": {
+        "epochs": 60,
+        "optimizer": "adamw",
+        "learning_rate": 2e-3,
+        "batch_size": 16,
+        "augmentation": "strong",
+    },
+    # The paper's learning rate for SSDLite; that of DeepLab for segmentation.
+    "paper": {"learning_rate": 0.01, "batch_size": 32},
+}
+_TASKS = {
+    "classification": {"fine-tune": {"label_smoothing": 0.1}},
+    "detection": _DENSE,
+    "segmentation": {**_DENSE, "paper": {"learning_rate": 0.007, "batch_size": 16}},
+}
+RECIPES = tuple(_RECIPES)
+
+
+def recipe(name: str, task: str, changes: Mapping | None = None) -> Recipe:
+    """Returns a recipe by its name.
+
+    - `"fine-tune"`: for pretrained weights. First the head, with the rest frozen; then
+      the whole network at a lower rate, with batch normalization at its statistics.
+    - `"scratch"`: learns in a few hundred steps. SGD for classification, AdamW for
+      detection and segmentation; residual blocks start as the identity.
+    - `"paper"`: SGD, cosine schedule after a warmup, a weight decay of 4e-5, 200 epochs.
+
+    Args:
+        name: `"fine-tune"`, `"scratch"` or `"paper"`.
+        task: `"classification"`, `"detection"` or `"segmentation"`.
+        changes: Dict of the values to change, by the names of `Recipe`'s attributes.
+
+    Returns:
+        A `Recipe`.
+
+    Raises:
+        ValueError: If there is no such recipe, task or value.
+
+    Example:
+
+    >>> recipe("scratch", "classification", {"epochs": 30}).learning_rate
+    0.05
+    """
+    check_choice("recipe", name, RECIPES)
+    check_choice("task", task, tuple(_TASKS))
+    changes = dict(changes or {})
+    known = [field.name for field in dataclasses.fields(Recipe)][1:]
+    for key in changes:
+        if key not in known:
+            raise ValueError(
+                f"A recipe has no value {key!r}. It has: {', '.join(known)}"
+            )
+    values = {"image_size": _IMAGE_SIZES[task], **_RECIPES[name]}
+    values |= _TASKS[task].get(name, {})
+    if task != "classification":
+        for key in ("rand_augment", "mixup", "cutmix", "erasing", "label_smoothing"):
+            if changes.get(key):
+                raise ValueError(
+                    f"`{key}` is for classification. Received: {changes[key]!r} "
+                    f"for {task}"
+                )
+        if changes.get("class_weights"):
+            raise ValueError(f"`class_weights` is for classification, not for {task}")
+    return Recipe(name=name, **{**values, **changes})
 
 
 def zero_init_residuals(model: keras.Model) -> None:
@@ -56,7 +284,7 @@ def warmup_cosine(
     Args:
         steps: Positive integer, number of steps of the training.
         learning_rate: Positive number, the highest learning rate.
-        warmup: Fraction of the steps spent on warmup, in (0, 1). Defaults to 0.1.
+        warmup: Fraction of the steps spent on warmup, in [0, 1). Defaults to 0.1.
 
     Returns:
         A schedule for any Keras optimizer.
@@ -70,7 +298,9 @@ def warmup_cosine(
     """
     steps = check_positive_int("steps", steps)
     learning_rate = check_number("learning_rate", learning_rate, 0)
-    warmup_steps = round(steps * check_number("warmup", warmup, 0, 1))
+    warmup_steps = round(steps * check_number("warmup", warmup, 0, 1, closed=True))
+    if not warmup_steps:
+        return keras.optimizers.schedules.CosineDecay(learning_rate, steps)
     return keras.optimizers.schedules.CosineDecay(
         learning_rate / 100,
         steps - warmup_steps,

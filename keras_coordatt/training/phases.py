@@ -1,0 +1,58 @@
+"""Phases of a training: the head alone, then all layers."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import keras
+
+from keras_coordatt.layers import freeze_batch_norm
+from keras_coordatt.layers.freezing import nested_layers
+from keras_coordatt.training.optimizers import set_weight_penalty
+from keras_coordatt.training.recipes import Recipe
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """Epochs with one optimizer and the same layers trained.
+
+    Attributes:
+        name: `"head"` or `"all"`.
+        first: Number of complete epochs before the phase.
+        last: Number of complete epochs after it.
+        learning_rate: Highest learning rate.
+    """
+
+    name: str
+    first: int
+    last: int
+    learning_rate: float
+
+    def set_trainable(
+        self, model: keras.Model, head: Sequence[keras.Layer], recipe: Recipe
+    ) -> None:
+        """Sets which layers are trained in this phase."""
+        model.trainable = True
+        in_head = {id(layer) for top in head for layer in nested_layers(top)}
+        base = [
+            layer
+            for layer in nested_layers(model)
+            if id(layer) not in in_head and not isinstance(layer, keras.Model)
+        ]
+        if self.name == "head":
+            for layer in base:
+                layer.trainable = False
+        elif recipe.freeze_batch_norm:
+            for layer in base:
+                if isinstance(layer, keras.layers.BatchNormalization):
+                    freeze_batch_norm(layer)
+        set_weight_penalty(model, recipe)
+
+
+def phases(recipe: Recipe) -> list[Phase]:
+    """Returns the phases of a recipe in their order."""
+    found = []
+    if recipe.head_epochs:
+        rate = recipe.head_learning_rate
+        found.append(Phase("head", 0, recipe.head_epochs, rate))
+    all_layers = Phase("all", recipe.head_epochs, recipe.epochs, recipe.learning_rate)
+    return [*found, all_layers]

@@ -1,0 +1,156 @@
+"""What happens at the end of every epoch: measure, save, show, and stop in time."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+
+import keras
+
+from keras_coordatt.training.augmentation import reseed
+from keras_coordatt.training.backup import Backup
+from keras_coordatt.training.tasks import Task
+
+
+class Epochs(keras.callbacks.Callback):
+    """Makes every epoch repeatable, and saves it when it is complete.
+
+    Args:
+        task: The task.
+        network: The model to keep; `fit` may run on one that shares its weights.
+        twin: The same model again, not compiled. It gets the best weights.
+        validation: Validation batches, or `None`.
+        backup: Where epochs are saved.
+        seed: Seed of the training.
+        phase: Name of the phase.
+        publish: Called when an epoch is saved, with whether it is the best so far.
+        quiet: Whether to show nothing.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        network: keras.Model,
+        twin: keras.Model,
+        validation,
+        backup: Backup,
+        seed: int,
+        phase: str,
+        publish: Callable[[bool], None],
+        quiet: bool,
+    ):
+        super().__init__()
+        self.task = task
+        self.network = network
+        self.twin = twin
+        self.validation = validation
+        self.backup = backup
+        self.seed = seed
+        self.phase = phase
+        self.publish = publish
+        self.quiet = quiet
+        self.epoch = 0
+        self.start = 0.0
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.epoch, self.start = epoch, time.perf_counter()
+        # Epochs of all seeds differ.
+        seed = self.seed * 1_000_003 + epoch
+        keras.utils.set_random_seed(seed % 2**32)
+        self.task.seed.assign(seed)
+        self.task.augmentation.reseed(seed)
+        reseed(self.model, seed)
+
+    def on_train_batch_end(self, batch, logs=None):
+        loss = float(logs["loss"])
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"The loss is {loss} since step {batch + 1} of epoch {self.epoch + 1}. "
+                "Try a lower learning rate or clip_norm"
+            )
+
+    def on_epoch_end(self, epoch, logs=None):
+        logs = {} if logs is None else logs
+        best = False
+        with averaged(self.model):
+            if self.validation is not None:
+                logs.update(self.task.measure(self.network, self.validation))
+            row = {
+                "epoch": epoch + 1,
+                "phase": self.phase,
+                "learning_rate": float(self.model.optimizer.learning_rate),
+                **{name: _number(value) for name, value in logs.items()},
+            }
+            best = best_epoch([*self.backup.rows, row], self.task.metric) == epoch + 1
+            if best:
+                self.twin.set_weights(self.network.get_weights())
+        self.backup.save(self.model, row, self.twin if best else None)
+        self.publish(best)
+        if not self.quiet:
+            self._show(row, best)
+        if stops_early(self.backup.rows, self.task):
+            self.model.stop_training = True
+
+    def _show(self, row, best):
+        seconds = time.perf_counter() - self.start
+        names = [name for name in row if name not in ("epoch", "phase")]
+        values = "  ".join(f"{name} {_text(row[name])}" for name in names)
+        print(
+            f"epoch {row['epoch']}/{self.task.recipe.epochs}  {seconds:.0f} s  "
+            f"{values}{'  best' if best else ''}",
+            flush=True,
+        )
+
+
+@contextlib.contextmanager
+def averaged(model: keras.Model) -> Iterator[None]:
+    """Puts the moving average of the weights, if there is one, into a compiled model."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if not optimizer.use_ema:
+        yield
+        return
+    swap = keras.callbacks.SwapEMAWeights()
+    swap.set_model(model)
+    swap.on_test_begin()
+    try:
+        yield
+    finally:
+        swap.on_test_end()
+
+
+class AveragedValidation(keras.callbacks.SwapEMAWeights):
+    """Validates the moving average, and leaves the weights themselves in the model."""
+
+    def on_train_end(self, logs=None):
+        """Does nothing."""
+
+
+def best_epoch(rows: list[dict], metric: str) -> int:
+    """Returns the number of the epoch with the highest metric; the last without one.
+
+    Of equally good epochs it is the first. An epoch without the metric, such as an
+    average precision where there are no objects, is worse than all others.
+    """
+    if not any(metric in row for row in rows):
+        return rows[-1]["epoch"]
+    values = [row.get(metric) for row in rows]
+    values = [-math.inf if value is None else value for value in values]
+    return rows[values.index(max(values))]["epoch"]
+
+
+def stops_early(rows: list[dict], task: Task) -> bool:
+    """Tells whether a training has had no better epoch for as long as its patience."""
+    patience, metric = task.recipe.patience, task.metric
+    if not patience or not any(metric in row for row in rows):
+        return False
+    since = max(best_epoch(rows, metric), task.recipe.head_epochs)
+    return rows[-1]["epoch"] - since >= patience
+
+
+def _number(value):
+    value = float(value)
+    return value if math.isfinite(value) else None
+
+
+def _text(value):
+    return "-" if value is None else f"{value:.4g}"

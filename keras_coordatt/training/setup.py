@@ -1,0 +1,167 @@
+"""What a training is made of, before it starts: data, task, recipe and settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import json
+import os
+from collections.abc import Callable, Mapping
+
+import tensorflow as tf
+
+from keras_coordatt import weights as weights_lib
+from keras_coordatt.data import class_names, find_task, open_data
+from keras_coordatt.data import splits as count_splits
+from keras_coordatt.training.augmentation import Augmentation
+from keras_coordatt.training.recipes import Recipe
+from keras_coordatt.training.recipes import recipe as named_recipe
+from keras_coordatt.training.tasks import TASKS, Task
+from keras_coordatt.validation import check_choice
+
+
+def open_task(
+    task: str | None,
+    data,
+    build: Callable,
+    weights: str | os.PathLike | None,
+    recipe: str | Recipe | None,
+    changes: Mapping | None,
+    validation_split: float,
+    on_error: str,
+) -> Task:
+    """Opens the data for a task, and chooses the recipe.
+
+    Args:
+        task, data, build, weights, recipe, changes, validation_split, on_error: Same as
+            in `train`.
+
+    Returns:
+        The task.
+
+    Raises:
+        ValueError: If an argument is invalid or the data can't be used.
+    """
+    if task is not None:
+        check_choice("task", task, tuple(TASKS))
+    task = task or find_task(data)
+    changes = dict(changes or {})
+    if recipe is None:
+        recipe = "scratch" if weights is None else "fine-tune"
+    if isinstance(recipe, Recipe):
+        recipe = dataclasses.replace(recipe, **changes)
+    else:
+        size = _published_size(build, weights) if task == "classification" else None
+        if size is not None:
+            changes.setdefault("image_size", size)
+        recipe = named_recipe(recipe, task, changes)
+    if task == "detection" and importlib.util.find_spec("pycocotools") is None:
+        raise ImportError(
+            "Detection needs pycocotools, for average precision: "
+            "pip install 'keras_coordatt[detection]'"
+        )
+    builder, splits = _open_splits(task, data, validation_split, on_error)
+    return TASKS[task](
+        recipe,
+        builder,
+        splits,
+        labels=class_names(builder, task),
+        augmentation=Augmentation(task, recipe),
+        seed=tf.Variable(0, dtype="int64", trainable=False),
+    )
+
+
+def _published_size(build, weights):
+    """Returns the image size of published weights, or `None`."""
+    function = build.func if isinstance(build, functools.partial) else build
+    published = weights_lib.published(getattr(function, "__name__", ""))
+    name = published.get(weights) if isinstance(weights, str) else None
+    return weights_lib.CATALOG[name].input_size if name else None
+
+
+def _open_splits(task, data, validation_split, on_error):
+    """Returns the builder, and its splits for training, validation and test."""
+    builder = open_data(data, task, on_error=on_error)
+    found = count_splits(builder)
+    if "train" not in found:
+        raise ValueError(f"`data` must have a split 'train'. Received: {list(found)}")
+    splits = {name: name for name in ("train", "validation", "test") if name in found}
+    if "validation" in found or not validation_split:
+        return builder, splits
+    if isinstance(data, str | os.PathLike) and os.path.exists(data):
+        builder = open_data(
+            data, task, on_error=on_error, validation_split=validation_split
+        )
+    else:
+        percent = round(100 * (1 - validation_split))
+        splits["train"] = f"train[:{percent}%]"
+        splits["validation"] = f"train[{percent}%:]"
+    return builder, {"train": splits["train"], "validation": "validation", **splits}
+
+
+def settings_of(
+    job: Task,
+    data,
+    build: Callable,
+    weights: str | os.PathLike | None,
+    options: Mapping,
+) -> dict:
+    """Returns all that the outcome of a training depends on, as JSON can hold it."""
+    is_path = isinstance(data, str | os.PathLike)
+    return {
+        "task": job.name,
+        "data": os.fspath(data) if is_path else job.builder.info.full_name,
+        "images": {
+            name: job.builder.info.splits[split].num_examples
+            for name, split in job.splits.items()
+        },
+        "labels": job.labels,
+        "network": describe(build),
+        "weights": None if weights is None else os.fspath(weights),
+        "recipe": dataclasses.asdict(job.recipe),
+        **options,
+    }
+
+
+def describe(build: Callable) -> dict:
+    """Returns the builder's name and arguments, to tell trainings apart."""
+    if not isinstance(build, functools.partial):
+        return {"name": getattr(build, "__name__", repr(build))}
+    arguments = {str(i): x for i, x in enumerate(build.args)} | build.keywords
+    simple = (str, int, float, type(None))
+    return {
+        **describe(build.func),
+        **{k: x if isinstance(x, simple) else repr(x) for k, x in arguments.items()},
+    }
+
+
+def config_of(settings: Mapping, output: str | os.PathLike | None) -> dict:
+    """Returns the options of `keras-coordatt train` that repeat a training."""
+    network = dict(settings["network"])
+    recipe = dict(settings["recipe"])
+    if "attention" in network:
+        network["attention"] = network["attention"] or "none"
+    tasks = {
+        "classification": "classify",
+        "detection": "detect",
+        "segmentation": "segment",
+    }
+    return {
+        "task": tasks[settings["task"]],
+        "data": settings["data"],
+        "output": None if output is None else os.fspath(output),
+        "network": network.pop("name"),
+        **network,
+        "weights": settings["weights"],
+        "recipe": recipe.pop("name"),
+        "set": [f"{name}={_text(value)}" for name, value in recipe.items()],
+        **{
+            name: settings[name]
+            for name in ("validation_split", "on_error", "seed", "deterministic")
+        },
+    }
+
+
+def _text(value):
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,278 @@
+"""The three tasks: how each loads its data, builds its model, and is measured."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_coordatt.applications.blocks import channel_axis
+from keras_coordatt.data import (
+    IGNORED,
+    load_classification,
+    load_detection,
+    load_segmentation,
+)
+from keras_coordatt.detection import SSDLite, evaluate_detections
+from keras_coordatt.preprocessing import preprocess_input
+from keras_coordatt.segmentation import DeepLabV3
+from keras_coordatt.training.augmentation import LOADED_FOR_CROP, Augmentation, pair
+from keras_coordatt.training.recipes import Recipe, zero_init_residuals
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+
+class Task:
+    """A task with its data and recipe.
+
+    Args:
+        recipe: The recipe.
+        builder: The data.
+        splits: Dict from `"train"`, `"validation"` and `"test"`, as far as there are,
+            to the builder's splits.
+        labels: Names of the classes, or `None` for masks without.
+        augmentation: The augmentation of the training images.
+        seed: `tf.Variable` that determines the order of the training images.
+
+    Attributes:
+        name: Name of the task.
+        metric: Name of the validation metric in the history.
+        classes: Number of classes.
+    """
+
+    name: str
+    metric: str
+    load: Callable
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        builder: tfds.core.DatasetBuilder,
+        splits: dict[str, str],
+        labels: list[str] | None,
+        augmentation: Augmentation,
+        seed: tf.Variable,
+    ):
+        self.recipe = recipe
+        self.builder = builder
+        self.splits = splits
+        self.labels = labels
+        self.augmentation = augmentation
+        self.seed = seed
+        self.classes = self._count_classes() if labels is None else len(labels)
+
+    def batches(self, name: str, training: bool = False) -> tf.data.Dataset | None:
+        """Returns the batches of `"train"`, `"validation"` or `"test"`, if there are any.
+
+        Args:
+            name: One of these.
+            training: Whether to shuffle and augment them.
+        """
+        if name not in self.splits:
+            return None
+        split, recipe = self.splits[name], self.recipe
+        options = {
+            "image_size": recipe.image_size,
+            "batch_size": recipe.batch_size,
+            "preprocess": preprocess_input,
+            **self.options(training),
+        }
+        if training:
+            # The statistics of one image would ruin batch normalization.
+            count = self.builder.info.splits[split].num_examples
+            options |= {
+                "augment": self.augmentation.augment,
+                "shuffle": True,
+                "seed": self.seed,
+                "drop_remainder": count > recipe.batch_size
+                and count % recipe.batch_size == 1,
+            }
+        batches = self.load(self.builder, split, **options)
+        if training and recipe.steps_per_epoch is not None:
+            batches = batches.repeat().take(recipe.steps_per_epoch)
+        return batches
+
+    def options(self, training: bool) -> dict:
+        """Returns further arguments of the loader."""
+        return {}
+
+    def build(self, build: Callable, weights: str | os.PathLike | None) -> keras.Model:
+        """Builds the model, and loads weights for it."""
+        raise NotImplementedError
+
+    def compile(self, model: keras.Model, optimizer: keras.Optimizer) -> keras.Model:
+        """Compiles a model, and returns the model to call `fit` on."""
+        raise NotImplementedError
+
+    def head(self, model: keras.Model) -> list[keras.Layer]:
+        """Returns the layers that are trained first."""
+        raise NotImplementedError
+
+    def class_weights(self) -> dict[int, float] | None:
+        """Returns the weight of each class in the loss."""
+        return None
+
+    def measure(self, model: keras.Model, batches: tf.data.Dataset) -> dict:
+        """Returns metrics that `fit` doesn't compute."""
+        return {}
+
+    def _count_classes(self):
+        raise ValueError("`data` must have names for its classes")
+
+    def _input_shape(self):
+        shape = list(pair(self.recipe.image_size))
+        shape.insert(channel_axis() - 1, 3)
+        return tuple(shape)
+
+    def _zero_init(self, network, weights):
+        if self.recipe.zero_init and weights is None:
+            zero_init_residuals(network)
+        return network
+
+
+class Classification(Task):
+    name = "classification"
+    metric = "val_accuracy"
+    load = staticmethod(load_classification)
+
+    def options(self, training):
+        options = {"one_hot": True}
+        if training and self.recipe.augmentation == "strong":
+            height, width = pair(self.recipe.image_size)
+            options["image_size"] = tuple(
+                round(side * LOADED_FOR_CROP) for side in (height, width)
+            )
+        return options
+
+    def build(self, build, weights):
+        arguments = {"classes": self.classes, "weights": weights}
+        if weights is not None:
+            arguments["skip_mismatch"] = True
+        model = build(input_shape=self._input_shape(), **arguments)
+        return self._zero_init(model, weights)
+
+    def compile(self, model, optimizer):
+        loss = keras.losses.CategoricalCrossentropy(
+            label_smoothing=self.recipe.label_smoothing
+        )
+        model.compile(optimizer, loss, metrics=["accuracy"])
+        return model
+
+    def head(self, model):
+        return [layer for layer in model.layers if layer.weights][-1:]
+
+    def class_weights(self):
+        if not self.recipe.class_weights:
+            return None
+        counts = sum(y.numpy().sum(0) for _, y in self.batches("train"))
+        # A class without images has no weight to speak of.
+        weights = counts.sum() / (self.classes * np.maximum(counts, 1))
+        return {i: float(weight) for i, weight in enumerate(weights)}
+
+
+class Detection(Task):
+    name = "detection"
+    metric = "val_AP"
+    load = staticmethod(load_detection)
+
+    def build(self, build, weights):
+        options = {"input_shape": self._input_shape(), "include_top": False}
+
+        def make(backbone_weights, **arguments):
+            network = build(weights=backbone_weights, **options)
+            self._zero_init(network, weights)
+            return SSDLite(network, self.classes, **arguments)
+
+        return _load(make, weights)
+
+    def compile(self, model, optimizer):
+        model.compile(optimizer)
+        return model
+
+    def head(self, model):
+        backbone = {id(layer) for layer in model.backbone.layers}
+        return [layer for layer in model.layers if id(layer) not in backbone]
+
+    def measure(self, model, batches):
+        found = evaluate_detections(model, batches)
+        # NaN where there is no object
+        return {f"val_{name}": found[name] for name in ("AP", "AP50")}
+
+
+class Segmentation(Task):
+    name = "segmentation"
+    metric = "val_mean_iou"
+    load = staticmethod(load_segmentation)
+
+    def _count_classes(self):
+        # Masks that are plain images don't tell.
+        highest = 0
+        for name in self.splits:
+            for _, masks in self.batches(name):
+                values = masks.numpy()
+                highest = max(highest, values[values != IGNORED].max(initial=0))
+        return int(highest) + 1
+
+    def build(self, build, weights):
+        options = {"input_shape": self._input_shape(), "include_top": False}
+        if "output_stride" not in getattr(build, "keywords", {}):
+            options["output_stride"] = 16
+
+        def make(backbone_weights, **arguments):
+            network = build(weights=backbone_weights, **options)
+            self._zero_init(network, weights)
+            return DeepLabV3(network, self.classes, **arguments)
+
+        return _load(make, weights)
+
+    def compile(self, model, optimizer):
+        if keras.config.image_data_format() == "channels_first":
+            # Keras's loss and metric need the classes on the last axis.
+            classes_last = keras.layers.Permute((2, 3, 1))(model.output)
+            model = keras.Model(model.input, classes_last, name=model.name)
+        model.compile(
+            optimizer,
+            keras.losses.SparseCategoricalCrossentropy(
+                from_logits=True, ignore_class=IGNORED
+            ),
+            metrics=[
+                keras.metrics.MeanIoU(
+                    self.classes,
+                    ignore_class=IGNORED,
+                    sparse_y_pred=False,
+                    name="mean_iou",
+                )
+            ],
+        )
+        return model
+
+    def head(self, model):
+        return [
+            layer
+            for layer in model.layers
+            if layer.name.startswith("aspp_") or layer.name == "predictions"
+        ]
+
+
+TASKS = {task.name: task for task in (Classification, Detection, Segmentation)}
+
+
+def _load(make: Callable, weights: str | os.PathLike | None) -> keras.Model:
+    """Builds a model from weights of its backbone, or of all of it."""
+    if weights is None or not os.path.exists(weights):
+        return make(weights)
+    try:
+        return make(None, weights=weights, skip_mismatch=True)
+    except ValueError as error:
+        try:
+            return make(weights)
+        except ValueError as other:
+            raise ValueError(
+                f"`weights` fit neither the model nor its backbone. As a model: {error} "
+                f"As a backbone: {other}"
+            ) from other

@@ -1,0 +1,330 @@
+"""Trains a model for one of three tasks, from data as people have it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+import keras
+
+from keras_coordatt.applications import MobileNetV2CA
+from keras_coordatt.preprocessing import preprocessing_of
+from keras_coordatt.record import set_record
+from keras_coordatt.training.backup import Backup
+from keras_coordatt.training.optimizers import make_optimizer
+from keras_coordatt.training.output import BEST, LAST, REPORT, Output
+from keras_coordatt.training.phases import phases
+from keras_coordatt.training.recipes import Recipe
+from keras_coordatt.validation import check_choice, check_number
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
+
+
+@dataclasses.dataclass(frozen=True)
+class Training:
+    """A finished training.
+
+    Attributes:
+        model: The best model, not compiled, with its record.
+        report: Dict of `settings`, `history` (one dict per epoch), `best_epoch`,
+            `metrics` of the best model on `split`, `parameters`, and the `seconds` that
+            this call trained.
+    """
+
+    model: keras.Model
+    report: dict
+
+
+def train(
+    task: str | None,
+    data: str | os.PathLike | tfds.core.DatasetBuilder,
+    output: str | os.PathLike | None,
+    *,
+    build: Callable[..., keras.Model] = MobileNetV2CA,
+    weights: str | os.PathLike | None = None,
+    recipe: str | Recipe | None = None,
+    changes: Mapping | None = None,
+    validation_split: float = 0.2,
+    on_error: str = "raise",
+    seed: int = 0,
+    deterministic: bool = False,
+    verbose: bool = True,
+) -> Training:
+    """Trains a classifier, detector or segmenter, and measures it.
+
+    The best epoch by validation accuracy, average precision or mean IoU is kept. An
+    interrupted training continues after its last complete epoch when it is called
+    again; with `deterministic`, it then ends as if it had not been interrupted.
+
+    Args:
+        task: `"classification"`, `"detection"`, `"segmentation"`, or `None` to find it
+            from the data.
+        data: A folder or file that `keras_coordatt.data` reads, a TFDS name or a
+            builder.
+        output: A folder for the models, the history, figures and a report; a file that
+            ends in `.keras`, `.weights.h5` or `.safetensors`, for the best model alone;
+            or `None`.
+        build: A builder such as `MobileNetV2CA`, or a `functools.partial` of one.
+            Detection puts `SSDLite` on its network and segmentation `DeepLabV3`.
+        weights: Name of published weights or path of a file to start from: of the
+            network, or of the whole model. `None` to start from random weights.
+        recipe: `"fine-tune"`, `"scratch"`, `"paper"` or a `Recipe`. Defaults to
+            `"fine-tune"` with weights, and to `"scratch"` without.
+        changes: Dict of values to change in the recipe, such as `{"epochs": 5}`.
+        validation_split: Fraction of the training images that is set aside for
+            validation if the data has no split for it; 0 to train without.
+        on_error: Same as in `keras_coordatt.data.load_classification`.
+        seed: Non-negative integer that determines initial weights, order and
+            augmentation.
+        deterministic: Whether to use deterministic operations only, which may be
+            slower.
+        verbose: Whether to show the recipe and each epoch.
+
+    Returns:
+        A `Training`.
+
+    Raises:
+        ValueError: If an argument is invalid, the data can't be used, or `output` is of
+            another training.
+        FloatingPointError: If the loss becomes NaN or infinite.
+        OSError: If `output` can't be written.
+
+    Example:
+
+    >>> done = train(None, "photos", "runs/photos", weights="imagenet")
+    >>> done.report["metrics"]["accuracy"]
+    0.94
+    """
+    # Imports TensorFlow, which training with other backends needs for its data only.
+    from keras_coordatt.training.setup import config_of, open_task, settings_of
+
+    check_number("validation_split", validation_split, 0, 1, closed=True)
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"`seed` must be a non-negative integer. Received: {seed!r}")
+    check_choice("deterministic", deterministic, (True, False))
+    out = Output(output)
+    job = open_task(
+        task, data, build, weights, recipe, changes, validation_split, on_error
+    )
+    options = {
+        "validation_split": validation_split,
+        "on_error": on_error,
+        "seed": seed,
+        "deterministic": deterministic,
+    }
+    settings = settings_of(job, data, build, weights, options)
+    if report := out.finished(settings):
+        if verbose:
+            print(f"{output} is finished already")
+        return Training(keras.saving.load_model(out.folder / BEST), report)
+    backup = Backup(out.state, settings)
+    if verbose:
+        print(describe_start(settings, len(backup.rows)), flush=True)
+    start = time.perf_counter()
+    keras.utils.set_random_seed(seed)
+    with dtype_policy(job.recipe.precision), operations(deterministic):
+        session = Session(job, build, weights, out, backup, seed, verbose)
+        session.fit(config_of(settings, output))
+        report = {"settings": settings, **session.finish()}
+    report["seconds"] = round(time.perf_counter() - start)
+    if out.folder is not None:
+        out.write_json(backup, report, REPORT)
+    backup.delete()
+    return Training(session.twin, report)
+
+
+class Session:
+    """Models of a training, and how they are trained.
+
+    Args:
+        job: The task.
+        build, weights, seed, verbose: Same as in `train`.
+        out: The output.
+        backup: The state.
+    """
+
+    def __init__(self, job, build, weights, out, backup, seed, verbose):
+        self.job, self.out, self.backup = job, out, backup
+        self.seed, self.verbose = seed, verbose
+        self.network = job.build(build, weights)
+        # The best model, which is saved: never compiled, and nothing in it is frozen.
+        self.twin = job.build(build, None)
+        self.compiled = None
+        out.check_space(self.network.count_params())
+
+    def fit(self, config: dict) -> None:
+        """Trains the epochs that are not complete yet."""
+        from keras_coordatt.training.progress import (
+            AveragedValidation,
+            Epochs,
+            stops_early,
+        )
+
+        job, backup = self.job, self.backup
+        batches = job.batches("train", training=True)
+        validation = job.batches("validation")
+        class_weights = job.class_weights()
+        terminal = self.verbose and sys.stdout.isatty()
+        previous = None
+        for phase in phases(job.recipe):
+            done = len(backup.rows)
+            if done < phase.last or phase.last == job.recipe.epochs:
+                if previous is not None and done == phase.first:
+                    # Its weights, not the average that Keras leaves after `fit`.
+                    self._compile(previous, len(batches))
+                    backup.load(self.compiled)
+                self._compile(phase, len(batches))
+                if done > phase.first:
+                    backup.load(self.compiled)
+                if done == phase.last or (done and stops_early(backup.rows, job)):
+                    return
+                epochs = Epochs(
+                    job,
+                    self.network,
+                    self.twin,
+                    validation,
+                    backup,
+                    self.seed,
+                    phase.name,
+                    lambda best: self.out.publish(backup, self.twin, best, config),
+                    quiet=not self.verbose or terminal,
+                )
+                averaging = [AveragedValidation()] if job.recipe.ema else []
+                try:
+                    self.compiled.fit(
+                        batches,
+                        validation_data=validation,
+                        epochs=phase.last,
+                        initial_epoch=done,
+                        class_weight=class_weights,
+                        shuffle=False,  # done already
+                        callbacks=[*averaging, epochs],
+                        verbose=int(terminal),
+                    )
+                except FloatingPointError as error:
+                    raise FloatingPointError(f"{error}. {self._keep()}") from error
+            previous = phase
+
+    def finish(self) -> dict:
+        """Measures and saves the models, and returns the report."""
+        from keras_coordatt.training.progress import averaged, best_epoch
+
+        job, backup = self.job, self.backup
+        backup.load(self.compiled)
+        with averaged(self.compiled):
+            self.twin.set_weights(self.network.get_weights())
+        if self.out.folder is not None:
+            self.out.save(backup, self.twin, LAST)
+        best = best_epoch(backup.rows, job.metric)
+        backup.load_best(self.twin, best)
+        self.network.set_weights(self.twin.get_weights())
+        split = next(
+            name for name in ("test", "validation", "train") if name in job.splits
+        )
+        batches = job.batches(split)
+        metrics = self.compiled.evaluate(batches, verbose=0, return_dict=True)
+        metrics |= {
+            name.removeprefix("val_"): value
+            for name, value in job.measure(self.network, batches).items()
+        }
+        metrics = {name: float(x) for name, x in metrics.items() if math.isfinite(x)}
+        record_training(self.twin, job, metrics)
+        if self.out.folder is not None:
+            self.out.save(backup, self.twin, BEST)
+        self.out.write_file(self.twin)
+        return {
+            "best_epoch": best,
+            "split": split,
+            "metrics": metrics,
+            "parameters": self.twin.count_params(),
+            "history": backup.rows,
+        }
+
+    def _compile(self, phase, steps):
+        phase.set_trainable(self.network, self.job.head(self.network), self.job.recipe)
+        optimizer = make_optimizer(
+            self.job.recipe, phase.learning_rate, (phase.last - phase.first) * steps
+        )
+        self.compiled = self.job.compile(self.network, optimizer)
+
+    def _keep(self):
+        """Saves the best model of a training that failed, and says where it is."""
+        from keras_coordatt.training.progress import best_epoch
+
+        if not self.backup.rows:
+            return "No epoch was complete, so nothing is left behind"
+        best = best_epoch(self.backup.rows, self.job.metric)
+        self.backup.load_best(self.twin, best)
+        self.out.write_file(self.twin)
+        place = self.out.file or (self.out.folder and self.out.folder / BEST)
+        return f"The best model so far, of epoch {best}, is {place}"
+
+
+def record_training(model: keras.Model, job, metrics: Mapping) -> None:
+    """Records task, labels, image size and metrics on a model that has the place."""
+    height_and_width = job.recipe.image_size
+    if isinstance(height_and_width, int):
+        height_and_width = (height_and_width, height_and_width)
+    # Builders of other packages have no place for a record.
+    if preprocessing_of(model) is not None:
+        set_record(
+            model,
+            task=job.name,
+            labels=job.labels,
+            image_size=height_and_width,
+            metrics=metrics,
+        )
+
+
+def describe_start(settings: Mapping, done: int) -> str:
+    """Returns what is going to be trained, in a few lines."""
+    recipe = dict(settings["recipe"])
+    images = ", ".join(f"{n} {count}" for n, count in settings["images"].items())
+    name = recipe.pop("name")
+    values = ", ".join(f"{key}={value}" for key, value in recipe.items())
+    lines = [
+        f"{settings['task']} on {settings['data']}: {images} images",
+        f"recipe {name}: {values}",
+    ]
+    if done:
+        lines.append(f"continues after epoch {done}")
+    return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def dtype_policy(name: str) -> Iterator[None]:
+    """Sets Keras's global dtype policy for a while."""
+    policy = keras.config.dtype_policy()
+    if name != "float32":
+        keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
+@contextlib.contextmanager
+def operations(deterministic: bool) -> Iterator[None]:
+    """Makes the backend use deterministic operations only, for a while."""
+    if deterministic and keras.config.backend() == "tensorflow":
+        import tensorflow as tf
+
+        # It can't be disabled again by a public function.
+        tf.config.experimental.enable_op_determinism()
+    if deterministic and keras.config.backend() == "torch":
+        import torch
+
+        torch.use_deterministic_algorithms(True)
+        try:
+            yield
+        finally:
+            torch.use_deterministic_algorithms(False)
+        return
+    yield

@@ -1,0 +1,60 @@
+import functools
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from networks import images, quick_initial_weights
+
+from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
+from keras_coordatt.training import warmup_cosine, zero_init_residuals
+
+
+@pytest.mark.parametrize(
+    "build, residuals",
+    [
+        (functools.partial(MobileNetV2CA, alpha=0.25), 11),
+        (functools.partial(MobileNeXtCA, alpha=0.25), 12),
+        (EfficientNetCA, 9),
+    ],
+)
+def test_residual_blocks_start_as_the_identity(build, residuals):
+    with quick_initial_weights():
+        model = build(input_shape=(64, 64, 3), weights=None, classes=3)
+    zero_init_residuals(model)
+    sums = [layer for layer in model.layers if isinstance(layer, keras.layers.Add)]
+    assert len(sums) == residuals
+    ends = keras.Model(model.input, [[*layer.input, layer.output] for layer in sums])
+    for tensors in ends(images(1, 64, 64, 3), training=True):
+        *terms, total = map(ops.convert_to_numpy, tensors)
+        assert any(np.array_equal(term, total) for term in terms)
+
+
+def test_other_networks_have_no_residual_blocks():
+    inputs = keras.Input((8, 8, 3))
+    plain = keras.Model(inputs, keras.layers.Conv2D(4, 3)(inputs), name="plain")
+    with pytest.raises(ValueError, match=r"`model`.*Received: plain"):
+        zero_init_residuals(plain)
+
+
+def test_warmup_cosine():
+    rate = warmup_cosine(100, 0.5, warmup=0.2)
+    rates = np.array([float(rate(step)) for step in range(101)])
+    assert rates.argmax() == 20
+    assert rates[20] == pytest.approx(0.5)
+    assert rates[60] == pytest.approx(0.25)  # half way down the cosine
+    assert rates[100] == pytest.approx(0, abs=1e-7)
+    assert (np.diff(rates[:21]) > 0).all() and (np.diff(rates[20:]) < 0).all()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"steps": 0}, "`steps`.*0"),
+        ({"learning_rate": -1.0}, "`learning_rate`.*-1.0"),
+        ({"warmup": 1}, "`warmup`.*1"),
+    ],
+)
+def test_wrong_argument(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        warmup_cosine(**{"steps": 10, "learning_rate": 1e-3, **arguments})

@@ -1,0 +1,127 @@
+"""Training by one function: what it writes, refuses and keeps."""
+
+import csv
+import json
+import shutil
+
+import keras
+import numpy as np
+import pytest
+
+from keras_coordatt.data import load_classification
+from keras_coordatt.preprocessing import preprocess_input
+from keras_coordatt.training import train
+
+
+def files(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_folder_has_all_that_is_known(eager, image_folder, tmp_path, build, quick):
+    out = tmp_path / "there" / "out"
+    done = train(None, image_folder, out, build=build, changes=quick)
+    assert {
+        "best.keras",
+        "last.keras",
+        "config.json",
+        "history.csv",
+        "report.json",
+    } <= (set(files(out)))
+    assert not (out / ".training").exists()
+    report = json.loads((out / "report.json").read_text())
+    assert report == done.report
+    assert report["split"] == "test"
+    with open(out / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    accuracies = [float(row["val_accuracy"]) for row in rows]
+    assert report["best_epoch"] == 1 + int(np.argmax(accuracies))
+    assert [row["val_accuracy"] for row in report["history"]] == accuracies
+
+    # The metric is that of the saved model on these images.
+    test = load_classification(image_folder, "test", 32, preprocess=preprocess_input)
+    images, labels = (np.concatenate(x) for x in zip(*test))
+    model = keras.saving.load_model(out / "best.keras")
+    scores = model.predict(images, verbose=0)
+    expected = (scores.argmax(-1) == labels).mean()
+    assert report["metrics"]["accuracy"] == pytest.approx(expected)
+
+    # The same command again has nothing to do; another one would lose the results.
+    again = train(None, image_folder, out, build=build, changes=quick)
+    assert again.report == report
+    with pytest.raises(ValueError, match="another training.*seed: 0 there, 1 now"):
+        train(None, image_folder, out, build=build, changes=quick, seed=1)
+
+
+def test_a_file_is_the_model_alone(eager, image_folder, tmp_path, build, quick):
+    out = tmp_path / "model.keras"
+    done = train("classification", image_folder, out, build=build, changes=quick)
+    assert files(tmp_path) == ["images", "model.keras"]
+    for a, b in zip(
+        keras.saving.load_model(out).get_weights(), done.model.get_weights()
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"task": "classify"}, "`task`.*classify"),
+        ({"data": "no_such_data"}, "no_such_data"),
+        ({"changes": {"epochs": 0}}, "`epochs`.*0"),
+        ({"changes": {"batch_size": 1}}, "`batch_size` must be at least 2"),
+        ({"changes": {"lr": 1}}, "no value 'lr'.*learning_rate"),
+        ({"changes": {"head_epochs": 16}}, "`head_epochs` must be fewer"),
+        ({"recipe": "paper2"}, "`recipe`.*paper2"),
+        ({"output": "model.pth"}, "OUT must be a folder, or.*model.pth"),
+        ({"seed": -1}, "`seed`.*-1"),
+        ({"validation_split": 1}, "`validation_split`.*1"),
+    ],
+)
+def test_wrong_arguments_leave_nothing_behind(
+    image_folder, tmp_path, monkeypatch, build, arguments, message
+):
+    monkeypatch.chdir(tmp_path)
+    given = {"task": None, "data": image_folder, "output": "out", **arguments}
+    with pytest.raises(ValueError, match=message):
+        train(build=build, **given)
+    assert files(tmp_path) == ["images"]
+
+
+def test_output_is_checked_first(image_folder, tmp_path, monkeypatch, build, quick):
+    monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("trained"))
+    arguments = {"build": build, "changes": quick}
+    blocked = tmp_path / "file.txt"
+    blocked.touch()
+    with pytest.raises(OSError, match="OUT can't be written.*file.txt"):
+        train(None, image_folder, blocked / "out", **arguments)
+    full = type(shutil.disk_usage(tmp_path))(100, 99, 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(OSError, match="OUT needs about .* MB"):
+        train(None, image_folder, tmp_path / "out", **arguments)
+    assert files(tmp_path) == ["file.txt", "images"]
+
+
+def test_a_loss_of_nan_keeps_the_best(
+    eager, image_folder, tmp_path, monkeypatch, build, quick
+):
+    train_step, steps = keras.Model.train_step, []
+
+    def breaks(model, *data):
+        logs = train_step(model, *data)
+        steps.append(logs)
+        return {**logs, "loss": np.nan} if len(steps) == 5 else logs
+
+    out, arguments = tmp_path / "out", {"build": build, "changes": quick}
+    monkeypatch.setattr(keras.Model, "train_step", breaks)
+    message = "loss is nan since step 2 of epoch 2.*of epoch 1, is .*best.keras"
+    if keras.config.backend() == "jax":
+        pytest.skip("JAX's step is another function")
+    with pytest.raises(FloatingPointError, match=message):
+        train(None, image_folder, out, **arguments)
+    assert keras.saving.load_model(out / "best.keras").built
+    # In the first epoch, there is nothing to keep.
+    steps[:] = [None] * 4
+    with pytest.raises(FloatingPointError, match="epoch 1.*nothing is left behind"):
+        train(None, image_folder, tmp_path / "other", **arguments)
+    assert files(tmp_path) == ["images", "out"]
