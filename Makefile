@@ -7,7 +7,7 @@ BIN := .venv/bin
 .PHONY: demo test test-as-users lint format clean
 
 demo: .venv/installed
-	$(BIN)/python -m keras_coordatt.demo
+	$(BIN)/keras-coordatt demo
 
 # With a process a core, PyTorch's threads would wait for each other.
 test: .venv/installed-for-tests lint
@@ -35,11 +35,11 @@ format: .venv/installed-for-tests
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable .
+	$(BIN)/pip install --quiet --editable '.[figures]'
 	touch $@
 
 .venv/installed-for-tests: .venv/installed
-	$(BIN)/pip install --quiet --editable '.[test,notebooks,detection,export,jax,torch]'
+	$(BIN)/pip install --quiet --editable '.[test,figures,notebooks,detection,export,jax,torch]'
 	touch $@
 
 clean:

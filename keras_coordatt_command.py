@@ -24,7 +24,7 @@ def main() -> int:
     if only_help:
         # Nothing is computed, and this backend is imported fastest.
         os.environ["KERAS_BACKEND"] = "numpy"
-    with _quiet_stderr():
+    with quiet_stderr():
         cli = importlib.import_module("keras_coordatt.cli")
         if not only_help and command[0] not in _WITHOUT_TENSORFLOW:
             with contextlib.suppress(ImportError):
@@ -33,7 +33,7 @@ def main() -> int:
 
 
 @contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
+def quiet_stderr() -> Iterator[None]:
     """Discards what is written to stderr, unless an error occurs.
 
     `TF_CPP_MIN_LOG_LEVEL` does not reach messages that TensorFlow logs while it is

@@ -1,21 +1,34 @@
 import re
 
+import keras
 from backends import needs_tensorflow
 
 from keras_coordatt import demo
+from keras_coordatt.record import record_of
 
 
 @needs_tensorflow
-def test_demo(eager, monkeypatch, tmp_path, capsys):
+def test_demo(eager, monkeypatch, tmp_path, capfd):
     # Two small steps of the way: what it prints at full length is in the README.
     monkeypatch.setattr(demo, "SIZE", 32)
     monkeypatch.setattr(demo, "EPOCHS", 1)
     monkeypatch.setattr(demo, "BATCH_SIZE", 429)
+    monkeypatch.setattr(demo, "CHECKED", 50)
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
-    demo.main(tmp_path / "models")
-    printed = capsys.readouterr().out
-    assert re.search(r"coordinate +\d+\.\d% +\d{3},\d{3} parameters", printed)
-    assert re.search(r"none +\d+\.\d% +\d{3},\d{3} parameters", printed)
-    for name in ("model.keras", "saved_model"):
-        difference = re.search(rf"{name}: (\S+)", printed)[1]
-        assert float(difference) < 1e-5
+    folder = tmp_path / "demo"
+    demo.main(folder)
+    printed, errors = capfd.readouterr()
+    # Nothing but the story
+    assert errors == ""
+    lines = printed.splitlines()
+    assert all(line.startswith((*"12345", "   ")) for line in lines)
+    accuracy = float(re.search(r"training data: (\S+)%", printed)[1])
+    # Every file that it names is there, and every file that is there is named.
+    named = {line.split(":")[0].strip() for line in lines if str(folder) in line}
+    assert named == {str(path) for path in folder.iterdir()} and len(named) == 8
+    for picture in folder.glob("*.png"):
+        pixels = keras.utils.img_to_array(keras.utils.load_img(picture))
+        assert pixels.std() > 5
+    record = record_of(keras.saving.load_model(folder / "model.keras"))
+    assert record.labels == tuple("0123456789")
+    assert round(100 * record.metrics["accuracy"], 1) == accuracy

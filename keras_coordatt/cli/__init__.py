@@ -13,6 +13,7 @@ from keras_coordatt.cli import (
     ablation,
     benchmark,
     convert,
+    demo,
     evaluate,
     export,
     predict,
@@ -30,6 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "weights": weights.weights,
     "ablation": ablation.ablation,
     "benchmark": benchmark.benchmark,
+    "demo": demo.demo,
 }
 
 

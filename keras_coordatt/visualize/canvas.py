@@ -10,7 +10,7 @@ def subplots(rows, columns, size):
         import matplotlib.figure
     except ImportError as error:
         raise ImportError(
-            "Figures need matplotlib: pip install 'keras_coordatt[notebooks]'"
+            "Figures need matplotlib: pip install 'keras_coordatt[figures]'"
         ) from error
     # Not by pyplot, which would keep every figure until it is closed
     figure = matplotlib.figure.Figure(

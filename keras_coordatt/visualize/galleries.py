@@ -199,16 +199,16 @@ def plot_attention(pictures, gates: Mapping, *, title: str = "", columns: int = 
             rows = profiles["height"]
             side.plot(rows[i], _centers(rows.shape[1], height), lw=1)
             side.set(ylim=(height - 0.5, -0.5), xlim=_limits(rows), yticks=[])
+            side.set_xticks(*_ends(rows), rotation=90)
             side.tick_params(labelsize=6)
-            side.xaxis.get_major_locator().set_params(nbins=2)
             side.set_title("rows", fontsize=7)
         if "width" in profiles:
             below = axis.inset_axes((0, -0.29, 1, 0.25))
             values = profiles["width"]
             below.plot(_centers(values.shape[1], width), values[i], lw=1)
             below.set(xlim=(-0.5, width - 0.5), ylim=_limits(values), xticks=[])
+            below.set_yticks(*_ends(values))
             below.tick_params(labelsize=6)
-            below.yaxis.get_major_locator().set_params(nbins=2)
             below.set_xlabel("columns", fontsize=7)
     import matplotlib
 
@@ -279,6 +279,12 @@ def _draw_boxes(axis, picture, objects, i, labels, threshold, dashed=False):
 def _centers(count, size):
     """Where the centers of `count` rows or columns lie in a picture of `size` pixels."""
     return (np.arange(count) + 0.5) * size / count - 0.5
+
+
+def _ends(values):
+    """Returns the lowest and the highest value as ticks, and their labels."""
+    ends = float(values.min()), float(values.max())
+    return ends, [f"{x:.3f}" for x in ends]
 
 
 def _limits(values):
