@@ -51,7 +51,6 @@ def evaluate_detections(
     Example:
 
     >>> evaluate_detections(model, val)["AP50"]
-    0.86
     """
     COCO, COCOeval = coco_classes()
     classes = None

@@ -104,11 +104,12 @@ def litert(
 
     Example:
 
-    >>> train = load_classification("cifar10", "train", 64, preprocess=preprocess_input)
-    >>> test = load_classification("cifar10", "test", 64, preprocess=preprocess_input)
+    >>> shared = {"image_size": 64, "preprocess": preprocess_input}
+    >>> train = load_classification("digits/classification", "train", **shared)
+    >>> test = load_classification("digits/classification", "test", **shared)
     >>> report = litert(
     ...     model,
-    ...     "cifar10.tflite",
+    ...     "digits.tflite",
     ...     precision="int8",
     ...     representative=train.take(10),
     ...     images=test,

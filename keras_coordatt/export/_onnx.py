@@ -66,6 +66,7 @@ def onnx(
     Example:
 
     >>> onnx(model, "flowers.onnx", labels=["daisy", "rose"])
+    >>> import onnxruntime
     >>> session = onnxruntime.InferenceSession("flowers.onnx")
     >>> (scores,) = session.run(["predictions"], {"image": images})
     """

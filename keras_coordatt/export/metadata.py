@@ -67,7 +67,8 @@ def read_metadata(path: str | os.PathLike) -> dict:
 
     Example:
 
-    >>> read_metadata("flowers.tflite")["labels"]
+    >>> report = saved_model(model, "flowers", labels=["daisy", "rose"])
+    >>> read_metadata("flowers")["labels"]
     ['daisy', 'rose']
     """
     path = pathlib.Path(path)

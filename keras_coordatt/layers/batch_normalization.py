@@ -29,7 +29,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
     >>> layer = BatchNormalization()
     >>> x = np.full((1, 1, 1, 8), 5.0)
-    >>> float(layer(x, training=True)[0, 0, 0, 0].round(2))
+    >>> round(float(layer(x, training=True)[0, 0, 0, 0]), 2)
     5.0
     """
 

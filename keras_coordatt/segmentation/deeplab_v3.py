@@ -81,7 +81,7 @@ def DeepLabV3(
     on every backend. The loss is the mean over the other pixels. (The metric
     `"accuracy"` would count ignored pixels as errors.)
 
-    >>> backbone = MobileNetV2CA((96, 96, 3), include_top=False, output_stride=16,
+    >>> backbone = MobileNetV2CA((64, 64, 3), include_top=False, output_stride=16,
     ...                          weights=None)
     >>> model = DeepLabV3(backbone, classes=21)
     >>> model.compile(

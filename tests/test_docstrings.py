@@ -1,0 +1,169 @@
+"""The examples in the docstrings run, and show what they really return.
+
+An example may use what its reader has: a `model`, `images`, a folder. `given` makes
+small ones. A line that shows no result may have one.
+"""
+
+import doctest
+import importlib
+import pkgutil
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from backends import BACKEND
+from PIL import Image
+
+import keras_coordatt
+from keras_coordatt import MobileNetV2CA, visualize, weights
+from keras_coordatt.applications.mobilenet_v2_ca import preprocess_input
+from keras_coordatt.data import load_classification
+from keras_coordatt.detection import SSDLite
+from keras_coordatt.export import saved_model
+from keras_coordatt.preprocessing import IMAGENET, PreprocessingRecord
+from keras_coordatt.segmentation import DeepLabV3
+
+# Examples that are not run here, and why.
+NOT_RUN = {
+    "ablation.ablation": "trains for hours",
+    "benchmark.measure.benchmark": "takes minutes",
+    "benchmark.references.build_times": "its result depends on the machine",
+    "detection.ssdlite.SSDLite": "downloads the ImageNet weights",
+    "training.classifier.train_classifier": "downloads CIFAR-10 and trains for an hour",
+}
+# Run on TensorFlow; the others run on PyTorch, which builds networks fastest.
+NEEDS_TENSORFLOW = ("benchmark.", "export.", "files.atomic_folder")
+FLAGS = doctest.NORMALIZE_WHITESPACE | doctest.ELLIPSIS
+
+
+def examples():
+    for module in pkgutil.walk_packages(keras_coordatt.__path__, "keras_coordatt."):
+        if module.name.endswith("__main__"):
+            continue
+        for test in doctest.DocTestFinder().find(importlib.import_module(module.name)):
+            name = test.name.removeprefix("keras_coordatt.")
+            backend = "tensorflow" if name.startswith(NEEDS_TENSORFLOW) else "torch"
+            if test.examples and name not in NOT_RUN and backend == BACKEND:
+                yield pytest.param(test, id=name)
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """The files of the examples' reader."""
+    folder = tmp_path_factory.mktemp("examples")
+    (folder / "labels.txt").write_text("background\nthing\n")
+    Image.new("RGB", (4032, 3024)).save(folder / "IMG_0001.JPG")
+    mask = Image.fromarray(np.array([[0, 1], [15, 255]], "uint8"))
+    mask.putpalette(range(256))
+    (folder / "SegmentationClass").mkdir()
+    mask.save(folder / "SegmentationClass" / "2007_000032.png")
+    if BACKEND == "torch":
+        import torch
+        from safetensors.torch import load_file
+
+        model = MobileNetV2CA(weights=None)
+        weights.save_safetensors(model, folder / "mbv2_ca.safetensors")
+        torch.save(load_file(folder / "mbv2_ca.safetensors"), folder / "mbv2_ca.pth")
+    return folder
+
+
+def given_to_exports():
+    # As an export takes a while, this network is tiny.
+    image = keras.Input((64, 64, 3), name="image")
+    x = keras.layers.GlobalAveragePooling2D()(PreprocessingRecord(IMAGENET)(image))
+    x = keras.layers.Dense(2, "softmax", name="predictions")(x)
+    return {
+        "keras": keras,
+        "np": np,
+        "tf": tf,
+        "model": keras.Model(image, x),
+        "images": np.zeros((2, 64, 64, 3), "float32"),
+        "preprocess_input": preprocess_input,
+        "load_classification": load_classification,
+        "saved_model": saved_model,
+    }
+
+
+@pytest.fixture(scope="session")
+def given():
+    """The variables of the examples' reader: everywhere, and in examples by name."""
+    if BACKEND == "tensorflow":
+        return {"": given_to_exports()}
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    pictures = rng.integers(0, 256, (2, 64, 64, 3), "uint8")
+    labels = np.array([0, 1])
+    images = preprocess_input(pictures.astype("float32"))
+    model = MobileNetV2CA((64, 64, 3), 0.1, weights=None, classes=2)
+    model.compile("sgd", "sparse_categorical_crossentropy")
+    gated = model.get_layer("block_3_attention").input.shape[1:]
+    public = [(m, name) for m in (keras_coordatt, visualize) for name in m.__all__]
+    everywhere = {
+        **{name: getattr(module, name) for module, name in public},
+        "feature_map": rng.normal(size=(2, *gated)),
+        "keras": keras,
+        "np": np,
+        "preprocess_input": preprocess_input,
+        "model": model,
+        "pictures": pictures,
+        "images": images,
+        "labels": labels,
+        "predictions": labels,
+        "train": tf.data.Dataset.from_tensors((images, labels)),
+        "test": tf.data.Dataset.from_tensors((images, labels)),
+    }
+
+    backbone = MobileNetV2CA((64, 64, 3), 0.1, include_top=False, weights=None)
+    boxes = {
+        "boxes": np.array([[[0, 0, 0.5, 0.5]]] * 2, "float32"),
+        "labels": np.zeros((2, 1), "int32"),
+    }
+    detection = {
+        "backbone": backbone,
+        "model": SSDLite(backbone, classes=20),
+        "train": tf.data.Dataset.from_tensors((images, boxes)),
+        "val": tf.data.Dataset.from_tensors((images, boxes)),
+    }
+    backbone = MobileNetV2CA(
+        (64, 64, 3), 0.1, include_top=False, weights=None, output_stride=16
+    )
+    segmentation = {
+        "model": DeepLabV3(backbone, classes=11, filters=8),
+        "images": images,
+        "masks": np.zeros((2, 64, 64), "int32"),
+        "classes": 11,
+    }
+    return {
+        "": everywhere,
+        "detection": detection,
+        "visualize.galleries.plot_detections": detection,
+        "segmentation": segmentation,
+        "visualize.galleries.plot_masks": segmentation,
+        "visualize.overlays.draw_masks": segmentation,
+    }
+
+
+class Checker(doctest.OutputChecker):
+    def check_output(self, want, got, optionflags):
+        # Shapes look different on each backend.
+        got = re.sub(r"(?:torch\.Size|TensorShape)\(\[(.*?)\]\)", r"(\1)", got)
+        return not want or super().check_output(want, got, optionflags)
+
+
+@pytest.mark.parametrize("example", examples())
+def test_example(example, given, folder, monkeypatch, tmp_path):
+    for file in folder.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    monkeypatch.setattr(keras.utils, "get_file", None)  # nothing is downloaded
+    name = example.name.removeprefix("keras_coordatt.")
+    for prefix, variables in given.items():
+        if name.startswith(prefix):
+            example.globs |= variables
+    report = []
+    runner = doctest.DocTestRunner(Checker(), verbose=False, optionflags=FLAGS)
+    runner.run(example, out=report.append)
+    assert not report, "".join(report)
