@@ -13,6 +13,7 @@ from keras_coordatt.cli import (
     ablation,
     benchmark,
     convert,
+    data,
     demo,
     evaluate,
     export,
@@ -23,6 +24,7 @@ from keras_coordatt.cli import (
 from keras_coordatt.cli.parser import CommandParser, add_command
 
 COMMANDS: dict[str, Callable[..., None]] = {
+    "data": data.data,
     "train": train.train,
     "evaluate": evaluate.evaluate,
     "predict": predict.predict,

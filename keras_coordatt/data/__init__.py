@@ -12,6 +12,7 @@ from keras_coordatt.data.detection import load_detection
 from keras_coordatt.data.mask_folder import MaskFolder
 from keras_coordatt.data.opening import class_names, find_task, open_data, splits
 from keras_coordatt.data.reading import IGNORED
+from keras_coordatt.data.report import DataReport, describe_data
 from keras_coordatt.data.segmentation import load_segmentation
 from keras_coordatt.data.voc_folder import VOCFolder
 from keras_coordatt.data.yolo_folder import YOLOFolder
@@ -21,10 +22,12 @@ __all__ = [
     "COCOFolder",
     "ClassFolder",
     "ClassTable",
+    "DataReport",
     "MaskFolder",
     "VOCFolder",
     "YOLOFolder",
     "class_names",
+    "describe_data",
     "find_task",
     "load_classification",
     "load_detection",

@@ -44,7 +44,7 @@ class Batches:
     def __post_init__(self):
         import tensorflow_datasets as tfds
 
-        self.image_size = _height_and_width(self.image_size)
+        self.image_size = height_and_width(self.image_size)
         self.batch_size = check_positive_int("batch_size", self.batch_size)
         if not isinstance(self.split, str | tfds.core.ReadInstruction):
             raise ValueError(
@@ -196,7 +196,8 @@ def resize(
     return resized
 
 
-def _height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Returns `image_size` as a pair, if it is a positive integer or two of them."""
     size = image_size if isinstance(image_size, tuple | list) else (image_size,) * 2
     if len(size) != 2:
         raise ValueError(

@@ -194,7 +194,7 @@ class BoxFolder(Folder, skip_registration=True):
                 f"{example['image']} is {width} x {height} pixels (width x height, as "
                 f"shown), and its annotation says {stated[1]} x {stated[0]}"
             )
-        return height, width
+        return {"size": (height, width)}
 
     def _read(self, example):
         objects = {

@@ -65,7 +65,7 @@ class LabelledImages(Folder, skip_registration=True):
         super().__init__(path, {"label": label}, columns, on_error)
 
     def _check(self, example):
-        return image_size(example["image"])
+        return {"size": image_size(example["image"])}
 
     def _read(self, example):
         return {

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import tensorflow as tf
@@ -48,6 +49,7 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
         self._splits = splits
         self._on_error = check_on_error(on_error)
         self._usable = {}
+        self._found = {}
         super().__init__(data_dir=path)
         self.info.set_splits(
             tfds.core.SplitDict(
@@ -140,17 +142,50 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
                     f"No image of '{split}' in {self._path} can be used. "
                     f"The first fault: {faults[0]}"
                 )
-            self._check_split(
-                split, [x for x, ok in zip(found, usable, strict=True) if ok]
-            )
+            self._check_split(split, [facts for facts in found if facts])
             self._usable[split] = usable
+            self._found[split] = found
         return self._usable[split]
 
-    def _check(self, example: dict):
-        """Raises a ValueError, which names the file, if an example cannot be used."""
+    def facts(self, split: str) -> list[dict[str, Any]]:
+        """Returns what is known of the usable images of a split.
+
+        Args:
+            split: The name of the split.
+
+        Returns:
+            One dict per image: its columns, and what `_check` returned.
+        """
+        usable = self._find_usable(split)
+        columns = {}
+        for name, column in self._splits[split].items():
+            if isinstance(column, tf.RaggedTensor):
+                rows = column.row_splits.numpy()[1:-1]
+                column = np.split(column.flat_values.numpy(), rows)
+            columns[name] = column
+        return [
+            {**dict(zip(columns, values, strict=True)), **found}
+            for *values, found, ok in zip(
+                *columns.values(), self._found[split], usable, strict=True
+            )
+            if ok
+        ]
+
+    def _check(self, example: dict) -> dict[str, Any]:
+        """Checks an example.
+
+        Args:
+            example: Its columns that are not ragged.
+
+        Returns:
+            The `size` of the image, height and width, and what else is found.
+
+        Raises:
+            ValueError: If it cannot be used. The message names the file.
+        """
         raise NotImplementedError
 
-    def _check_split(self, split: str, found: list) -> None:
+    def _check_split(self, split: str, found: list[dict[str, Any]]) -> None:
         """Raises a ValueError if what `_check` returned does not make a split."""
 
     def _read(self, example: dict) -> dict:

@@ -185,17 +185,24 @@ class MaskFolder(Folder, skip_registration=True):
                 f"{example['mask']} is {mask.shape[1]} x {mask.shape[0]} pixels, and "
                 f"its image is {width} x {height} (width x height, as shown)"
             )
-        found = np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
-        unknown = [int(value) for value in found if self._class_of_value[value] < 0]
+        counts = np.bincount(mask.ravel(), minlength=256)
+        unknown = [
+            int(value)
+            for value in np.flatnonzero(counts)
+            if self._class_of_value[value] < 0
+        ]
         if unknown:
             raise ValueError(
                 f"{example['mask']} has values that are no class: {unknown}. The "
                 f"classes have {self._values}, and {IGNORED} is ignored"
             )
-        return set(found)
+        classes = self._class_of_value[mask].ravel()
+        pixels = np.bincount(classes, minlength=256)[: len(self._labels)]
+        return {"size": (height, width), "values": counts > 0, "pixels": pixels}
 
     def _check_split(self, split, found):
-        found = set().union(*found)
+        values = np.any([facts["values"] for facts in found], axis=0)
+        found = set(np.flatnonzero(values).tolist())
         is_named = IGNORED in self._values
         occurring = [value for value in self._values if value in found]
         if IGNORED not in found or is_named or len(occurring) > 1:
@@ -215,7 +222,7 @@ class MaskFolder(Folder, skip_registration=True):
         )
         raise ValueError(
             f"The masks of '{split}' in {self._path} hold only the values "
-            f"{sorted(map(int, found))}. {IGNORED} is the value of pixels that are "
+            f"{sorted(found)}. {IGNORED} is the value of pixels that are "
             f"ignored, so {', '.join(map(repr, missing)) or 'another class'} occurs "
             f"nowhere. If {IGNORED} is a class, say so by the lines {lines} of a "
             f"labels.txt, or by MaskFolder(path, classes={classes}, values={values})"

@@ -1,0 +1,42 @@
+"""`keras-coordatt data`: what a data set holds."""
+
+import dataclasses
+import json as json_lib
+import pathlib
+from typing import Literal
+
+
+def data(
+    data: str,
+    *,
+    task: Literal["classification", "detection", "segmentation"] | None = None,
+    image_size: int = 320,
+    validation_split: float | None = None,
+    split_seed: int = 0,
+    json: pathlib.Path | None = None,
+) -> None:
+    """Say what a data set holds, and what is wrong with it.
+
+    Reads all files. For detection, compares the objects with the default boxes of
+    SSDLite, and finds box_shapes that would fit.
+
+    Args:
+        data: Folder, CSV, JSON or YAML file, or TFDS name.
+        task: Task, if the data set has data for several.
+        image_size: Height and width of images in a detector, in pixels.
+        validation_split: Part of train to use as validation, if there is none.
+        split_seed: Determines this part.
+        json: File to write all of it to.
+    """
+    from keras_coordatt.data import describe_data
+
+    report = describe_data(
+        data,
+        task,
+        image_size=image_size,
+        validation_split=validation_split,
+        split_seed=split_seed,
+    )
+    print(report)
+    if json is not None:
+        json.write_text(json_lib.dumps(dataclasses.asdict(report), indent=2))
