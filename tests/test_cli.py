@@ -405,7 +405,10 @@ def test_benchmarks(tmp_path, capsys):
         (["convert", "one", "two", "--alpha", "wide"], "--alpha: .*float.*'?wide"),
         (["convert", "one", "two", "--aplha", "1"], "--aplha.*mean --alpha[?]"),
         (["convert", "one", "two", "--attention", "z"], "--attention: .*coordinate.*z"),
-        (["ablation", "one", "--seeds", "0", "x"], "--seeds element 2: .*int.*x"),
+        (
+            ["compare", "classify", "one", "--seeds", "0", "x"],
+            "--seeds element 2: .*int.*x",
+        ),
         (["convert", "one", "two", "--config", "none.yaml"], "--config: .*none.yaml"),
     ],
 )

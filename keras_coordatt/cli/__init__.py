@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 
 import keras_coordatt
 from keras_coordatt.cli import (
-    ablation,
     benchmark,
+    compare,
     convert,
     data,
     demo,
@@ -31,7 +31,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "export": export.export,
     "convert": convert.convert,
     "weights": weights.weights,
-    "ablation": ablation.ablation,
+    "compare": compare.compare,
     "benchmark": benchmark.benchmark,
     "demo": demo.demo,
 }

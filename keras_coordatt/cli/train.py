@@ -102,7 +102,7 @@ def train(
         build=functools.partial(getattr(applications, network), **arguments),
         weights=weights,
         recipe=recipe,
-        changes={**_parse(set), **changes},
+        changes={**parse_changes(set), **changes},
         validation_split=validation_split,
         on_error=on_error,
         seed=seed,
@@ -116,7 +116,7 @@ def train(
     )
 
 
-def _parse(items):
+def parse_changes(items):
     """Parses NAME=VALUE, with values as in JSON; what isn't JSON is a string."""
     values = {}
     for item in items:

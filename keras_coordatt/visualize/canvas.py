@@ -1,21 +1,36 @@
 """Empty figures."""
 
+import functools
+import io
+
 # Side of a picture in a figure, in inches
 SIDE = 1.6
 
 
-def subplots(rows, columns, size):
-    """Returns a new figure and its axes, each of `size` inches."""
+@functools.cache
+def _figure_class():
     try:
         import matplotlib.figure
     except ImportError as error:
         raise ImportError(
             "Figures need matplotlib: pip install 'keras_coordatt[figures]'"
         ) from error
+
+    class Figure(matplotlib.figure.Figure):
+        """A figure that notebooks display, even where nobody imported pyplot."""
+
+        def _repr_png_(self):
+            picture = io.BytesIO()
+            self.savefig(picture, format="png", dpi=72)
+            return picture.getvalue()
+
+    return Figure
+
+
+def subplots(rows, columns, size):
+    """Returns a new figure and its axes, each of `size` inches."""
     # Not by pyplot, which would keep every figure until it is closed
-    figure = matplotlib.figure.Figure(
-        (columns * size[0], rows * size[1]), layout="constrained"
-    )
+    figure = _figure_class()((columns * size[0], rows * size[1]), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 

@@ -117,11 +117,10 @@ def class_colors(classes: int) -> list[tuple[int, int, int]]:
     """Returns one color per class, as bytes: twenty that differ well, then again."""
     import matplotlib
 
-    colors = matplotlib.colormaps["tab20"].colors
-    # The strong ones first, then the pale ones
-    colors = [*colors[::2], *colors[1::2]]
-    colors = [colors[i % len(colors)] for i in range(classes)]
-    return [tuple(round(255 * x) for x in color) for color in colors]
+    # The ten strong ones first, then the ten pale ones
+    order = [*range(0, 20, 2), *range(1, 20, 2)]
+    colors = matplotlib.colormaps["tab20"](order, bytes=True)[:, :3].tolist()
+    return [tuple(colors[i % len(colors)]) for i in range(classes)]
 
 
 def check_pictures(pictures) -> np.ndarray:

@@ -1,0 +1,95 @@
+"""`keras-coordatt compare`: what an attention brings, at the same training budget."""
+
+import importlib.util
+import pathlib
+from typing import Literal
+
+from keras_coordatt import comparison
+from keras_coordatt.cli.options import Attention
+from keras_coordatt.cli.train import TASKS, parse_changes
+from keras_coordatt.files import atomic_file
+
+
+def compare(
+    task: Literal["classify", "detect", "segment"],
+    data: str,
+    *,
+    output: pathlib.Path = pathlib.Path("runs/compare.jsonl"),
+    attentions: tuple[Attention, ...] = ("none", "se", "cbam", "coordinate"),
+    seeds: tuple[int, ...] = (0, 1),
+    network: Literal[
+        "MobileNetV2CA", "MobileNeXtCA", "EfficientNetCA"
+    ] = "MobileNetV2CA",
+    alpha: float | None = None,
+    recipe: Literal["scratch", "paper"] = "scratch",
+    epochs: int | None = None,
+    image_size: int | None = None,
+    batch_size: int | None = None,
+    learning_rate: float | None = None,
+    set: tuple[str, ...] = (),
+    validation_split: float = 0.2,
+    curves: pathlib.Path | None = None,
+    picture: pathlib.Path | None = None,
+    measure: str = "litert_float32_1",
+) -> None:
+    """Train a network with each attention and seed, and compare.
+
+    One line of JSON per run is added to the output when the run ends. Runs that are
+    already in it are not repeated, and an interrupted run continues after its last
+    complete epoch.
+
+    Args:
+        task: What to learn: classify, detect or segment.
+        data: Folder or file with the data, or TFDS name.
+        output: File of runs. The models lie beside it.
+        attentions: What to compare.
+        seeds: One run for each attention and seed.
+        network: Builder of the network.
+        alpha: Width multiplier. By default the builder's.
+        recipe: Named values of the training.
+        epochs: Passes over the training images. By default the recipe's.
+        image_size: Height and width in pixels. By default the recipe's.
+        batch_size: Images per step. By default the recipe's.
+        learning_rate: Highest learning rate. By default the recipe's.
+        set: Other values of the recipe to change, such as `augmentation=none`.
+        validation_split: Fraction of the training images set aside for validation, if
+            DATA has no split for it; 0 to train without.
+        curves: File for a picture of the curves.
+        picture: File for a picture of the result against latency.
+        measure: Latency in the picture, as in `keras-coordatt benchmark`.
+    """
+    # Fail before the training, which takes hours, rather than after.
+    if (curves or picture) and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("A picture needs matplotlib: pip install matplotlib")
+    for path in (curves, picture):
+        if path:
+            path.parent.mkdir(parents=True, exist_ok=True)
+    given = {
+        "epochs": epochs,
+        "image_size": image_size,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+    }
+    runs = comparison.compare(
+        TASKS[task],
+        data,
+        output,
+        attentions=[None if name == "none" else name for name in attentions],
+        seeds=seeds,
+        network=network,
+        arguments={} if alpha is None else {"alpha": alpha},
+        recipe=recipe,
+        changes={
+            **parse_changes(set),
+            **{name: value for name, value in given.items() if value is not None},
+        },
+        validation_split=validation_split,
+    )
+    print(comparison.table(runs))
+    if curves:
+        with atomic_file(curves) as temporary:
+            comparison.curves(runs).savefig(temporary)
+    if picture:
+        seconds = comparison.latency(runs, measure)
+        with atomic_file(picture) as temporary:
+            comparison.picture(runs, seconds, measure).savefig(temporary)

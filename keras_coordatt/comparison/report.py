@@ -1,0 +1,206 @@
+"""Tables and pictures of comparisons."""
+
+import statistics
+from collections.abc import Iterable
+
+import keras
+
+from keras_coordatt import applications
+from keras_coordatt.benchmark import MEASURES, interleaved
+from keras_coordatt.benchmark.measure import calibrate_batch_norm
+from keras_coordatt.comparison.runs import METRICS
+from keras_coordatt.detection import SSDLite
+from keras_coordatt.segmentation import DeepLabV3
+from keras_coordatt.validation import check_choice, check_positive_int
+from keras_coordatt.visualize.canvas import subplots
+
+
+def table(runs: list[dict]) -> str:
+    """Formats a comparison as a Markdown table.
+
+    Args:
+        runs: Return value of `compare`.
+
+    Returns:
+        A table, one row per attention: mean and standard deviation of each metric over
+        the seeds, in percent, and mean and standard deviation of the difference to no
+        attention with the same seed.
+
+    Raises:
+        ValueError: If there are no runs, or runs of several tasks.
+    """
+    names = METRICS[_task(runs)]
+    titles = ["attention", "parameters", *names, f"{names[0]} over none, same seed"]
+    rows = [[*titles, "runs"], ["---"] * (len(titles) + 1)]
+    for attention, chosen in _by_attention(runs).items():
+        rows.append(
+            [
+                attention or "none",
+                f"{chosen[0]['parameters']:,}",
+                *(f"{_spread(_values(chosen, name))} %" for name in names),
+                _spread(_differences(chosen, runs, names[0]), "+"),
+                str(len(chosen)),
+            ]
+        )
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def curves(runs: list[dict]):
+    """Plots the main metric of the validation images by epoch.
+
+    Args:
+        runs: Return value of `compare`.
+
+    Returns:
+        A `matplotlib.figure.Figure`: one line per run, and the mean over the seeds in
+        bold, one color per attention.
+
+    Raises:
+        ValueError: If there are runs of several tasks, or none was validated.
+    """
+    measure = METRICS[_task(runs)][0]
+    key = f"val_{measure}"
+    if not any(key in epoch for run in runs for epoch in run["history"]):
+        raise ValueError("`runs` must have been validated after each epoch")
+    figure, axes = subplots(1, 1, (7, 4.5))
+    axis = axes[0, 0]
+    for i, (attention, chosen) in enumerate(_by_attention(runs).items()):
+        lines = [
+            [100 * epoch[key] for epoch in run["history"] if epoch.get(key) is not None]
+            for run in chosen
+        ]
+        for line in lines:
+            axis.plot(range(1, len(line) + 1), line, color=f"C{i}", lw=0.6, alpha=0.6)
+        mean = [statistics.mean(values) for values in zip(*lines)]
+        epochs = range(1, len(mean) + 1)
+        axis.plot(epochs, mean, color=f"C{i}", lw=2, label=attention or "none")
+    axis.set(xlabel="epoch", ylabel=f"validation {measure}, in percent")
+    axis.grid(alpha=0.3)
+    axis.legend(title="mean over the seeds")
+    return figure
+
+
+def latency(
+    runs: list[dict], measure: str = "litert_float32_1", rounds: int = 20
+) -> dict[str | None, float]:
+    """Measures how long one picture takes with each attention of a comparison.
+
+    The networks are built anew, with random weights, and timed in turns.
+
+    Args:
+        runs: Return value of `compare`.
+        measure: A key of `keras_coordatt.benchmark.MEASURES` for inference.
+        rounds: Number of timings of each network.
+
+    Returns:
+        Dict from attentions to median seconds per picture.
+
+    Raises:
+        ValueError: If an argument is out of its range, or the backend isn't TensorFlow.
+    """
+    check_choice("measure", measure, [x for x in MEASURES if not x.startswith("train")])
+    check_positive_int("rounds", rounds)
+    if keras.config.backend() != "tensorflow":
+        raise ValueError(
+            "`latency` needs the TensorFlow backend: set KERAS_BACKEND=tensorflow. "
+            f"Received: the backend {keras.config.backend()}"
+        )
+    how = MEASURES[measure]
+    functions = {}
+    for attention, (run, *_) in _by_attention(runs).items():
+        model = _build(run)
+        functions[attention] = how.prepare(calibrate_batch_norm(model))
+    times = interleaved(functions, rounds, how.calls)
+    return {
+        attention: statistics.median(values) / how.images
+        for attention, values in times.items()
+    }
+
+
+def picture(
+    runs: list[dict],
+    seconds: dict[str | None, float],
+    measure: str = "litert_float32_1",
+):
+    """Plots the main metric against latency.
+
+    Args:
+        runs: Return value of `compare`.
+        seconds: Return value of `latency`.
+        measure: Same as in `latency`.
+
+    Returns:
+        A `matplotlib.figure.Figure`: one point per attention, the mean over the seeds,
+        with the standard deviation as a bar.
+    """
+    name = METRICS[_task(runs)][0]
+    figure, axes = subplots(1, 1, (6, 4))
+    axis = axes[0, 0]
+    for i, (attention, chosen) in enumerate(_by_attention(runs).items()):
+        values = _values(chosen, name)
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        place = 1000 * seconds[attention], statistics.mean(values)
+        axis.errorbar(*place, deviation, fmt="o", color=f"C{i}", capsize=3)
+        axis.annotate(
+            attention or "none", place, xytext=(6, 4), textcoords="offset points"
+        )
+    axis.set(xlabel=f"{MEASURES[measure].title}, in ms", ylabel=f"{name}, in percent")
+    axis.margins(x=0.2)
+    axis.grid(alpha=0.3)
+    return figure
+
+
+def _build(run):
+    """Builds the network of a run, with random weights."""
+    side = run["recipe"]["image_size"]
+    sides = (side, side) if isinstance(side, int) else tuple(side)
+    arguments = {
+        "input_shape": (*sides, 3),
+        "weights": None,
+        "attention": run["attention"],
+        **run["arguments"],
+    }
+    builder = getattr(applications, run["network"])
+    if run["task"] == "classification":
+        return builder(**arguments)
+    # The number of classes hardly matters to the latency.
+    if run["task"] == "detection":
+        return SSDLite(builder(include_top=False, **arguments), 10)
+    arguments = {"output_stride": 16, **arguments}
+    return DeepLabV3(builder(include_top=False, **arguments), 10)
+
+
+def _task(runs):
+    tasks = {run["task"] for run in runs}
+    if len(tasks) != 1:
+        raise ValueError(f"`runs` must be of one task. Received: {sorted(tasks)}")
+    return tasks.pop()
+
+
+def _by_attention(runs):
+    groups = {}
+    for run in runs:
+        groups.setdefault(run["attention"], []).append(run)
+    return groups
+
+
+def _values(runs, name):
+    return [100 * run["metrics"][name] for run in runs]
+
+
+def _differences(chosen, runs, name):
+    """Returns the differences to no attention, of the runs with the same seed."""
+    plain = {r["seed"]: r["metrics"][name] for r in runs if r["attention"] is None}
+    return [
+        100 * (run["metrics"][name] - plain[run["seed"]])
+        for run in chosen
+        if run["seed"] in plain
+    ]
+
+
+def _spread(values: Iterable[float], sign: str = "") -> str:
+    values = list(values)
+    if not values:
+        return ""
+    mean = f"{statistics.mean(values):{sign}.2f}"
+    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean

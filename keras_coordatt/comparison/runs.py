@@ -1,0 +1,174 @@
+"""Trains one network with each attention and each seed, and keeps the results.
+
+Each result is added to a file when its run ends. An interrupted comparison continues
+after the last one, and within a run after the last complete epoch.
+"""
+
+import functools
+import json
+import os
+import pathlib
+from collections.abc import Iterable, Mapping
+
+import keras
+
+from keras_coordatt import applications
+from keras_coordatt.files import atomic_file
+from keras_coordatt.training import train
+from keras_coordatt.validation import check_choice
+
+ATTENTIONS = (None, "se", "cbam", "height", "width", "coordinate")
+BUILDERS = ("MobileNetV2CA", "MobileNeXtCA", "EfficientNetCA")
+# The metrics of each task, the most important first
+METRICS = {
+    "classification": ("accuracy",),
+    "detection": ("AP", "AP50"),
+    "segmentation": ("mean_iou",),
+}
+
+
+def compare(
+    task: str,
+    data: str | os.PathLike,
+    output: str | os.PathLike,
+    *,
+    attentions: Iterable[str | None] = (None, "se", "cbam", "coordinate"),
+    seeds: Iterable[int] = (0, 1),
+    network: str = "MobileNetV2CA",
+    arguments: Mapping | None = None,
+    recipe: str = "scratch",
+    changes: Mapping | None = None,
+    validation_split: float = 0.2,
+    verbose: bool = True,
+) -> list[dict]:
+    """Trains a network from random weights with each attention and each seed.
+
+    All attentions get the same images in the same order, the same augmentation, the
+    same schedule and the same number of steps. Seeds differ in the order and in the
+    initial weights. The best epoch is chosen by the validation images, and the result
+    measured on the test images.
+
+    Args:
+        task: `"classification"`; `"detection"`, by SSDLite; or `"segmentation"`, by
+            DeepLabV3.
+        data: A folder or file that `keras_coordatt.data` reads, or a TFDS name. Runs
+            are identified by the folder's name, without its path.
+        output: File of one line of JSON per run, written when the run ends. Runs that
+            are already in it are not repeated.
+        attentions: Values of the builders' `attention`.
+        seeds: Non-negative integers.
+        network: `"MobileNetV2CA"`, `"MobileNeXtCA"` or `"EfficientNetCA"`.
+        arguments: Dict of further arguments of the builder, such as `{"alpha": 0.5}`.
+        recipe, changes, validation_split, verbose: Same as in
+            `keras_coordatt.training.train`.
+
+    Returns:
+        One dict per run: its settings, all values of the `recipe`, `parameters`,
+        `metrics` on the `split` that was left for testing, `best_epoch`, the `history`
+        as one dict per epoch, and `seconds`.
+
+    Raises:
+        ValueError: If an argument is invalid, the data can't be used, or a line of
+            `output` isn't a run.
+
+    Example:
+
+    >>> runs = compare("segmentation", "digits/scenes", "runs/digits.jsonl")
+    >>> print(table(runs))
+    """
+    check_choice("task", task, tuple(METRICS))
+    check_choice("network", network, BUILDERS)
+    attentions, seeds = tuple(attentions), tuple(seeds)
+    for attention in attentions:
+        check_choice("attentions", attention, ATTENTIONS)
+    output = pathlib.Path(output)
+    settings = {
+        "task": task,
+        "data": _name(data),
+        "network": network,
+        "arguments": dict(arguments or {}),
+        "recipe_name": recipe,
+        "changes": dict(changes or {}),
+        "validation_split": validation_split,
+    }
+    # As they come out of the file: a tuple is a list there.
+    settings = json.loads(json.dumps(settings))
+    runs = [run for run in read_runs(output) if settings.items() <= run.items()]
+    done = {(run["seed"], run["attention"]) for run in runs}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    for seed in seeds:
+        for attention in attentions:
+            if (seed, attention) in done:
+                continue
+            keras.backend.clear_session()
+            run = {"attention": attention, "seed": seed, **settings}
+            if verbose:
+                print(f"attention={attention}, seed={seed}", flush=True)
+            # Its state, if it is interrupted, lies beside it until the run is complete.
+            model = output.with_name(
+                f"{output.stem}-{attention or 'none'}-{seed}.keras"
+            )
+            done_training = train(
+                task,
+                data,
+                model,
+                build=functools.partial(
+                    getattr(applications, network),
+                    attention=attention,
+                    **(arguments or {}),
+                ),
+                recipe=recipe,
+                changes=changes,
+                validation_split=validation_split,
+                seed=seed,
+                verbose=verbose,
+            )
+            report = dict(done_training.report)
+            run["recipe"] = report.pop("settings")["recipe"]
+            _append(output, {**run, **report})
+            runs.append(read_runs(output)[-1])
+    return runs
+
+
+def read_runs(path: str | os.PathLike) -> list[dict]:
+    """Reads the file of a comparison.
+
+    Args:
+        path: The `output` of `compare`. It need not exist.
+
+    Returns:
+        One dict per run.
+
+    Raises:
+        ValueError: If a line isn't a run.
+    """
+    path = pathlib.Path(path)
+    runs = []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            run = json.loads(line)
+            good = {"attention", "seed", "metrics", "parameters"} <= run.keys()
+        except (json.JSONDecodeError, AttributeError):
+            good = False
+        if not good:
+            raise ValueError(
+                f"`output` must have a run, as JSON, in every line. {path}, line "
+                f"{number}: {line!r}"
+            )
+        runs.append(run)
+    return runs
+
+
+def _append(output, run):
+    """Adds a line to the file; a process that is killed leaves the old file."""
+    lines = [*map(json.dumps, [*read_runs(output), run])]
+    with atomic_file(output) as temporary:
+        text = "".join(f"{line}\n" for line in lines)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _name(data):
+    """Returns what identifies data: a folder's name, or a TFDS name."""
+    path = pathlib.Path(data)
+    return path.resolve().name if path.exists() else os.fspath(data)

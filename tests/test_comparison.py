@@ -1,0 +1,157 @@
+import functools
+import json
+
+import numpy as np
+import pytest
+from backends import needs_tensorflow
+
+from keras_coordatt import MobileNetV2CA, comparison
+from keras_coordatt.comparison import runs as comparison_runs
+from keras_coordatt.training.trainer import Training
+
+RECIPE = {"name": "scratch", "image_size": 32, "epochs": 2}
+
+
+def run(attention, seed, accuracy, **others):
+    return {
+        "task": "classification",
+        "network": "MobileNetV2CA",
+        "arguments": {"alpha": 0.1},
+        "recipe": RECIPE,
+        "attention": attention,
+        "seed": seed,
+        "parameters": 1234,
+        "metrics": {"accuracy": accuracy},
+        "history": [{"val_accuracy": accuracy / 2}, {"val_accuracy": accuracy}],
+        **others,
+    }
+
+
+RUNS = [
+    *(run(None, seed, x) for seed, x in enumerate((0.5, 0.51, 0.52))),
+    *(run("coordinate", seed, x) for seed, x in enumerate((0.52, 0.56, 0.54))),
+]
+
+
+def test_table():
+    rows = comparison.table(RUNS).splitlines()
+    assert rows[2:] == [
+        "| none | 1,234 | 51.00 ± 1.00 % | +0.00 ± 0.00 | 3 |",
+        "| coordinate | 1,234 | 54.00 ± 2.00 % | +3.00 ± 1.73 | 3 |",
+    ]
+    assert rows[0].count("|") == rows[1].count("|") == rows[2].count("|")
+    (row,) = comparison.table([run("se", 0, 0.5)]).splitlines()[2:]
+    assert row == "| se | 1,234 | 50.00 % |  | 1 |"
+    with pytest.raises(ValueError, match="`runs` must be of one task"):
+        comparison.table([*RUNS, run("se", 0, 0.5, task="detection")])
+
+
+@needs_tensorflow
+def test_pictures():
+    (axis,) = comparison.curves(RUNS).axes
+    # Three thin lines and their mean, for each attention
+    assert len(axis.lines) == 8
+    np.testing.assert_allclose(axis.lines[7].get_ydata(), [27, 54])
+    with pytest.raises(ValueError, match="validated"):
+        comparison.curves([{**run("se", 0, 0.5), "history": []}])
+    seconds = comparison.latency(RUNS, "graph_1", rounds=1)
+    assert list(seconds) == [None, "coordinate"] and min(seconds.values()) > 0
+    figure = comparison.picture(RUNS, {None: 0.002, "coordinate": 0.003})
+    figure.canvas.draw()
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.texts] == ["none", "coordinate"]
+    np.testing.assert_allclose(axis.texts[1].xy, [3, 54])
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """Trains nothing, and lists what would have been trained."""
+    calls = []
+
+    def train(task, data, output, *, build, recipe, changes, seed, **options):
+        calls.append((build.keywords["attention"], seed))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        report = {
+            "settings": {"recipe": {**RECIPE, **changes}},
+            "parameters": 1234,
+            "metrics": {"accuracy": 0.5},
+            "history": [],
+        }
+        return Training(None, report)
+
+    monkeypatch.setattr(comparison_runs, "train", train)
+    return calls
+
+
+def test_it_goes_on_where_it_was_cut_off(trained, tmp_path):
+    output = tmp_path / "runs" / "compare.jsonl"
+    compare = functools.partial(comparison.compare, "classification", verbose=False)
+    arguments = {"attentions": [None, "se"], "seeds": [3], "changes": {"epochs": 9}}
+    with pytest.raises(KeyboardInterrupt):
+        compare(tmp_path, output, **arguments)
+    runs = compare(tmp_path, output, **arguments)
+    assert trained == [(None, 3), ("se", 3), ("se", 3)]
+    assert [run["attention"] for run in runs] == [None, "se"]
+    assert runs[1]["recipe"]["epochs"] == 9
+    assert [json.loads(line) for line in output.read_text().splitlines()] == runs
+
+    del trained[:]
+    output.write_text(output.read_text().rstrip())  # as some editors do
+    trained.append("a run before")
+    trained.append("and another, so that none is interrupted")
+    both = compare(tmp_path, output, **{**arguments, "seeds": [3, 4]})
+    assert trained[2:] == [(None, 4), ("se", 4)] and len(both) == 4
+    # Other settings are another experiment.
+    compare(tmp_path, output, **{**arguments, "changes": {"epochs": 5}})
+    assert trained[4:] == [(None, 3), ("se", 3)]
+    # And so are other data, of which the file tells the name, and no path.
+    (tmp_path / "other").mkdir()
+    others = compare(tmp_path / "other", output, **arguments)
+    assert trained[6:] == [(None, 3), ("se", 3)] and others[0]["data"] == "other"
+    assert len(output.read_text().splitlines()) == 8
+
+
+@needs_tensorflow
+def test_it_trains(eager, image_folder, tmp_path):
+    (result,) = comparison.compare(
+        "classification",
+        image_folder,
+        tmp_path / "compare.jsonl",
+        attentions=["cbam"],
+        seeds=[3],
+        arguments={"alpha": 0.1},
+        changes={"image_size": 32, "batch_size": 12, "epochs": 1},
+        validation_split=0.5,
+        verbose=False,
+    )
+    network = MobileNetV2CA((32, 32, 3), 0.1, weights=None, classes=3, attention="cbam")
+    assert result["parameters"] == network.count_params()
+    assert result["recipe"]["image_size"] == 32 and result["split"] == "test"
+    assert result["metrics"]["accuracy"] in [pytest.approx(n / 6) for n in range(7)]
+    assert len(result["history"]) == 1
+    assert comparison.table([result]).splitlines()[2].startswith("| cbam | ")
+    comparison.curves([result])
+
+
+@pytest.mark.parametrize("line", ['{"seed": 0, "acc', "3", '{"seed": 0}'])
+def test_a_line_that_was_cut_off(line, tmp_path):
+    output = tmp_path / "runs.jsonl"
+    output.write_text(line)
+    with pytest.raises(ValueError, match="`output`.*line 1"):
+        comparison.compare("classification", "no_such_data", output)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"task": "regression"}, "`task`"),
+        ({"network": "ResNet"}, "`network`"),
+        ({"attentions": ["eca"]}, "`attentions`"),
+    ],
+)
+def test_wrong_arguments(arguments, message, tmp_path):
+    arguments = {"task": "classification", **arguments}
+    with pytest.raises(ValueError, match=message):
+        comparison.compare(data="digits", output=tmp_path / "runs.jsonl", **arguments)
+    assert not list(tmp_path.iterdir())
