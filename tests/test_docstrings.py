@@ -27,7 +27,7 @@ from keras_coordatt.segmentation import DeepLabV3
 
 # Examples that are not run here, and why.
 NOT_RUN = {
-    "ablation.ablation": "trains for hours",
+    "comparison.runs.compare": "trains for hours",
     "benchmark.measure.benchmark": "takes minutes",
     "benchmark.references.build_times": "its result depends on the machine",
     "detection.ssdlite.SSDLite": "downloads the ImageNet weights",
