@@ -5,13 +5,27 @@ from keras_coordatt.applications.efficientnet_ca import EfficientNetCA
 from keras_coordatt.applications.mobilenet_v2_ca import MobileNetV2CA
 from keras_coordatt.applications.mobilenext_ca import MobileNeXtCA
 from keras_coordatt.applications.pyramid import pyramid_outputs
+from keras_coordatt.weights import list_weights
 
 __all__ = [
     "EfficientNetCA",
     "MobileNeXtCA",
     "MobileNetV2CA",
     "efficientnet_ca",
+    "list_models",
+    "list_weights",
     "mobilenet_v2_ca",
     "mobilenext_ca",
     "pyramid_outputs",
 ]
+
+
+def list_models() -> list[str]:
+    """Returns the names of the builders in this package.
+
+    Example:
+
+    >>> build = getattr(keras_coordatt.applications, list_models()[0])
+    >>> model = build(weights=None)
+    """
+    return ["MobileNetV2CA", "MobileNeXtCA", "EfficientNetCA"]

@@ -7,6 +7,7 @@ import keras
 
 from keras_coordatt import weights as weights_lib
 from keras_coordatt.applications.blocks import channel_axis, image_entrance
+from keras_coordatt.preprocessing import record_layers
 from keras_coordatt.validation import check_choice, check_positive_int
 
 MIN_SIZE = 32
@@ -25,7 +26,7 @@ def network_input(
     include_preprocessing,
     skip_mismatch,
     default_size: int,
-    received: dict,
+    arguments: dict,
 ):
     """Checks the arguments that every builder takes, and makes the network's input.
 
@@ -33,7 +34,7 @@ def network_input(
         network: Name of the builder in the catalog of weights.
         default_size: Height and width if neither `input_shape` nor published weights,
             which know the size they were trained at, set them.
-        received: Arguments for some values of which there are published weights.
+        arguments: The arguments for some values of which there are published weights.
 
     Returns:
         `(inputs, x)`: the inputs of the model, and the image after preprocessing.
@@ -44,19 +45,14 @@ def network_input(
     check_choice("include_preprocessing", include_preprocessing, (True, False))
     check_choice("skip_mismatch", skip_mismatch, (True, False))
     _check_head(include_top, pooling, classes, classifier_activation)
-    if weights is not None:
-        _check_weights(
-            network,
-            include_top,
-            weights,
-            classes,
-            classifier_activation,
-            skip_mismatch,
-            received,
-        )
-    inputs, image = _image_input(
-        input_shape, input_tensor, include_top, network, weights, default_size
-    )
+    record = _published(network, weights, arguments)
+    if record is not None:
+        _check_classes(record, weights, include_top, classes, skip_mismatch)
+        default_size = record.input_size
+    elif weights is not None:
+        check_weights_path(weights, weights_lib.names_of(network))
+    size = default_size if include_top else None
+    inputs, image = _image_input(input_shape, input_tensor, size)
     return inputs, image_entrance(image, include_preprocessing)
 
 
@@ -73,68 +69,39 @@ def _check_head(include_top, pooling, classes, classifier_activation):
             ) from None
 
 
-def _check_weights(
-    network,
-    include_top,
-    weights,
-    classes,
-    classifier_activation,
-    skip_mismatch,
-    received,
-):
-    published = weights_lib.published(network)
-    if weights == "imagenet" and weights not in published:
-        raise ValueError(
-            "`weights` must be None or the path of a file, as no ImageNet weights of "
-            "this network are published. Received: 'imagenet'"
-        )
-    record = _record(network, weights)
-    if record is None:
-        check_weights_path(weights, tuple(published))
-        return
-    argument = f'`weights="{weights}"`'
-    same_head = include_top and classes == record.classes
-    if include_top and not same_head and not skip_mismatch:
-        raise ValueError(
-            f"{argument} with `include_top=True` needs `classes={record.classes}`, or "
-            "`skip_mismatch=True` to keep the network's own classifier. "
-            f"Received: classes={classes!r}"
-        )
-    if same_head and classifier_activation not in (None, "softmax"):
-        raise ValueError(
-            f"{argument} with `include_top=True` needs "
-            '`classifier_activation="softmax"` or `None`. '
-            f"Received: classifier_activation={classifier_activation!r}"
-        )
-    if received != record.arguments:
-        raise ValueError(
-            f"{argument} is published for {record.arguments} only; "
-            f"pass `weights=None` for another network. Received: {received}"
-        )
-
-
-def _record(network, weights):
+def _published(network, weights, arguments):
     """The record of published weights, or None."""
-    published = weights_lib.published(network)
-    is_name = isinstance(weights, str) and weights in published
-    return weights_lib.CATALOG[published[weights]] if is_name else None
+    name = weights_lib.find_published(network, weights, arguments)
+    return name and weights_lib.CATALOG[name]
+
+
+def _check_classes(record, weights, include_top, classes, skip_mismatch):
+    # Before the file is downloaded
+    if include_top and classes != record.classes and not skip_mismatch:
+        raise ValueError(
+            f'`weights="{weights}"` has a classifier of {record.classes} classes: pass '
+            f"`classes={record.classes}`, or `skip_mismatch=True` to keep the network's "
+            f"own classifier. Received: classes={classes}"
+        )
 
 
 def check_weights_path(weights, names=()):
     """Checks that `weights` is a file of a kind that can be loaded."""
+    if weights_lib.is_on_hub(weights) and weights.endswith(weights_lib.FILE_TYPES):
+        return
     is_path = isinstance(weights, (str, os.PathLike))
     path = pathlib.Path(weights) if is_path else None
-    if path is None or not path.is_file() or path.suffix not in weights_lib.FILE_TYPES:
+    if path is None or not (
+        path.is_file() and path.name.endswith(weights_lib.FILE_TYPES)
+    ):
         raise ValueError(
             f"`weights` must be None, {''.join(f'{name!r}, ' for name in names)}or the "
-            "path of an existing file that ends in one of "
-            f"{weights_lib.FILE_TYPES}. Received: {weights!r}"
+            'path of an existing file, or "hf://user/repository/file", that ends in one '
+            f"of {weights_lib.FILE_TYPES}. Received: {weights!r}"
         )
 
 
-def _image_input(
-    input_shape, input_tensor, include_top, network, weights, default_size
-):
+def _image_input(input_shape, input_tensor, size):
     # The model's inputs and the image differ if `input_tensor` is the output of layers.
     if input_tensor is not None:
         if not keras.utils.is_keras_tensor(input_tensor):
@@ -153,9 +120,6 @@ def _image_input(
         return inputs[0] if len(inputs) == 1 else inputs, input_tensor
 
     if input_shape is None:
-        record = _record(network, weights)
-        size = record.input_size if record else default_size
-        size = size if include_top else None
         input_shape = [size, size]
         input_shape.insert(channel_axis() - 1, 3)
     _check_image_shape("input_shape", input_shape)
@@ -185,23 +149,52 @@ def _check_image_shape(name, shape):
             )
 
 
-def load_weights(model, weights, network, builder, input_tensor, skip_mismatch):
+def load_weights(model, network, weights, arguments, input_tensor, skip_mismatch):
     """Loads the weights that the `weights` argument names.
 
     Args:
+        model: The new network.
         network: Name of the builder in the catalog of weights.
-        builder: The builder.
+        weights: The builder's `weights` argument.
+        arguments: Same as in `network_input`.
+        input_tensor: The builder's `input_tensor` argument.
+        skip_mismatch: The builder's `skip_mismatch` argument.
     """
     if weights is None:
         return
-    if record := _record(network, weights):
-        arguments = {**record.arguments, "classes": record.classes, "weights": None}
-        name = weights_lib.published(network)[weights]
-        weights = weights_lib.cached_weights(name, lambda: builder(**arguments))
-    if input_tensor is not None and not any(input_tensor is x for x in model.inputs):
+    load, path = weights_lib.load_weights, weights
+    name = weights_lib.find_published(network, weights, arguments)
+    if name is not None:
+        path = weights_lib.cached_weights(name)
+    if weights_lib.is_plain(weights):
+        load = weights_lib.load_without_attention
+    if input_tensor is None or any(input_tensor is x for x in model.inputs):
+        load(model, path, skip_mismatch)
+    else:
         # The file is of the whole model, or of the network without the layers before.
         try:
-            return weights_lib.load_weights(model, weights, skip_mismatch)
+            load(model, path, skip_mismatch)
         except ValueError:
-            model = keras.Model(input_tensor, model.output, name=model.name)
-    weights_lib.load_weights(model, weights, skip_mismatch)
+            part = keras.Model(input_tensor, model.output, name=model.name)
+            load(part, path, skip_mismatch)
+    if name is not None:
+        _record_labels(model, weights_lib.CATALOG[name])
+
+
+def _record_labels(model, published):
+    """Records the names of the classes, if the model has the published classifier."""
+    # Imported here, as it reads models of every task.
+    from keras_coordatt.record import set_record
+
+    own = getattr(model.layers[-1], "units", None) == published.classes
+    if not own or None in (record_layers(model) or [None]):
+        return
+    size = (published.input_size,) * 2
+    shape = list(model.inputs[0].shape[1:])
+    shape.pop(channel_axis() - 1)
+    set_record(
+        model,
+        task="classification",
+        labels=published.labels,
+        image_size=size if {*shape} <= {None, *size} else None,
+    )

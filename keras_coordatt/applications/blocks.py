@@ -186,7 +186,10 @@ def kernel_initializer():
 
 
 def attention_factory(
-    attention: str | Callable | None, reduction: int, default_reduction: int
+    attention: str | Callable | None,
+    reduction: int,
+    default_reduction: int,
+    identity_init: bool = False,
 ) -> Callable | None:
     """Returns a function from a layer's name to an attention layer.
 
@@ -195,6 +198,7 @@ def attention_factory(
         reduction: Reduction of coordinate attention; no other attention takes it.
         default_reduction: The builder's default; any other value counts as set by the
             user.
+        identity_init: Whether coordinate attention starts as the identity.
 
     Returns:
         The function, or `None` for a network without attention.
@@ -210,6 +214,7 @@ def attention_factory(
             CoordinateAttention,
             reduction,
             axes=COORDINATE_AXES[attention],
+            identity_init=identity_init,
             **BATCH_NORM,
         )
     elif named and attention in BASELINES:

@@ -18,9 +18,12 @@ ARGUMENTS = {
     "include_top": """
         Whether to include the classifier. Defaults to `True`.""",
     "weights": """
-        `None` (random initialization){published}, or the path of a file: `.keras`,
-        `.weights.h5`, `.h5`, `.pth`, `.pt` or `.safetensors`. Defaults to
-        {default_weights}.""",
+        `None` (random initialization); {published}; the path of a file (`.keras`,
+        `.weights.h5`, `.h5`, `.pth`, `.pt` or `.safetensors`); or
+        `"hf://user/repository/file"`, a file on the Hugging Face Hub.
+        `keras_coordatt.applications.list_weights` lists what is published. A network
+        with a published classifier also has the names of its classes
+        (`keras_coordatt.record.record_of`). Defaults to {default_weights}.""",
     "input_tensor": """
         Keras tensor to use as the image input; may be the output of other layers.""",
     "pooling": """

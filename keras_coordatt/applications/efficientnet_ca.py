@@ -63,7 +63,7 @@ DROP_RATE = 0.2
         260, 300, 380, 456, 528, 600) and the dropout before the classifier (0.2, 0.2,
         0.3, 0.3, 0.4, 0.4, 0.5, 0.5). Defaults to `"b0"`.""",
     default_size="the variant's image size",
-    published="",
+    published="""`"imagenet"` (Keras's, for `attention="se"`)""",
     default_weights="`None`",
     baselines=""", where `"se"` is EfficientNet's own, with a quarter of the block's
         input channels in its hidden layer, and `"cbam"` has a reduction of 24""",
@@ -103,6 +103,7 @@ def EfficientNetCA(
     Raises:
         ValueError: If an argument is out of its range or contradicts another, or the
             file of `weights` doesn't fit.
+        OSError: If published weights can't be downloaded; it says where to put them.
 
     Example:
 
@@ -121,6 +122,7 @@ def EfficientNetCA(
     width, depth, resolution, dropout = VARIANTS[variant]
     blocks = _blocks(width, depth, output_stride)
     make_attention = attention_factory(attention, reduction, 32)
+    arguments = {"variant": variant, "attention": attention}
     inputs, x = network_input(
         "EfficientNetCA",
         input_shape=input_shape,
@@ -133,7 +135,7 @@ def EfficientNetCA(
         include_preprocessing=include_preprocessing,
         skip_mismatch=skip_mismatch,
         default_size=resolution,
-        received={},
+        arguments=arguments,
     )
 
     x = conv_bn(x, make_divisible(32 * width), 3, "stem_conv", "stem_bn", stride=2)
@@ -164,7 +166,7 @@ def EfficientNetCA(
 
     model = keras.Model(inputs, x, name=name)
     load_weights(
-        model, weights, "EfficientNetCA", EfficientNetCA, input_tensor, skip_mismatch
+        model, "EfficientNetCA", weights, arguments, input_tensor, skip_mismatch
     )
     return model
 

@@ -26,6 +26,7 @@ from keras_coordatt.applications.blocks import (
 from keras_coordatt.applications.docstring import shared_docstring
 from keras_coordatt.preprocessing import decode_predictions, preprocess_input
 from keras_coordatt.validation import check_number, check_positive_int
+from keras_coordatt.weights import is_plain
 
 __all__ = ["MobileNetV2CA", "decode_predictions", "preprocess_input"]
 
@@ -44,9 +45,13 @@ STAGES = (
 @shared_docstring(
     default_size="224",
     last_layer="convolution",
-    published=""", `"imagenet"` (the official checkpoint, for `alpha=1.0`,
-        `attention="coordinate"` and `reduction=32`), `"cifar10"` (ours, in the package,
-        for `alpha=0.5`, `classes=10` and images of 64 x 64)""",
+    published="""`"imagenet"` (the official checkpoint, for `alpha=1.0`,
+        `attention="coordinate"` and `reduction=32`; or with `attention=None` the plain
+        network, for `alpha` 0.25, 0.35, 0.5, 0.75 or 1.0); `"imagenet-plain"` (the
+        plain network's weights for `attention="coordinate"`, `"height"` or `"width"`:
+        the attention is not trained and starts as the identity, so that the outputs
+        are the plain network's until it is); `"cifar10"` (ours, in the package, for
+        `alpha=0.5`, `classes=10` and images of 64 x 64)""",
     default_weights='`"imagenet"`',
     baselines=" with the paper's reduction of 24",
     default_reduction="32",
@@ -85,6 +90,7 @@ def MobileNetV2CA(
     Raises:
         ValueError: If an argument is out of its range or contradicts another, or the
             file of `weights` doesn't fit.
+        OSError: If published weights can't be downloaded; it says where to put them.
 
     Example:
 
@@ -101,7 +107,10 @@ def MobileNetV2CA(
     check_number("alpha", alpha, 0)
     check_positive_int("reduction", reduction)
     blocks = _blocks(alpha, output_stride)
-    make_attention = attention_factory(attention, reduction, 32)
+    make_attention = attention_factory(
+        attention, reduction, 32, identity_init=is_plain(weights)
+    )
+    arguments = {"alpha": alpha, "attention": attention, "reduction": reduction}
     inputs, x = network_input(
         "MobileNetV2CA",
         input_shape=input_shape,
@@ -114,7 +123,7 @@ def MobileNetV2CA(
         include_preprocessing=include_preprocessing,
         skip_mismatch=skip_mismatch,
         default_size=224,
-        received={"alpha": alpha, "attention": attention, "reduction": reduction},
+        arguments=arguments,
     )
 
     x = conv_bn(x, make_divisible(32 * alpha), 3, "Conv1", "bn_Conv1", stride=2)
@@ -139,7 +148,7 @@ def MobileNetV2CA(
 
     model = keras.Model(inputs, x, name=name)
     load_weights(
-        model, weights, "MobileNetV2CA", MobileNetV2CA, input_tensor, skip_mismatch
+        model, "MobileNetV2CA", weights, arguments, input_tensor, skip_mismatch
     )
     return model
 

@@ -28,6 +28,7 @@ from keras_coordatt.applications.blocks import (
 from keras_coordatt.applications.docstring import shared_docstring
 from keras_coordatt.preprocessing import decode_predictions, preprocess_input
 from keras_coordatt.validation import check_number, check_positive_int
+from keras_coordatt.weights import is_plain
 
 __all__ = ["MobileNeXtCA", "decode_predictions", "preprocess_input"]
 
@@ -47,7 +48,10 @@ STAGES = (
 @shared_docstring(
     default_size="224",
     last_layer="block",
-    published="",
+    published="""`"imagenet"` (for `alpha=1.0` and `attention=None`);
+        `"imagenet-plain"` (the same weights for `attention="coordinate"`, `"height"` or
+        `"width"`: the attention is not trained and starts as the identity, so that the
+        outputs are the plain network's until it is)""",
     default_weights="`None`",
     baselines=" with the paper's reduction of 24",
     default_reduction="24",
@@ -88,6 +92,7 @@ def MobileNeXtCA(
     Raises:
         ValueError: If an argument is out of its range or contradicts another, or the
             file of `weights` doesn't fit.
+        OSError: If published weights can't be downloaded; it says where to put them.
 
     Example:
 
@@ -104,7 +109,10 @@ def MobileNeXtCA(
     check_number("alpha", alpha, 0)
     check_positive_int("reduction", reduction)
     blocks = _blocks(alpha, output_stride)
-    make_attention = attention_factory(attention, reduction, 24)
+    make_attention = attention_factory(
+        attention, reduction, 24, identity_init=is_plain(weights)
+    )
+    arguments = {"alpha": alpha, "attention": attention, "reduction": reduction}
     inputs, x = network_input(
         "MobileNeXtCA",
         input_shape=input_shape,
@@ -117,7 +125,7 @@ def MobileNeXtCA(
         include_preprocessing=include_preprocessing,
         skip_mismatch=skip_mismatch,
         default_size=224,
-        received={},
+        arguments=arguments,
     )
 
     x = conv_bn(x, make_divisible(32 * alpha), 3, "Conv1", "bn_Conv1", stride=2)
@@ -137,9 +145,7 @@ def MobileNeXtCA(
         x = pool(x, pooling)
 
     model = keras.Model(inputs, x, name=name)
-    load_weights(
-        model, weights, "MobileNeXtCA", MobileNeXtCA, input_tensor, skip_mismatch
-    )
+    load_weights(model, "MobileNeXtCA", weights, arguments, input_tensor, skip_mismatch)
     return model
 
 

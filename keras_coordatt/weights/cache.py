@@ -1,36 +1,28 @@
-"""Downloads, verifies, converts and caches published weights."""
+"""Downloads, verifies and caches published weights."""
 
-import contextlib
 import hashlib
 import os
 import pathlib
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+import time
 
-import h5py
 import keras
 
+from keras_coordatt.files import atomic_file
 from keras_coordatt.weights.catalog import CATALOG, Record
-from keras_coordatt.weights.official import load_torch
 
-try:
-    import fcntl
-except ImportError:  # Windows: see `_exclusive_lock`
-    fcntl = None  # type: ignore[assignment]
+_DAY = 24 * 60 * 60
 
 
-def cached_weights(name: str, build: Callable[[], keras.Model]) -> str:
-    """Returns the path of published weights that `load_weights` can read.
+def cached_weights(name: str) -> pathlib.Path:
+    """Returns the path of a published file, which is downloaded once.
 
-    The first call downloads, verifies and converts the published file, and keeps the
-    converted file; a damaged one is converted again. A published file that was put into
-    the cache by hand is used instead of a download, after the same checks. Weights in
-    the package are used as they are.
+    Its hash is verified at every call, so a file that was put into the cache by hand
+    is as good as a download, and a damaged one is an error. Weights in the package are
+    used as they are.
 
     Args:
         name: A name in the catalog.
-        build: Builds the network that the weights are for.
 
     Returns:
         The path of a file that `load_weights` reads.
@@ -40,34 +32,17 @@ def cached_weights(name: str, build: Callable[[], keras.Model]) -> str:
         ValueError: If the file is not the published one.
     """
     record = CATALOG[name]
-    if record.url is None:
-        return str(pathlib.Path(__file__).parent / record.filename)
-    converted, source = cached_path(name), published_path(name)
-    if _can_be_opened(converted):
-        return str(converted)
-
-    cache = cache_dir()
-    cache.mkdir(parents=True, exist_ok=True)
-    with _exclusive_lock(cache) as locked:
-        if _can_be_opened(converted):  # another process converted it while we waited
-            return str(converted)
-        if locked:  # remove what killed processes left behind
-            for left in cache.glob(f".{name}-*"):
-                shutil.rmtree(left, ignore_errors=True)
-        # Everything is made in a folder beside the file and then renamed, so that
-        # other processes see a complete file or none.
-        with tempfile.TemporaryDirectory(dir=cache, prefix=f".{name}-") as folder:
-            if source.exists():
-                check_file(source, record, str(source))
-            else:
-                source = _download(name, folder)
-                check_file(source, record, f"What {record.url} gave")
-            model = _in_float32(build)
-            load_torch(model, source)
-            temporary = pathlib.Path(folder) / "converted.weights.h5"
-            model.save_weights(temporary)
-            os.replace(temporary, converted)
-    return str(converted)
+    path = published_path(name)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path)
+        # Other processes see the complete file or none.
+        with atomic_file(path) as temporary:
+            _download(record, temporary, path)
+            check_file(temporary, record, f"What {record.url} gave")
+    elif record.url:
+        check_file(path, record, f"{path}, which you may delete,")
+    return path
 
 
 def cache_dir() -> pathlib.Path:
@@ -76,70 +51,33 @@ def cache_dir() -> pathlib.Path:
     return pathlib.Path(home) / "models"
 
 
-def cached_path(name: str) -> pathlib.Path:
-    """Returns the path of the converted file, with part of the published hash."""
-    digest = CATALOG[name].hash.partition(":")[2]
-    return cache_dir() / f"{name}_{digest[:8]}.weights.h5"
-
-
-def _can_be_opened(path):
-    """Returns whether a converted file exists and can be opened."""
-    try:
-        h5py.File(path, "r").close()
-    except OSError:
-        return False
-    return True
-
-
 def published_path(name: str) -> pathlib.Path:
-    """Returns the path where the published file may be put by hand."""
-    return cache_dir() / CATALOG[name].filename
-
-
-@contextlib.contextmanager
-def _exclusive_lock(folder: pathlib.Path) -> Iterator[bool]:
-    """Makes other processes wait, and yields whether they do.
-
-    The lock only spares them the download: files are complete without it. So where
-    there are no locks, as on Windows and some network file systems, all go on.
-    """
-    if fcntl is None:
-        yield False
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX)  # released when the process ends
-            locked = True
-        except OSError:
-            locked = False
-        yield locked
-    finally:
-        os.close(handle)
-
-
-def _in_float32(build):
-    """Builds in float32 whatever the policy, as the cache serves every policy."""
-    policy = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("float32")
-    try:
-        return build()
-    finally:
-        keras.config.set_dtype_policy(policy)
-
-
-def _download(name, folder):
+    """Returns the path of a published file, where it may also be put by hand."""
     record = CATALOG[name]
+    folder = cache_dir() if record.url else pathlib.Path(__file__).parent
+    return folder / record.filename
+
+
+def _remove_leftovers(path):
+    """Removes what killed processes left of their downloads."""
+    for left in path.parent.glob(f".{path.name}-*"):
+        if time.time() - left.stat().st_mtime > _DAY:
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _download(record, temporary, path):
     try:
-        path = keras.utils.get_file(
-            record.filename, origin=record.url, cache_dir=folder, cache_subdir=""
+        keras.utils.get_file(
+            temporary.name,
+            origin=record.url,
+            cache_dir=temporary.parent,
+            cache_subdir="",
         )
     except Exception as error:  # get_file raises plain Exceptions
         raise OSError(
-            f"{record.url} could not be downloaded ({error}). Put the file at "
-            f"{published_path(name)} by hand, or pass `weights=None`."
+            f"{record.url} could not be downloaded ({error}). Put the file at {path} by "
+            "hand, or pass `weights=None`."
         ) from error
-    return pathlib.Path(path)
 
 
 def check_file(path: pathlib.Path, record: Record, what: str) -> None:
@@ -149,14 +87,13 @@ def check_file(path: pathlib.Path, record: Record, what: str) -> None:
     if algorithm == "git":
         digest = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
     else:
-        digest = hashlib.new(algorithm)
+        digest = hashlib.new(algorithm, usedforsecurity=False)
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    if digest.hexdigest() != expected or record.size not in (None, size):
-        bytes_ = f", {record.size} bytes" if record.size else ""
+    if digest.hexdigest() != expected:
         raise ValueError(
             f"{what} is not the published file of {record.url}: it is truncated or was "
-            f"changed. Nothing was loaded. Expected: {record.hash}{bytes_}. "
+            f"changed. Nothing was loaded. Expected: {record.hash}. "
             f"Received: {algorithm}:{digest.hexdigest()}, {size} bytes"
         )

@@ -1,15 +1,17 @@
 """Loads weights from a file of any supported format."""
 
 import os
+import pathlib
 
 import keras
 
 from keras_coordatt.weights.keras_file import load_keras_file
 from keras_coordatt.weights.official import load_torch
 
-OFFICIAL = (".pth", ".pt", ".safetensors")
+OFFICIAL = (".pth", ".pth.tar", ".pt", ".safetensors")
 KERAS = (".keras", ".h5")
 FILE_TYPES = (*KERAS, *OFFICIAL)
+HUB = "hf://"
 
 
 def load_weights(
@@ -26,7 +28,9 @@ def load_weights(
     Args:
         model: A built model.
         path: The path of a file: `.keras`, `.weights.h5`, legacy `.h5`; or with the
-            official PyTorch names, `.pth`, `.pt` or `.safetensors`.
+            PyTorch names of `load_torch`, `.pth`, `.pth.tar`, `.pt` or `.safetensors`.
+            `"hf://user/repository/file"` is downloaded from the Hugging Face Hub, as
+            of `"hf://user/repository@revision/file"` if one is given.
         skip_mismatch: Whether the file may be for another number of classes, or for
             RGB images where the network takes other channels. The network then keeps
             its own classifier; the first kernel is summed over its channels for 1
@@ -37,7 +41,8 @@ def load_weights(
         TypeError: If `model` is not a model.
         ValueError: If `model` is not built, or the file is truncated, damaged, of
             another kind, or does not fit the network.
-        OSError: If the file can't be opened.
+        OSError: If the file can't be opened or downloaded.
+        ImportError: If the file is on the Hub and `huggingface_hub` isn't installed.
 
     Example:
 
@@ -51,9 +56,45 @@ def load_weights(
             "`model` must be built before its weights have a shape: start it with an "
             f"`Input`, or call it once. Received: {model.name}"
         )
+    path = local_path(path)
     if str(path).endswith(OFFICIAL):
         load_torch(model, path, skip_mismatch)
     elif str(path).endswith(KERAS):
         load_keras_file(model, path, skip_mismatch)
     else:
         raise ValueError(f"`path` must end in one of {FILE_TYPES}. Received: {path!r}")
+
+
+def is_on_hub(path) -> bool:
+    """Whether it is the name of a file on the Hugging Face Hub."""
+    return isinstance(path, str) and path.startswith(HUB)
+
+
+def local_path(path: str | os.PathLike) -> str | os.PathLike:
+    """Returns the path of a file, which is downloaded first if it is on the Hub."""
+    if not is_on_hub(path):
+        return path
+    user, _, rest = path.removeprefix(HUB).partition("/")
+    repository, _, filename = rest.partition("/")
+    repository, _, revision = repository.partition("@")
+    if not (user and repository and filename):
+        raise ValueError(
+            f'`path` must be "hf://user/repository/file". Received: {path!r}'
+        )
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise ImportError(
+            f"{path} needs huggingface_hub: pip install 'keras_coordatt[hf]'"
+        ) from error
+    try:
+        return pathlib.Path(
+            huggingface_hub.hf_hub_download(
+                f"{user}/{repository}",
+                filename,
+                revision=revision or None,
+                library_name="keras",
+            )
+        )
+    except Exception as error:  # many classes, each with its own base
+        raise OSError(f"{path} could not be downloaded: {error}") from error
