@@ -1,5 +1,6 @@
 """The command line does what the package does, and says what went wrong."""
 
+import dataclasses
 import inspect
 import itertools
 import json
@@ -19,6 +20,7 @@ from backends import needs_tensorflow
 from keras_coordatt import MobileNetV2CA, __version__
 from keras_coordatt.applications.mobilenet_v2_names import arguments_of
 from keras_coordatt.cli import COMMANDS, main
+from keras_coordatt.cli import weights as weights_command
 from keras_coordatt.cli.parser import METAVARS
 from keras_coordatt.weights import CATALOG, save_safetensors
 from keras_coordatt.weights.safetensors_file import read_safetensors, write_safetensors
@@ -348,8 +350,8 @@ def test_lists_the_catalog(tmp_path, monkeypatch, capsys):
     assert run("weights") == 0
     printed = capsys.readouterr().out
     for name, record in CATALOG.items():
-        place = record.url or record.training
-        for value in (name, place, record.hash, f"{record.top1} %"):
+        source = record.url or record.training
+        for value in (name, source, record.hash, f"{record.top1} %", record.license):
             assert value in printed
     assert "not downloaded yet" in printed
 
@@ -357,7 +359,40 @@ def test_lists_the_catalog(tmp_path, monkeypatch, capsys):
     path = tmp_path / "models" / "mbv2_ca.pth"
     path.write_bytes(b"by hand")
     assert run("weights") == 0
-    assert f"cache     {path}" in capsys.readouterr().out
+    assert f"file      {path}" in capsys.readouterr().out
+
+
+NAME = "mobilenetv2_ca_cifar10"
+
+
+def test_verifies_weights(monkeypatch, capsys):
+    assert run("weights", "--verify", NAME) == 0
+    assert f"{NAME}: the published file, 846,226 par" in capsys.readouterr().out
+
+    broken = dataclasses.replace(CATALOG[NAME], hash="sha256:0")
+    monkeypatch.setattr(weights_command, "CATALOG", {NAME: broken})
+    monkeypatch.setitem(CATALOG, NAME, broken)
+    assert run("weights", "--verify", "all") == 1
+    printed = capsys.readouterr()
+    assert "FAILED" in printed.out
+    assert "not the published file" in printed.out
+    assert f"error: 1 of 1: {NAME}" in printed.err
+    assert run("weights", "--data", "photos") == 1
+    assert "--data needs --verify" in capsys.readouterr().err
+
+
+@needs_tensorflow
+def test_measures_weights(tmp_path, capsys):
+    for label in ("cat", "truck"):
+        (tmp_path / "test" / label).mkdir(parents=True)
+        image = np.random.default_rng(0).integers(0, 256, (32, 40, 3))
+        keras.utils.save_img(tmp_path / "test" / label / "0.png", image)
+    assert run("weights", "--verify", NAME, "--data", tmp_path) == 0
+    # The same image twice: at most one of the two is right.
+    assert re.search(r"top-1 (0|50).00 % of 2 test", capsys.readouterr().out)
+    (tmp_path / "test" / "cat").rename(tmp_path / "test" / "zebra")
+    assert run("weights", "--verify", NAME, "--data", tmp_path) == 1
+    assert "must be called as in CIFAR-10" in capsys.readouterr().err
 
 
 def test_a_head_that_does_not_fit_is_no_conversion(tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Published weights by the names that a builder's `weights` argument takes."""
 
+from keras_coordatt.validation import check_choice
 from keras_coordatt.weights.cache import published_path
 from keras_coordatt.weights.catalog import (
     CATALOG,
@@ -76,6 +77,11 @@ def _calls(records, arguments):
     return lines
 
 
+def check_name(name: str) -> str:
+    """Returns a name of the catalog, or says which there are."""
+    return check_choice("name", name, CATALOG)
+
+
 def list_weights(network: str | None = None) -> list[dict]:
     """Returns what is known of every published file of weights.
 
@@ -97,9 +103,8 @@ def list_weights(network: str | None = None) -> list[dict]:
     >>> [w["name"] for w in list_weights("MobileNeXtCA")]
     ['mobilenext_imagenet']
     """
-    networks = tuple(dict.fromkeys(record.network for record in CATALOG.values()))
-    if network is not None and network not in networks:
-        raise ValueError(f"`network` must be one of {networks}. Received: {network!r}")
+    networks = {record.network for record in CATALOG.values()}
+    check_choice("network", network, (None, *sorted(networks)))
     return [
         {
             "name": name,

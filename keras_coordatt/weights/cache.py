@@ -18,8 +18,7 @@ def cached_weights(name: str) -> pathlib.Path:
     """Returns the path of a published file, which is downloaded once.
 
     Its hash is verified at every call, so a file that was put into the cache by hand
-    is as good as a download, and a damaged one is an error. Weights in the package are
-    used as they are.
+    is as good as a download, and a damaged one is an error.
 
     Args:
         name: A name in the catalog.
@@ -40,8 +39,8 @@ def cached_weights(name: str) -> pathlib.Path:
         with atomic_file(path) as temporary:
             _download(record, temporary, path)
             check_file(temporary, record, f"What {record.url} gave")
-    elif record.url:
-        check_file(path, record, f"{path}, which you may delete,")
+    else:
+        check_file(path, record, f"{path} (delete it to download it again)")
     return path
 
 
@@ -93,7 +92,7 @@ def check_file(path: pathlib.Path, record: Record, what: str) -> None:
             digest.update(chunk)
     if digest.hexdigest() != expected:
         raise ValueError(
-            f"{what} is not the published file of {record.url}: it is truncated or was "
+            f"{what} is not the published file of {record.url or record.source}: it is truncated or was "
             f"changed. Nothing was loaded. Expected: {record.hash}. "
             f"Received: {algorithm}:{digest.hexdigest()}, {size} bytes"
         )

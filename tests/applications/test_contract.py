@@ -412,13 +412,6 @@ def test_wrong_argument(family, arguments, message):
         family.build(**arguments)
 
 
-def test_no_published_weights(family):
-    if family.builder is MobileNetV2CA:
-        pytest.skip("they are published")
-    with pytest.raises(ValueError, match="`weights`.*no ImageNet.*'imagenet'"):
-        family.build(weights="imagenet", classes=1000)
-
-
 def test_input_shape_must_be_the_tensors(family):
     tensor = keras.Input((64, 64, 3))
     with pytest.raises(ValueError, match=r"\(64, 64, 3\).*\(32, 32, 3\)"):

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_coordatt.applications import efficientnet_ca
 from keras_coordatt.applications.efficientnet_ca import EfficientNetCA
+from keras_coordatt.weights import CATALOG
 
 # Only weight shapes and settings are compared of these: one backend is enough.
 VARIANTS = ["b1", "b2", "b3", "b4", "b5", "b6", "b7"]
@@ -171,6 +172,9 @@ def test_every_variant_is_keras_applications(variant):
     assert not layers
     # Keras's normalization has a mean, a variance and a count.
     assert ours.count_params() == theirs.count_params() - 7
+    record = CATALOG[f"efficientnet{variant}_imagenet"]
+    assert ours.count_params() == record.parameters
+    assert ours.input_shape[1] == record.input_size
 
 
 def test_parameters():
@@ -226,7 +230,7 @@ def test_dilation_gives_the_strided_features_and_those_between():
         ({"variant": "b8"}, r"`variant`.*'b0', .*'b7'.*Received: 'b8'"),
         ({"variant": "B0"}, "`variant`.*Received: 'B0'"),
         ({"variant": 0}, "`variant`.*Received: 0"),
-        ({"weights": "imagenet"}, "`weights`.*published.*Received: 'imagenet'"),
+        ({"weights": "imagenet"}, 'weights="imagenet".*published(.|\n)*attention="se"'),
         ({"attention": "se", "reduction": 16}, "`reduction`.*'se', reduction=16"),
         ({"attention": "cbam", "reduction": 16}, "`reduction`.*'cbam', reduction=16"),
         ({"reduction": 0}, "`reduction`.*Received: 0"),

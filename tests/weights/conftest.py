@@ -1,16 +1,33 @@
-"""A MobileNetV2CA of three blocks, and the official state dict for it."""
+"""Networks of few blocks, state dicts for them, and a server of published files."""
+
+import dataclasses
+import functools
+import hashlib
+import http.server
+import threading
 
 import numpy as np
 import pytest
 
 from keras_coordatt import MobileNetV2CA
-from keras_coordatt.applications import mobilenet_v2_ca
+from keras_coordatt.applications import efficientnet_ca, mobilenet_v2_ca, mobilenext_ca
+from keras_coordatt.weights import CATALOG
 
 
 @pytest.fixture
-def short(monkeypatch):
+def short_stages(monkeypatch):
+    """Leaves the first stages of every network."""
+    stages = ((1, 16, 1, 1), (6, 24, 2, 2))
+    monkeypatch.setattr(mobilenet_v2_ca, "STAGES", stages)
+    stages = ((2, 96, 1, 2), (6, 96, 2, 1), (6, 144, 2, 2))
+    monkeypatch.setattr(mobilenext_ca, "STAGES", stages)
+    stages = ((1, 16, 3, 1, 1), (6, 24, 3, 2, 2))
+    monkeypatch.setattr(efficientnet_ca, "STAGES", stages)
+
+
+@pytest.fixture
+def short(short_stages):
     """MobileNetV2CA with its first blocks only, to be built in no time."""
-    monkeypatch.setattr(mobilenet_v2_ca, "STAGES", ((1, 16, 1, 1), (6, 24, 2, 2)))
 
     def build(**arguments):
         defaults = {"input_shape": (32, 32, 3), "alpha": 0.25, "classes": 3}
@@ -79,3 +96,78 @@ def save_torch():
         return path
 
     return save
+
+
+class Server(http.server.ThreadingHTTPServer):
+    """Serves files by name; `answers` lists what was asked for, and the status."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = {}
+        self.answers = []
+        self.pause, self.halfway = None, threading.Event()
+        self.url = f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        content, length = self.server.files.get(self.path, (None, None))
+        status = 404 if content is None else 200
+        self.server.answers.append((self.path, status))
+        self.send_response(status)
+        if content is not None and length != "unknown":
+            self.send_header("Content-Length", str(length or len(content)))
+        self.end_headers()
+        content = content or b"Not Found"
+        if self.server.pause:  # halfway
+            self.wfile.write(content[: len(content) // 2])
+            self.wfile.flush()
+            self.server.halfway.set()
+            self.server.pause.wait()
+            self.server.pause = None
+            return
+        self.wfile.write(content)
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def server():
+    with Server() as server:
+        threading.Thread(
+            target=functools.partial(server.serve_forever, poll_interval=0.01),
+            daemon=True,
+        ).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty cache of models, in the place of the user's."""
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    return tmp_path / "keras" / "models"
+
+
+def git_blob(data):
+    return "git:" + hashlib.sha1(f"blob {len(data)}\0".encode() + data).hexdigest()
+
+
+HASHES = {"git": git_blob, "md5": lambda data: "md5:" + hashlib.md5(data).hexdigest()}
+
+
+@pytest.fixture
+def publish(server, cache, monkeypatch):
+    """Publishes a file under a name of the catalog, on the local server."""
+
+    def publish(name, data):
+        record = CATALOG[name]
+        path = f"/{record.filename}"
+        server.files[path] = (data, None)
+        hashed = HASHES[record.hash.partition(":")[0]](data)
+        record = dataclasses.replace(record, url=server.url + path, hash=hashed)
+        monkeypatch.setitem(CATALOG, name, record)
+        return record
+
+    return publish

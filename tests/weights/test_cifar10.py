@@ -13,6 +13,7 @@ import pytest
 from keras import ops
 
 from keras_coordatt import MobileNetV2CA
+from keras_coordatt.record import record_of
 from keras_coordatt.weights import CATALOG, cached_weights
 from keras_coordatt.weights.safetensors_file import read_safetensors
 
@@ -39,18 +40,22 @@ def model():
 
 
 def test_the_file_is_the_catalogs():
-    path = pathlib.Path(cached_weights(NAME, lambda: pytest.fail("built")))
-    data = path.read_bytes()
-    assert len(data) == RECORD.size <= 4e6
+    data = cached_weights(NAME).read_bytes()
+    assert len(data) <= 4e6
     assert f"sha256:{hashlib.sha256(data).hexdigest()}" == RECORD.hash
 
 
 def test_loads_by_name(model):
     assert model.input_shape == (None, RECORD.input_size, RECORD.input_size, 3)
-    kernel = read_safetensors(cached_weights(NAME, None))["classifier.1.weight"]
+    kernel = read_safetensors(cached_weights(NAME))["classifier.1.weight"]
     np.testing.assert_array_equal(
         model.get_layer("predictions").get_weights()[0], kernel.T
     )
+
+
+def test_labels(model):
+    assert record_of(model).labels == RECORD.labels
+    assert record_of(model).image_size == (64, 64)
 
 
 def test_other_heads_and_stems(model):
@@ -70,18 +75,21 @@ def test_other_heads_and_stems(model):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"alpha": ALPHA}, "needs `classes=10`.*classes=1000"),
-        ({"classes": 10}, rf"'alpha': {ALPHA}.*Received.*'alpha': 1\.0"),
-        ({"alpha": ALPHA, "classes": 10, "attention": None}, "'attention': None"),
+        ({"alpha": ALPHA}, "10 classes: pass `classes=10`.*classes=1000"),
+        ({"classes": 10}, rf"alpha={ALPHA}(.|\n)*Received: alpha=1\.0"),
+        (
+            {"alpha": ALPHA, "classes": 10, "attention": None},
+            "Received: .*attention=None",
+        ),
     ],
 )
 def test_what_it_does_not_fit(arguments, message):
-    with pytest.raises(ValueError, match=f'weights="cifar10".*{message}'):
+    with pytest.raises(ValueError, match=f'weights="cifar10"(.|\n)*{message}'):
         MobileNetV2CA(weights="cifar10", **arguments)
 
 
 def test_a_name_behaves_as_its_file_does(model):
-    path = cached_weights("mobilenetv2_ca_cifar10", None)
+    path = cached_weights(NAME)
     given = []
     for weights in ("cifar10", path):
         arguments = {"alpha": ALPHA, "weights": weights, "classes": 4}

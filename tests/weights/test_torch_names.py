@@ -14,7 +14,6 @@ from keras_coordatt import (
     MobileNetV2CA,
     MobileNeXtCA,
 )
-from keras_coordatt.applications import efficientnet_ca, mobilenet_v2_ca, mobilenext_ca
 from keras_coordatt.layers import CBAM, SqueezeExcite
 from keras_coordatt.weights import load_torch, save_safetensors
 from keras_coordatt.weights.official import official_state
@@ -67,14 +66,8 @@ def test_networks_of_torchvision_and_timm(name, assert_within):
 
 
 @pytest.fixture
-def build(monkeypatch):
+def build(short_stages):
     """Builds the first blocks of a network."""
-    stages = ((1, 16, 1, 1), (6, 24, 2, 2))
-    monkeypatch.setattr(mobilenet_v2_ca, "STAGES", stages)
-    stages = ((2, 96, 1, 2), (6, 96, 2, 1), (6, 144, 2, 2))
-    monkeypatch.setattr(mobilenext_ca, "STAGES", stages)
-    stages = ((1, 16, 3, 1, 1), (6, 24, 3, 2, 2))
-    monkeypatch.setattr(efficientnet_ca, "STAGES", stages)
 
     def build(builder, **arguments):
         alpha = {} if builder is EfficientNetCA else {"alpha": 0.25}
