@@ -92,9 +92,7 @@ def train(
     }
     arguments = {name: value for name, value in arguments.items() if value is not None}
     arguments["attention"] = None if attention == "none" else attention
-    # Published weights fit one width only.
-    if name := weights_lib.published(network).get(weights):
-        arguments = {**weights_lib.CATALOG[name].arguments, **arguments}
+    arguments = {**weights_lib.only_arguments(network, weights), **arguments}
     done = train_model(
         TASKS[task],
         data,

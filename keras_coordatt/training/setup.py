@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.util
+import inspect
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -74,10 +75,16 @@ def open_task(
 
 def _published_size(build, weights):
     """Returns the image size of published weights, or `None`."""
+    arguments = inspect.signature(build).parameters
+    arguments = {
+        name: arguments[name].default
+        for name in ("alpha", "variant", "attention", "reduction")
+        if name in arguments
+    }
     function = build.func if isinstance(build, functools.partial) else build
-    published = weights_lib.published(getattr(function, "__name__", ""))
-    name = published.get(weights) if isinstance(weights, str) else None
-    return weights_lib.CATALOG[name].input_size if name else None
+    network = getattr(function, "__name__", "")
+    name = weights_lib.find_published(network, weights, arguments)
+    return name and weights_lib.CATALOG[name].input_size
 
 
 def _open_splits(task, data, validation_split, on_error):

@@ -5,6 +5,7 @@ from keras_coordatt.weights.by_name import (
     is_plain,
     list_weights,
     names_of,
+    only_arguments,
 )
 from keras_coordatt.weights.cache import cached_weights
 from keras_coordatt.weights.catalog import CATALOG
@@ -27,5 +28,6 @@ __all__ = [
     "load_weights",
     "load_without_attention",
     "names_of",
+    "only_arguments",
     "save_safetensors",
 ]

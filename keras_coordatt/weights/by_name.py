@@ -61,6 +61,12 @@ def find_published(network: str, weights, arguments: dict) -> str | None:
     )
 
 
+def only_arguments(network: str, weights) -> dict:
+    """Returns the arguments of the only network that weights fit, or an empty dict."""
+    records = [r for r in published(network).values() if r.weights == weights]
+    return dict(records[0].arguments) if len(records) == 1 else {}
+
+
 def _calls(records, arguments):
     """Lines of code that load published weights: of the same size if there are any."""
     size = "variant" if "variant" in arguments else "alpha"
