@@ -21,7 +21,7 @@ test-as-users: .venv/installed-for-tests
 	@set -e; for backend in $(BACKENDS); do \
 		echo "== as users: $$backend"; \
 		AS_USERS=1 KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 \
-			tests/as_users.py tests/layers/test_coordinate_attention.py -k "as_users or golden or official"; \
+			tests/as_users.py tests/layers/test_coordinate_attention.py tests/test_notebooks.py -k "as_users or golden or official"; \
 	done
 
 lint: .venv/installed-for-tests
