@@ -62,8 +62,8 @@ class Record:
     # PyTorch's usual evaluation, where the source does not say.
     crop: float = 0.875
     interpolation: str = "bilinear"
-    mean: tuple[float, float, float] = IMAGENET.mean
-    std: tuple[float, float, float] = IMAGENET.std
+    mean: tuple[float, ...] = IMAGENET.mean
+    std: tuple[float, ...] = IMAGENET.std
     training: str = ""
 
     @property

@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+from typing import TypeGuard
 
 import keras
 
@@ -65,7 +66,7 @@ def load_weights(
         raise ValueError(f"`path` must end in one of {FILE_TYPES}. Received: {path!r}")
 
 
-def is_on_hub(path) -> bool:
+def is_on_hub(path: str | os.PathLike) -> TypeGuard[str]:
     """Whether it is the name of a file on the Hugging Face Hub."""
     return isinstance(path, str) and path.startswith(HUB)
 
