@@ -1,6 +1,8 @@
 """A file is loaded as a whole, or the network stays as it was."""
 
 import json
+import sys
+import types
 import warnings
 import zipfile
 
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from keras_coordatt import CoordinateAttention
+from keras_coordatt import CoordinateAttention, MobileNetV2CA
 from keras_coordatt.weights import load_weights, save_safetensors
 
 SUFFIXES = [".keras", ".weights.h5", ".h5", ".pth", ".safetensors"]
@@ -586,3 +588,68 @@ def test_unknown_suffix(tmp_path):
 def test_no_such_file(tmp_path, suffix):
     with pytest.raises(FileNotFoundError):
         load_weights(tiny(), tmp_path / f"none{suffix}")
+
+
+# Files on the Hugging Face Hub
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """Stands in for huggingface_hub; `asked` lists what was downloaded."""
+    hub = types.ModuleType("huggingface_hub")
+    hub.asked = []
+
+    def hf_hub_download(repo_id, filename, *, revision=None, library_name=None):
+        hub.asked.append((repo_id, filename, revision, library_name))
+        if repo_id == "user/none":
+            raise RuntimeError("404 Client Error")
+        return str(tmp_path / filename.replace("/", "_"))
+
+    hub.hf_hub_download = hf_hub_download
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    return hub
+
+
+def test_files_on_the_hub(save, hub, tmp_path):
+    source = randomized(tiny())
+    save(source, ".safetensors").rename(tmp_path / "sub_it.safetensors")
+    model = tiny(weights="hf://user/repository/sub/it.safetensors")
+    assert_same(weights_of(model), weights_of(source))
+    path = "hf://user/repository@v1/sub/it.safetensors"
+    with pytest.warns(UserWarning, match="the network's 5"):
+        tiny(classes=5, weights=path, skip_mismatch=True)
+    assert hub.asked == [
+        ("user/repository", "sub/it.safetensors", None, "keras"),
+        ("user/repository", "sub/it.safetensors", "v1", "keras"),
+    ]
+
+
+def test_builders_take_files_on_the_hub(hub, tmp_path):
+    source = MobileNetV2CA((32, 32, 3), 0.25, weights=None, classes=3)
+    save_safetensors(source, tmp_path / "it.safetensors")
+    weights = "hf://user/repository/it.safetensors"
+    model = MobileNetV2CA((32, 32, 3), 0.25, weights=weights, classes=3)
+    assert_same(weights_of(model), weights_of(source))
+    with pytest.raises(ValueError, match="`weights` must be.*hf://user/repository/it"):
+        MobileNetV2CA(weights="hf://user/repository/it.bin")
+
+
+@pytest.mark.parametrize(
+    "path, error, message",
+    [
+        ("hf://user/repository", ValueError, "must be .hf://user/repository/file"),
+        ("hf://it.safetensors", ValueError, "Received: 'hf://it.safetensors'"),
+        ("hf://user/none/it.keras", OSError, "user/none/it.keras could not be.*404"),
+    ],
+)
+def test_no_file_on_the_hub(hub, path, error, message):
+    with pytest.raises(error, match=message):
+        load_weights(tiny(), path)
+
+
+def test_without_a_hub(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(
+        ImportError, match=r"needs huggingface_hub.*keras_coordatt\[hf\]"
+    ):
+        load_weights(tiny(), "hf://user/repository/it.safetensors")
