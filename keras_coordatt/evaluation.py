@@ -173,7 +173,7 @@ def evaluate(
     builder = open_data(
         data, runnable.task, on_error=on_error, validation_split=validation_split
     )
-    _check_split(split, builder)
+    check_split(split, builder)
     runnable, order = _match_labels(runnable, builder, labels)
 
     figures = FIGURES[runnable.task](runnable.labels)
@@ -200,7 +200,7 @@ def evaluate(
     )
 
 
-def _check_split(split, builder):
+def check_split(split, builder):
     from keras_coordatt.data import splits
 
     known = list(splits(builder))
@@ -244,7 +244,7 @@ def _match_labels(model: Runnable, builder, labels):
 def _outputs_and_targets(model, builder, split, order, batch_size):
     """Yields the outputs and the target of each image."""
     batch = []
-    for example in _read(model, builder, split).as_numpy_iterator():
+    for example in read_examples(model, builder, split).as_numpy_iterator():
         batch.append(example)
         if len(batch) == batch_size:
             yield from _run(model, batch, order, batch_size)
@@ -263,7 +263,7 @@ def _run(model, examples, order, batch_size):
         yield {name: value[i] for name, value in outputs.items()}, target
 
 
-def _read(model, builder, split):
+def read_examples(model, builder, split):
     """Reads a split in its order, with pictures resized for the model."""
     import tensorflow as tf
 

@@ -1,9 +1,8 @@
 """`keras-coordatt export`: files for other runtimes."""
 
+import dataclasses
 import pathlib
 from typing import Literal
-
-import keras
 
 from keras_coordatt import export as writers
 from keras_coordatt.cli.options import (
@@ -15,18 +14,29 @@ from keras_coordatt.cli.options import (
     read_preprocessing,
 )
 from keras_coordatt.detection import SSDLite
-from keras_coordatt.preprocessing import preprocessing_of
+from keras_coordatt.evaluation import check_split, evaluate, read_examples
+from keras_coordatt.export._saved_model import check_replaceable
+from keras_coordatt.files import atomic_file, atomic_folder
+from keras_coordatt.record import record_of
+from keras_coordatt.runnable import open_model
+from keras_coordatt.validation import check_number
 from keras_coordatt.weights import FILE_TYPES
 from keras_coordatt.weights.network_file import read_network
+
+# Prepared images that are in memory at once.
+IMAGE_BYTES = 2**29
 
 
 def export(
     source: pathlib.Path,
     output: pathlib.Path,
     *,
-    precision: Literal["float32", "float16", "dynamic", "int8"] = "float32",
+    precision: Literal["float32", "float16", "dynamic", "int8", "mixed"] = "float32",
     data: str | None = None,
-    labels: pathlib.Path | None = None,
+    split: str = "test",
+    validation_split: float | None = None,
+    max_drop: float | None = None,
+    labels: str | None = None,
     image_size: int | None = None,
     preprocessing: PreprocessingName | None = None,
     mean: list[float] | None = None,
@@ -44,17 +54,25 @@ def export(
 ) -> None:
     """Export a network as SavedModel, LiteRT or ONNX.
 
-    The network is read as by `convert`. The file is compared with it: LiteRT on the
-    test images of DATA if given, otherwise on drawn ones. For int8, the training images
-    of DATA calibrate the ranges. How images are prepared is read from the network. If
-    that does not record it, say it by --preprocessing, or by --mean and --std.
+    The network is read as by `convert`. The file is compared with it on drawn pictures,
+    or on those of DATA if given. Then accuracy, average precision or mean IoU are
+    measured too, of the network and of the file. For int8, the training images of DATA
+    calibrate the ranges. How images are prepared is read from the network. If that does
+    not record it, say it by --preprocessing, or by --mean and --std.
 
     Args:
         source: `.keras`, `.h5`, `.weights.h5`, `.pth`, `.pt` or `.safetensors` file.
         output: `.tflite` or `.onnx` file to write, or a folder for a SavedModel.
-        precision: Precision of a `.tflite` file.
-        data: Folder with train/<class>/ and test/<class>/, or TFDS name.
-        labels: UTF-8 file with one class name per line.
+        precision: Precision of a `.tflite` file. `mixed` is int8 with those layers in
+            float32 that int8 harms, as few as it takes until the results agree.
+        data: Folder or file of labelled pictures, or TFDS name.
+        split: Split of DATA to measure on.
+        validation_split: Part of the training images that is the split `validation`, if
+            DATA has none.
+        max_drop: Largest loss of accuracy, average precision or mean IoU, of 1, with
+            which the file is written.
+        labels: UTF-8 file with one class name per line, if the network does not record
+            them; or `data` if they are those of DATA, in the same order.
         image_size: Height and width, if the network takes images of any size.
         preprocessing: What the network does not record. imagenet: ImageNet's mean and
             standard deviation; raw: values in [0, 255]; tf: values in [-1, 1].
@@ -83,8 +101,12 @@ def export(
         raise ValueError(
             f"--precision is for OUT that ends in .tflite. Received: {output}"
         )
-    if precision == "int8" and data is None:
-        raise ValueError("--precision int8 needs --data")
+    if precision in ("int8", "mixed") and data is None:
+        raise ValueError(f"--precision {precision} needs --data")
+    if max_drop is not None:
+        check_number("--max-drop", max_drop, 0, 1, closed=True)
+        if data is None:
+            raise ValueError("--max-drop needs --data")
     prepared = read_preprocessing(preprocessing, mean, std)
     arguments = network_arguments(alpha, classes, attention, reduction, top)
     model = read_network(source, **arguments)
@@ -100,49 +122,96 @@ def export(
         options["image_size"] = image_size
     if suffix == ".tflite":
         options["precision"] = precision
-        if data is not None:
-            options |= _data_options(
-                model, data, image_size, precision, prepared, detector
-            )
-    if labels is not None:
-        options["labels"] = read_labels(labels)
+    if labels not in (None, "data"):
+        options["labels"] = read_labels(pathlib.Path(labels))
+    measured = None
+    if data is not None:
+        measured = _Measured(
+            model, data, split, validation_split, labels, prepared, image_size
+        )
+        options |= measured.options(precision)
     write = {".tflite": writers.litert, ".onnx": writers.onnx}
     output.parent.mkdir(parents=True, exist_ok=True)
-    print(write.get(suffix, writers.saved_model)(model, output, **options))
+    if suffix in write:
+        place = atomic_file(output)
+    else:
+        check_replaceable(output)
+        place = atomic_folder(output)
+    with place as temporary:
+        report = write.get(suffix, writers.saved_model)(model, temporary, **options)
+        change = measured and measured.change(temporary, max_drop)
+    print(dataclasses.replace(report, path=output))
+    if change:
+        print(change)
 
 
-def _data_options(model, data, image_size, precision, preprocessing, detector):
-    """Images to calibrate and to compare on, and the names of the classes."""
-    from keras_coordatt.data import (
-        ClassFolder,
-        load_classification,
-        load_detection,
-        open_data,
-    )
+class _Measured:
+    """A network's figures on labelled pictures, to compare a file's with."""
 
-    first = keras.config.image_data_format() == "channels_first"
-    size = model.input_shape[2:] if first else model.input_shape[1:3]
-    if None in size:
-        if image_size is None:
-            raise ValueError("--data needs --image-size: the network takes any size")
-        size = image_size
-    preprocessing = preprocessing or preprocessing_of(model)
-    if preprocessing is None:
-        raise ValueError(
-            "--data needs to know how images are prepared, and the network does not "
-            "record it: say it by --preprocessing, or by --mean and --std. "
-            f"Received: {model.name}"
+    def __init__(
+        self, model, data, split, validation_split, labels, preprocessing, image_size
+    ):
+        from keras_coordatt.data import class_names, find_task, open_data, splits
+
+        self.split = split
+        task = record_of(model).task or find_task(data)
+        self.builder = open_data(data, task, validation_split=validation_split)
+        check_split(split, self.builder)
+        # Calibration must not see the pictures that the file is measured on.
+        self.training = "train" if "train" in splits(self.builder) else split
+        if labels == "data":
+            labels = class_names(self.builder, task)
+        elif labels is not None:
+            labels = read_labels(pathlib.Path(labels))
+        self.model = open_model(
+            model,
+            task=task,
+            labels=labels,
+            preprocessing=preprocessing,
+            image_size=image_size,
         )
-    load = load_detection if detector else load_classification
-    builder = data if detector else open_data(data, "classification")
+        self.before = self._evaluate(self.model)
 
-    def images(split, count):
-        dataset = load(builder, split, size, 1, preprocess=preprocessing.normalize)
-        return dataset.take(count)
+    def options(self, precision):
+        """Images to calibrate and to compare on, and the names of the classes."""
+        options = {
+            "labels": self.model.labels,
+            "images": self._images(self.split, 1000),
+        }
+        if precision in ("int8", "mixed"):
+            options["representative"] = self._images(self.training, 300)
+        return options
 
-    options = {"images": images("test", 1000)}
-    if precision == "int8":
-        options["representative"] = images("train", 300)
-    if isinstance(builder, ClassFolder):
-        options["labels"] = builder.info.features["label"].names
-    return options
+    def change(self, path, max_drop):
+        """Says how the main figure changes, or raises a ValueError if it drops."""
+        file = open_model(
+            path,
+            task=self.model.task,
+            preprocessing=self.model.preprocessing,
+            image_size=self.model.image_size,
+        )
+        after = self._evaluate(file)
+        name = self.before.main
+        before, after = self.before.metrics[name], after.metrics[name]
+        change = f"{_figure(name, before)} -> {_figure(name, after).split(' ', 1)[1]}"
+        if max_drop is not None and not before - after <= max_drop:
+            raise ValueError(
+                f"--max-drop {max_drop} is exceeded, and nothing is written: {change}. "
+                "--precision mixed, float16 or more training images may help"
+            )
+        return f"  {change}, on {self.before.images} images of {self.split!r}"
+
+    def _images(self, split, count):
+        height, width = self.model.image_size
+        count = max(32, min(count, IMAGE_BYTES // (12 * height * width)))
+        examples = read_examples(self.model, self.builder, split).take(count)
+        return self.model.prepare([x["image"] for x in examples.as_numpy_iterator()])
+
+    def _evaluate(self, model):
+        return evaluate(model, self.builder, split=self.split, resamples=0)
+
+
+def _figure(name, value):
+    if name.startswith("top"):
+        return f"top-{name[3:]} {value:.1%}".replace("%", " %")
+    return f"{ {'mean_iou': 'mIoU'}.get(name, name) } {value:.3f}"

@@ -12,6 +12,7 @@ import keras
 
 from keras_coordatt.export.inference import constant_function, in_float32
 from keras_coordatt.export.litert_metadata import add_metadata
+from keras_coordatt.export.litert_mixed import MixedConverter, smallest_stretch
 from keras_coordatt.export.litert_runtime import (
     fixed_batches,
     layer_errors,
@@ -25,7 +26,14 @@ from keras_coordatt.files import atomic_file
 from keras_coordatt.preprocessing import Preprocessing
 from keras_coordatt.validation import check_choice, check_positive_int
 
-PRECISIONS = ("float32", "float16", "dynamic", "int8")
+PRECISIONS = ("float32", "float16", "dynamic", "int8", "mixed")
+CALIBRATED = ("int8", "mixed")
+# Images on which mixed precision is searched, as each try runs all of them.
+SEARCH_IMAGES = 128
+NEXT_STEP = (
+    "More and more typical images in `representative` may help. "
+    '`precision="mixed"` keeps the layers that int8 harms in float32, as few as it takes.'
+)
 INFERENCE_TYPES = ("float32", "int8", "uint8")
 
 
@@ -74,9 +82,11 @@ def litert(
         path: The file to write, which ends in `.tflite`.
         precision: `"float32"`; `"float16"`, of half the size, computed in float32 where
             the hardware has no float16; `"dynamic"`, with int8 weights and float32
-            activations; or `"int8"`, with both in int8, for integer hardware. Defaults
-            to `"float32"`.
-        representative: For `"int8"`, images from which the ranges of the activations
+            activations; `"int8"`, with both in int8, for integer hardware; or
+            `"mixed"`: int8, but for a stretch of layers that int8 harms, in float32,
+            as short as it may be for 99 % of the top-1 classes or of the detections to
+            agree. Defaults to `"float32"`.
+        representative: For `"int8"` and `"mixed"`, images from which the ranges of the activations
             are measured: a few hundred typical ones, preprocessed for the model. An
             array `(N, H, W, C)` or batches, such as a `tf.data.Dataset` of images or of
             `(images, labels)`.
@@ -121,9 +131,9 @@ def litert(
     check_choice("precision", precision, PRECISIONS)
     check_choice("inference_type", inference_type, INFERENCE_TYPES)
     check_positive_int("batch_size", batch_size)
-    if (precision == "int8") != (representative is not None):
+    if (precision in CALIBRATED) != (representative is not None):
         raise ValueError(
-            '`representative` is needed for `precision="int8"`, and for no other. '
+            '`representative` is needed for `precision="int8"` or `"mixed"`, and for no other. '
             f"Received: precision={precision!r}, representative={representative!r}"
         )
     if inference_type != "float32" and precision != "int8":
@@ -133,7 +143,7 @@ def litert(
         )
     image = ImageInput(model, preprocessing, image_size, fixed=True)
     metadata = describe("litert", model, image, labels) | {"precision": precision}
-    if precision == "int8":
+    if precision in CALIBRATED:
         representative = image.read("representative", representative)
     tested = images is not None or representative is not None
     if images is not None:
@@ -144,38 +154,50 @@ def litert(
     names, inputs = reference.names, reference.inputs
 
     # Calibration and int8 inputs are by scale, from float32.
-    dtype = "float32" if precision == "int8" else image.dtype
+    dtype = "float32" if precision in CALIBRATED else image.dtype
     # With a fixed batch size, dense layers on feature maps need no dynamic shapes.
     shape = (batch_size, *image.shape)
     network, suppression = split_suppression(model)
     finish = suppression and functools.partial(suppress, suppression)
     function = constant_function(in_float32(network), shape, dtype, names, finish)
-    if precision == "int8":
+    if precision in CALIBRATED:
         _check_no_loop(function, model)
     with tempfile.TemporaryDirectory() as folder:
         _save(function, folder)
         make = _converter(
             folder, inference_type, batch_size, representative, suppression
         )
-        try:
-            content = make(precision).convert()
-        except Exception as error:  # the converter has no class of its own for it
-            raise ValueError(
-                f"LiteRT cannot express {model.name!r} in {precision}: {error}"
-            ) from error
-
         with atomic_file(path) as temporary:
-            temporary.write_bytes(add_metadata(content, metadata))
-            _append_metadata(temporary, metadata)
+
+            def write_and_run(content, images):
+                temporary.write_bytes(add_metadata(content, metadata))
+                _append_metadata(temporary, metadata)
+                return run_litert(temporary, images, batch_size, names)
+
             try:
-                given, float_tensors = run_litert(temporary, inputs, batch_size, names)
+                if precision == "mixed":
+                    content = _mixed(make("int8"), reference, batch_size, write_and_run)
+                else:
+                    content = make(precision).convert()
+            except Exception as error:  # the converter has no class of its own for it
+                raise ValueError(
+                    f"LiteRT cannot express {model.name!r} in {precision}: {error}"
+                ) from error
+            try:
+                given, float_tensors = write_and_run(content, inputs)
             except RuntimeError as error:
                 raise ValueError(
                     f"LiteRT cannot run {model.name!r} in {precision}. In int8 this is "
                     "so if an activation is 0 for all images of `representative`: "
                     f"{error}"
                 ) from error
-            difference = reference.compare(given, path.name, precision)
+            tolerance = "int8" if precision == "mixed" else precision
+            try:
+                difference = reference.compare(given, path.name, tolerance)
+            except ValueError as error:
+                if precision == "int8":
+                    raise ValueError(f"{error} {NEXT_STEP}") from error
+                raise
             agreement = None
             if tested:
                 agreement = top1_agreement(given, reference.outputs, image)
@@ -193,17 +215,40 @@ def litert(
         image.preprocessing,
         agreement,
         reference.detections,
-        float_tensors if precision == "int8" else (),
+        float_tensors if precision in CALIBRATED else (),
         layers,
     )
     if not agrees:
         warnings.warn(
-            f"{path}: the top-1 class is the Keras model's on {agreement:.1%} of the "
+            f"{path.name}: the top-1 class is the Keras model's on {agreement:.1%} of the "
             f"images or pixels, less than {AGREEMENT:.0%}."
-            + (" The report's `layers` say where int8 differs." if layers else ""),
+            + (
+                f" The report's `layers` say where int8 differs. {NEXT_STEP}"
+                if layers
+                else ""
+            ),
             stacklevel=2,
         )
     return report
+
+
+def _mixed(converter, reference, batch_size, write_and_run):
+    """Returns a file that agrees with the model, with few layers in float32."""
+    images = reference.inputs[:SEARCH_IMAGES]
+    converter = MixedConverter(converter, images[:1], batch_size)
+
+    @functools.cache
+    def convert(start, end):
+        return converter.convert(start, end)
+
+    def agrees(start, end):
+        given, _ = write_and_run(convert(start, end), images)
+        return reference.agreement(given) >= AGREEMENT
+
+    start, end = smallest_stretch(len(converter.layers), agrees)
+    if end - start == len(converter.layers):
+        raise ValueError("no layer can be in int8; export in float32 or float16")
+    return convert(start, end)
 
 
 def _save(function, folder):

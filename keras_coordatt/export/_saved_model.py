@@ -65,7 +65,7 @@ def saved_model(
     path = check_folder(pathlib.Path(path))
     image = ImageInput(model, preprocessing)
     metadata = describe("saved_model", model, image, labels)
-    _check_replaceable(path)
+    check_replaceable(path)
     if keras.config.backend() == "jax":
         check_suppression(model, "TensorFlow cannot read JAX's `top_k` in a SavedModel")
     if images is not None:
@@ -125,7 +125,7 @@ def _check_serve_images(model, image, loaded):
         reference.compare(to_numpy(loaded.serve_images(pictures)), "serve_images")
 
 
-def _check_replaceable(path):
+def check_replaceable(path):
     if path.exists() and not (path / "saved_model.pb").exists():
         raise ValueError(
             f"`path` exists and is not a SavedModel. Received: {os.fspath(path)!r}"

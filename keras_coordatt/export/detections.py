@@ -15,6 +15,9 @@ LIMITS = {
     "int8": (0.2, 0.5),
 }
 
+# How far they may be for a quantized file to agree with the model.
+AGREEING = 0.05
+
 
 def count_detections(outputs: dict) -> int:
     return int((outputs["labels"] >= 0).sum())
@@ -40,6 +43,30 @@ def compare_detections(given, reference, what, precision, score_threshold):
         ValueError: If too few detections are found again.
     """
     limit, share = LIMITS[precision]
+    boxes, scores, missing, total = _compare(given, reference, limit, score_threshold)
+    if missing > (1 - share) * total:
+        raise ValueError(
+            f"{what} does not give what the Keras model gives. Of {total} detections "
+            f"on {len(reference['labels'])} images, {missing} have no counterpart of "
+            f"the same label with a box and a score within {limit}."
+        )
+    return {"boxes": float(max(boxes)), "scores": float(max(scores))}
+
+
+def detection_agreement(given, reference, score_threshold) -> float:
+    """Returns the share of detections that a file has in common with the Keras model.
+
+    Args:
+        given, reference, score_threshold: Same as in `compare_detections`. Boxes and
+            scores may differ by 0.05.
+    """
+    *_, missing, total = _compare(given, reference, AGREEING, score_threshold)
+    return 1 - missing / total if total else 1.0
+
+
+def _compare(given, reference, limit, score_threshold):
+    """Returns differences of boxes and of scores, and how many detections are missing
+    of how many."""
     boxes, scores, missing, total = [0.0], [0.0], 0, 0
     for i in range(len(reference["labels"])):
         theirs, ours = _found(reference, i), _found(given, i)
@@ -51,13 +78,7 @@ def compare_detections(given, reference, what, precision, score_threshold):
         cut = max(score_threshold, least if full else 0.0)
         missing += sum(score > cut + limit for score in alone)
         total += max(len(theirs), len(ours))
-    if missing > (1 - share) * total:
-        raise ValueError(
-            f"{what} does not give what the Keras model gives. Of {total} detections "
-            f"on {len(reference['labels'])} images, {missing} have no counterpart of "
-            f"the same label with a box and a score within {limit}."
-        )
-    return {"boxes": float(max(boxes)), "scores": float(max(scores))}
+    return boxes, scores, missing, total
 
 
 def _found(outputs, i):

@@ -13,6 +13,7 @@ from keras_coordatt.export.detections import (
     DETECTIONS,
     compare_detections,
     count_detections,
+    detection_agreement,
 )
 from keras_coordatt.export.inference import half_precision, suppression_of
 from keras_coordatt.preprocessing import Preprocessing
@@ -147,6 +148,30 @@ class Reference:
         if self.detects:
             found = dict(zip(self.names, self.outputs))
             self.detections = count_detections(found)
+
+    def agreement(self, given):
+        """Returns the share of equal top-1 classes, or of detections found again.
+
+        Args:
+            given: A file's outputs for the first of the test inputs, or for all.
+
+        Raises:
+            ValueError: If the outputs are neither.
+        """
+        outputs = [x[: len(given[0])] for x in self.outputs]
+        if self.detects:
+            return detection_agreement(
+                dict(zip(self.names, given)),
+                dict(zip(self.names, outputs)),
+                self.suppression.score_threshold,
+            )
+        agreement = top1_agreement(given, outputs, self.image)
+        if agreement is None:
+            raise ValueError(
+                "mixed precision needs scores of classes, or detections after "
+                f"suppression, to see whether they agree. Received: {self.names}"
+            )
+        return agreement
 
     def compare(self, given, what, precision="float32"):
         """Compares a file's outputs with the model's.

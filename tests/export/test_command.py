@@ -1,11 +1,13 @@
 """`keras-coordatt export`."""
 
 import keras
+import known_models
 import numpy as np
 import pytest
 from backends import needs_tensorflow
 from exports import LABELS, each_format
 
+from keras_coordatt.cli import export as cli_export
 from keras_coordatt.cli import main
 from keras_coordatt.export import read_metadata
 
@@ -42,7 +44,7 @@ def test_exports_int8_on_the_command_line(saved, tmp_path, capsys):
                 image = image // 4 + rng.integers(0, 190, (3,), "uint8")
                 keras.utils.save_img(folder / f"{i}.png", image, scale=False)
     out = tmp_path / "it.tflite"
-    data = ("--data", tmp_path / "data")
+    data = ("--data", tmp_path / "data", "--labels", "data")
     assert command(saved, out, "--precision", "int8", *data) == 0
     assert "compared on 15 images\n" in capsys.readouterr().out
     found = read_metadata(out)
@@ -62,3 +64,45 @@ def test_a_wrong_command_is_told(saved, tmp_path, capsys, out, options, message)
     assert command(saved, tmp_path / out, *options) == 1
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [saved]
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("name", ["it.tflite", "it", "it.onnx"])
+def test_accuracy_is_told_and_must_not_drop(name, tmp_path, capsys, monkeypatch):
+    known_models.classifier().save(tmp_path / "it.keras")
+    for split in ("train", "test"):
+        for i, label in enumerate(known_models.COLORS):
+            folder = tmp_path / "data" / split / label
+            folder.mkdir(parents=True)
+            for j in range(3):
+                color = known_models.COLORS[(i + (j == 2)) % 3]
+                pixels = known_models.picture(color, [("red", 0, j)])
+                keras.utils.save_img(folder / f"{j}.png", pixels, scale=False)
+    (tmp_path / "out").mkdir()
+    arguments = [tmp_path / "it.keras", tmp_path / "out" / name]
+    arguments += ["--data", tmp_path / "data", "--max-drop", 0.3]
+    if name.endswith("tflite"):
+        arguments += ["--precision", "int8"]
+    assert command(*arguments) == 0
+    out = capsys.readouterr().out
+    assert "top-1 66.7 % -> 66.7 %, on 9 images of 'test'" in out
+    assert str(tmp_path / "out" / name) in out
+    before = (tmp_path / "out" / name).stat()
+
+    evaluate, files = cli_export.evaluate, []
+
+    def worse(model, data, **arguments):
+        report = evaluate(model, data, **arguments)
+        files.append(model)
+        if len(files) == 2:
+            report.metrics["top1"] -= 0.4
+        return report
+
+    monkeypatch.setattr(cli_export, "evaluate", worse)
+    assert command(*arguments) == 1
+    error = capsys.readouterr().err
+    assert "--max-drop 0.3 is exceeded" in error
+    assert "top-1 66.7 % -> 26.7 %" in error
+    # The file from before is still there, and nothing else.
+    assert (tmp_path / "out" / name).stat() == before
+    assert [x.name for x in (tmp_path / "out").iterdir()] == [name]
