@@ -12,6 +12,7 @@ import keras
 from keras import layers
 
 from keras_coordatt.layers import CBAM, CoordinateAttention, SqueezeExcite
+from keras_coordatt.layers.batch_normalization import BatchNormalization
 from keras_coordatt.preprocessing import IMAGENET, RAW_PIXELS, PreprocessingRecord
 from keras_coordatt.validation import call_factory, check_choice
 
@@ -106,7 +107,6 @@ def conv_bn(
     dilation=1,
     data_format=None,
     dtype=None,
-    norm=layers.BatchNormalization,
 ):
     """Convolution and batch normalization, padded symmetrically."""
     x, padding = _pad(x, kernel_size, stride, f"{name}_pad", data_format, dtype)
@@ -122,7 +122,7 @@ def conv_bn(
         dtype=dtype,
         name=name,
     )(x)
-    return batch_norm(x, bn_name, data_format=data_format, dtype=dtype, norm=norm)
+    return batch_norm(x, bn_name, data_format=data_format, dtype=dtype)
 
 
 def depthwise_bn(
@@ -134,7 +134,6 @@ def depthwise_bn(
     dilation=1,
     data_format=None,
     dtype=None,
-    norm=layers.BatchNormalization,
 ):
     """Depthwise convolution and batch normalization, padded symmetrically."""
     pad_name = name.replace("depthwise", "pad")
@@ -155,14 +154,13 @@ def depthwise_bn(
         dtype=dtype,
         name=name,
     )(x)
-    return batch_norm(x, f"{name}_BN", data_format=data_format, dtype=dtype, norm=norm)
+    return batch_norm(x, f"{name}_BN", data_format=data_format, dtype=dtype)
 
 
-def batch_norm(
-    x, name, *, data_format=None, dtype=None, norm=layers.BatchNormalization
-):
+def batch_norm(x, name, *, data_format=None, dtype=None):
     """Batch normalization with the constants of the paper's code."""
-    return norm(channel_axis(data_format), **BATCH_NORM, dtype=dtype, name=name)(x)
+    axis = channel_axis(data_format)
+    return BatchNormalization(axis, **BATCH_NORM, dtype=dtype, name=name)(x)
 
 
 def relu6(x, name, *, dtype=None):

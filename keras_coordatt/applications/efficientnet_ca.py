@@ -25,6 +25,7 @@ from keras_coordatt.applications.blocks import (
 )
 from keras_coordatt.applications.docstring import shared_docstring
 from keras_coordatt.layers import SqueezeExcite
+from keras_coordatt.layers.batch_normalization import BatchNormalization
 from keras_coordatt.preprocessing import decode_predictions, preprocess_input
 from keras_coordatt.validation import check_choice, check_positive_int
 
@@ -249,7 +250,7 @@ def conv_bn(x, filters, kernel_size, name, bn_name, stride=1):
 def batch_norm(x, name):
     """Batch normalization with EfficientNet's constants, Keras's defaults."""
     axis = channel_axis()
-    return layers.BatchNormalization(axis, momentum=0.99, epsilon=1e-3, name=name)(x)
+    return BatchNormalization(axis, momentum=0.99, epsilon=1e-3, name=name)(x)
 
 
 def kernel_initializer():

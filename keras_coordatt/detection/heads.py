@@ -12,7 +12,6 @@ from keras_coordatt.applications.blocks import (
     relu6,
 )
 from keras_coordatt.applications.pyramid import pyramid_outputs
-from keras_coordatt.layers.batch_normalization import BatchNormalization
 
 # Channels of the feature maps beyond the backbone.
 EXTRA_CHANNELS = (512, 256, 256, 128)
@@ -100,7 +99,7 @@ def add_heads(maps, box_shapes, classes, data_format, dtype):
 def extra_map(x, channels, prefix, *, data_format, dtype):
     """A feature map of half the size: reduction, depthwise convolution, expansion."""
     # Of the last feature maps, some have one position.
-    settings = {"data_format": data_format, "dtype": dtype, "norm": BatchNormalization}
+    settings = {"data_format": data_format, "dtype": dtype}
     name = f"{prefix}reduce"
     x = conv_bn(x, channels // 2, 1, name, f"{name}_BN", **settings)
     x = relu6(x, f"{name}_relu", dtype=dtype)
@@ -115,7 +114,7 @@ def extra_map(x, channels, prefix, *, data_format, dtype):
 def predictor(x, boxes, numbers, name, *, data_format, dtype):
     """Predicts some numbers per box at each position: `(N, H * W * boxes, numbers)`."""
     settings = {"data_format": data_format, "dtype": dtype}
-    x = depthwise_bn(x, 3, f"{name}_depthwise", norm=BatchNormalization, **settings)
+    x = depthwise_bn(x, 3, f"{name}_depthwise", **settings)
     x = relu6(x, f"{name}_depthwise_relu", dtype=dtype)
     x = layers.Conv2D(
         boxes * numbers,

@@ -1,6 +1,7 @@
 import keras
 from keras import ops
 
+from keras_coordatt.layers.batch_normalization import BatchNormalization
 from keras_coordatt.layers.channel_attention import ChannelAttention
 from keras_coordatt.validation import check_number, check_positive_int
 
@@ -114,7 +115,7 @@ class CBAM(ChannelAttention):
         )
         self.conv.build((None, None, None, 2))
         self.norm = self._make(
-            keras.layers.BatchNormalization,
+            BatchNormalization,
             "norm",
             momentum=self.momentum,
             epsilon=self.epsilon,

@@ -2,6 +2,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_coordatt.layers.batch_normalization import BatchNormalization
 from keras_coordatt.layers.gated_attention import GatedAttention
 from keras_coordatt.layers.strip_pooling import strip_mean, strip_scale
 from keras_coordatt.validation import check_choice, check_number, check_positive_int
@@ -139,7 +140,7 @@ class CoordinateAttention(GatedAttention):
         self.shared = self._dense(units, "shared")
         self.shared.build((None, channels))
         self.norm = self._make(
-            keras.layers.BatchNormalization,
+            BatchNormalization,
             "norm",
             momentum=self.momentum,
             epsilon=self.epsilon,
@@ -190,6 +191,10 @@ class CoordinateAttention(GatedAttention):
             raise ValueError("CoordinateAttention has no gates before it is built.")
         self._check_floating(inputs)
         pooled = self._pool(inputs, training)
+        sides = [inputs.shape[axis] for axis in self._spatial_axes]
+        # Both means of a single position are the same value, which counts once.
+        single = training and sides == [1, 1]
+        pooled = pooled[:, :1] if single else pooled
         _, positions, channels = ops.shape(pooled)
         # One matmul for both axes, whose positions share the batch statistics.
         x = self.shared(ops.reshape(pooled, (-1, channels)))
@@ -197,6 +202,7 @@ class CoordinateAttention(GatedAttention):
         x = ops.reshape(x, (-1, positions, x.shape[-1]))
         gates, start = {}, 0
         for axis, gate in self.gates.items():
+            start = 0 if single else start
             length = ops.shape(inputs)[self._index(axis)]
             rows = ops.reshape(x[:, start : start + length], (-1, x.shape[-1]))
             rows = self._scale(gate(rows))

@@ -14,7 +14,6 @@ from keras import layers
 from keras_coordatt.applications.arguments import check_weights_path
 from keras_coordatt.applications.blocks import channel_axis, conv_bn
 from keras_coordatt.applications.pyramid import convolutions, pyramid_outputs
-from keras_coordatt.layers.batch_normalization import BatchNormalization
 from keras_coordatt.segmentation.resize_like import ResizeLike
 from keras_coordatt.validation import check_choice, check_number, check_positive_int
 from keras_coordatt.weights import load_weights
@@ -126,8 +125,7 @@ def DeepLabV3(
     x = layers.GlobalAveragePooling2D(keepdims=True, name="aspp_mean", **settings)(
         features
     )
-    # One value per channel and image, of which Keras's layer would need several
-    x = conv_bn_relu(x, filters, 1, "aspp_pool", norm=BatchNormalization, **settings)
+    x = conv_bn_relu(x, filters, 1, "aspp_pool", **settings)
     branches.append(ResizeLike(name="aspp_pool_resize", **settings)([x, features]))
 
     axis = channel_axis(data_format)

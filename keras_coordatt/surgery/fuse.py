@@ -6,6 +6,7 @@ from keras import layers
 
 from keras_coordatt.graph import read_graphs
 from keras_coordatt.layers import CoordinateAttention
+from keras_coordatt.layers.batch_normalization import BatchNormalization
 from keras_coordatt.surgery.rebuild import copy_layer, rebuild
 
 # Layers by their effect on a positive factor of their inputs. Subclasses don't count,
@@ -16,6 +17,7 @@ LINEAR = (
     layers.DepthwiseConv2D,
     layers.SeparableConv2D,
 )
+NORMS = (layers.BatchNormalization, BatchNormalization)
 HOMOGENEOUS = (
     layers.AveragePooling2D,
     layers.Cropping2D,
@@ -102,7 +104,7 @@ def _kind(op):
         return "attention"
     if type(op) is layers.Multiply:
         return "product"
-    if type(op) in LINEAR or (type(op) is layers.BatchNormalization and op.scale):
+    if type(op) in LINEAR or (type(op) in NORMS and op.scale):
         return "linear"
     homogeneous = type(op) in HOMOGENEOUS
     if type(op) is layers.ReLU:

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 
 from keras_coordatt.layers import CBAM, CoordinateAttention, SqueezeExcite
+from keras_coordatt.layers.batch_normalization import BatchNormalization
 from keras_coordatt.weights.matching import ExpectedWeight
 
 # Per attention, the names of its sublayers. The official network of coordinate
@@ -264,4 +265,5 @@ PORTS = {
     keras.layers.DepthwiseConv2D: _depthwise,
     keras.layers.Dense: _dense,
     keras.layers.BatchNormalization: _norm,
+    BatchNormalization: _norm,
 }

@@ -5,7 +5,9 @@ from backends import gradient, needs_tensorflow
 from keras import ops
 from networks import images
 
+from keras_coordatt import CBAM, CoordinateAttention, EfficientNetCA, MobileNetV2CA
 from keras_coordatt.layers.batch_normalization import BatchNormalization
+from keras_coordatt.layers.freezing import nested_layers
 
 
 def layers(**arguments):
@@ -79,3 +81,35 @@ def test_files_fit_kerass_own_layer(tmp_path):
     loaded = keras.saving.load_model(tmp_path / "ours.keras")
     assert {type(layer) for layer in loaded.layers} == {BatchNormalization}
     assert all(map(np.array_equal, loaded.get_weights(), theirs.get_weights()))
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        CoordinateAttention(),
+        CoordinateAttention(axes="height"),
+        CBAM(reduction=1),
+    ],
+    ids=["coordinate", "height", "cbam"],
+)
+def test_attention_on_one_position(layer):
+    x = images(4, 1, 1, 8)
+    layer(x, training=True)
+    before = layer.get_weights()
+    one = ops.convert_to_numpy(layer(x[:1], training=True))
+    np.testing.assert_allclose(one, ops.convert_to_numpy(layer(x[:1])), rtol=1e-5)
+    assert all(map(np.array_equal, before, layer.get_weights()))
+
+
+def test_every_normalization_of_a_network_is_safe():
+    """At 32 pixels, the last blocks of the networks see one position per image."""
+    for network in (
+        MobileNetV2CA((32, 32, 3), 0.25, weights=None, classes=2),
+        EfficientNetCA("b0", (32, 32, 3), classes=2, attention="cbam"),
+    ):
+        kinds = {
+            type(layer)
+            for layer in nested_layers(network)
+            if isinstance(layer, keras.layers.BatchNormalization)
+        }
+        assert kinds == {BatchNormalization}
