@@ -39,4 +39,5 @@ def data(
     )
     print(report)
     if json is not None:
-        json.write_text(json_lib.dumps(dataclasses.asdict(report), indent=2))
+        text = json_lib.dumps(dataclasses.asdict(report), indent=2)
+        json.write_text(text, encoding="utf-8")

@@ -145,6 +145,8 @@ class BoxFolder(Folder, skip_registration=True):
             raise ValueError(f"There is no image that can be used in {path}")
         if classes is None:
             classes = sorted({b.name for a in annotations.values() for b in a.boxes})
+            if not classes:
+                raise ValueError(f"There is no object in any image of {path}")
         labels = {name: label for label, name in enumerate(check_classes(classes))}
         for annotation in annotations.values():
             for box in annotation.boxes:

@@ -197,7 +197,8 @@ def has_class_folders(path: Path) -> bool:
     """Tells whether a folder, or one of its splits, has several folders of images."""
     for folder in (path, *list_folder(path)[2]):
         inside = [f for f in list_folder(folder)[2] if split_name(f.name) not in SPLITS]
-        if sum(bool(list_folder(f)[0]) for f in inside) > 1:
+        classes = (f for f in inside if list_folder(f)[0])
+        if next(classes, None) and next(classes, None):
             return True
     return False
 

@@ -11,7 +11,12 @@ from typing import NamedTuple
 from keras_coordatt.data.class_folder import LabelledImages, has_class_folders
 from keras_coordatt.data.folder import check_classes
 from keras_coordatt.data.image_index import ImageIndex, is_image
-from keras_coordatt.data.reading import check_on_error, read_text, report_faults
+from keras_coordatt.data.reading import (
+    check_on_error,
+    list_folder,
+    read_text,
+    report_faults,
+)
 from keras_coordatt.data.split_names import SPLITS, name_splits, split_name
 
 _SUFFIXES = (".csv", ".tsv")
@@ -82,7 +87,9 @@ class ClassTable(LabelledImages, skip_registration=True):
     def recognizes(cls, path):
         if path.is_file():
             return path.suffix.lower() in _SUFFIXES
-        return not has_class_folders(path) and bool(_find_tables(path, None, None))
+        # The error of a single file says what is wrong with it.
+        is_table = len(_find_files(path)) == 1 or bool(_find_tables(path, None, None))
+        return is_table and not has_class_folders(path)
 
     def __init__(
         self,
@@ -148,18 +155,22 @@ class _Table(NamedTuple):
     lines: list[_Line]
 
 
+def _find_files(path: Path) -> list[Path]:
+    return [file for file in list_folder(path)[1] if file.suffix.lower() in _SUFFIXES]
+
+
 def _find_tables(
     path: Path, image_column: str | None, label_column: str | None
 ) -> dict[str, _Table]:
     """Returns the tables of images and classes in a folder, by their splits."""
     tables = {}
-    files = [file for end in _SUFFIXES for file in sorted(path.glob(f"[!.]*{end}"))]
+    files = _find_files(path)
     for file in files:
         try:
             tables[file.stem] = _read_table(file, image_column, label_column)
         except ValueError:
             # Of another kind, such as a test set without labels.
-            if len(files) == 1 and image_column:
+            if len(files) == 1:
                 raise
     named = {name: t for name, t in tables.items() if split_name(name) in SPLITS}
     return name_splits(tables if len(tables) == 1 else named)
@@ -171,7 +182,11 @@ def _read_table(
     lines = read_text(file).splitlines()
     first = next(iter(lines), "")
     separator = max(",;\t", key=first.count)
-    rows = [[x.strip() for x in row] for row in csv.reader(lines, delimiter=separator)]
+    try:
+        rows = list(csv.reader(lines, delimiter=separator))
+    except csv.Error as error:
+        raise ValueError(f"{file} cannot be used: {error}") from error
+    rows = [[field.strip() for field in row] for row in rows]
     head = [x.lower().replace(" ", "_") for x in rows[0]] if rows else []
     if any(map(is_image, head)):
         images = [i for i, field in enumerate(head) if is_image(field)]

@@ -91,12 +91,19 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
         if isinstance(split, str):
             # As lists and folders may be called too.
             split = re.sub(
-                r"[^\W\d]\w*",
+                r"[^\W\d][\w-]*",
                 lambda name: (
                     name[0] if name[0] in self._splits else split_name(name[0])
                 ),
                 split,
             )
+            names = re.findall(r"(?:^|\+)\s*([\w-]+)", split)
+            if unknown := [n for n in names if n not in (*self._splits, "all")]:
+                raise ValueError(
+                    f"`split` must be of {list(self._splits)}, which {self._path} has; "
+                    "`validation_split` makes a 'validation' of a part of 'train'. "
+                    f"Received: {unknown[0]!r}"
+                )
             split = tfds.core.ReadInstruction.from_spec(split)
         dataset = None
         for part in split.to_absolute(self.info.splits):

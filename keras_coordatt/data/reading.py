@@ -23,7 +23,7 @@ ON_ERROR = ("raise", "skip", "repair")
 # Those of RGB are masks if they are grey.
 _MASK_MODES = ("1", "L", "P", "RGB", "RGBA")
 # Left in a folder by the operating system.
-_CLUTTER = frozenset(("thumbs.db", "desktop.ini"))
+_CLUTTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "@eadir"))
 # EXIF's tag, and its values that swap height and width.
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
@@ -185,16 +185,21 @@ def list_folder(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
         The images, the other files, and the subfolders.
     """
     images, others, folders = [], [], []
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
-    for entry in entries:
-        if entry.name.startswith(".") or entry.name.lower() in _CLUTTER:
+    if not folder.is_dir():
+        return images, others, folders
+    with os.scandir(folder) as found:
+        # It knows folders without a further call of the operating system.
+        entries = sorted((entry.name, entry.is_dir()) for entry in found)
+    for name, is_folder in entries:
+        if name.startswith(".") or name.lower() in _CLUTTER:
             continue
-        if entry.is_dir():
-            folders.append(entry)
-        elif entry.suffix.lower() in IMAGE_SUFFIXES:
-            images.append(entry)
+        path = folder / name
+        if is_folder:
+            folders.append(path)
+        elif path.suffix.lower() in IMAGE_SUFFIXES:
+            images.append(path)
         else:
-            others.append(entry)
+            others.append(path)
     return images, others, folders
 
 

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 from keras_coordatt.data.box_folder import Annotation, Box, BoxFolder
 from keras_coordatt.data.folder import images_by_name
-from keras_coordatt.data.reading import check_on_error
+from keras_coordatt.data.reading import check_on_error, list_folder
 from keras_coordatt.data.split_names import (
     read_lists,
     split_folders,
@@ -140,7 +140,8 @@ def _pair(path: Path) -> list[_Example]:
 
 
 def _annotations(path: Path) -> list[Path]:
-    return sorted(_find_folder(path, _ANNOTATIONS).glob("[!.]*.xml"))
+    files = list_folder(_find_folder(path, _ANNOTATIONS))[1]
+    return [file for file in files if file.suffix.lower() == ".xml"]
 
 
 def _find_folder(path: Path, names: Sequence[str]) -> Path:

@@ -238,19 +238,18 @@ def _is_number(word: str) -> bool:
 
 def _class_names(config: dict, path: Path) -> list[str]:
     names = config.get("names")
-    if isinstance(names, dict):
-        indices = {int(index): str(name) for index, name in names.items()}
+    if isinstance(names, dict) and all(isinstance(i, int) for i in names):
         return [
-            indices.get(i, f"class_{i}") for i in range(max(indices, default=-1) + 1)
+            str(names.get(i, f"class_{i}")) for i in range(max(names, default=-1) + 1)
         ]
-    if names:
+    if isinstance(names, list):
         return [str(name) for name in names]
-    for file in (path / name for name in _NAMES):
+    for file in (path / name for name in (str(names), *_NAMES)):
         if file.is_file():
             lines = [line.strip() for line in read_text(file).splitlines()]
             return [line for line in lines if line]
-    if "nc" in config:
-        return [f"class_{i}" for i in range(int(config["nc"]))]
+    if isinstance(config.get("nc"), int):
+        return [f"class_{i}" for i in range(config["nc"])]
     raise ValueError(
         f"{path} must name the classes: `names` in data.yaml, or classes.txt"
     )

@@ -267,6 +267,12 @@ def test_splits_of_yolo(folder):
     assert splits(builder) == {"train": 2, "validation": 1}
 
 
+def test_names_in_a_file(folder):
+    write(folder / "data.yaml", "train: images/train\nnames: my.names\n")
+    write(folder / "my.names", "thing\n")
+    assert class_names(YOLOFolder(folder)) == ["thing"]
+
+
 def test_names_that_have_gaps(folder):
     write(folder / "data.yaml", YAML.replace("0: thing", "1: other\n  3: more"))
     shutil.copytree(folder / "images/train", folder / "images/val")

@@ -1,11 +1,13 @@
 """ClassFolder: what counts, what is said, and pictures as a viewer shows them."""
 
+import warnings
+
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from data_scenes import encode, is_red, scene, write
 
-from keras_coordatt.data import ClassFolder, load_classification, open_data
+from keras_coordatt.data import ClassFolder, load_classification, open_data, splits
 
 IMAGE, _, MASK = scene()
 
@@ -46,6 +48,55 @@ def test_splits_are_sliced(folder):
     parts = [files(builder, f"train[{part}]") for part in (":50%", "50%:")]
     assert [len(part) for part in parts] == [3, 3]
     assert sorted([*parts[0], *parts[1]]) == files(builder)
+
+
+def test_splits_that_there_are_not(folder):
+    builder = ClassFolder(folder)
+    assert len(files(builder, "all")) == 4
+    assert len(files(builder, "train[:50%] + test[0:1]")) == 2
+    message = (
+        r"`split` must be of \['test', 'train'\].*`validation_split`.*'validation'"
+    )
+    for split in ("validation", "val[:50%]", "train + valid"):
+        with pytest.raises(ValueError, match=message):
+            load_classification(folder, split, 32)
+
+
+def test_classes_called_like_splits_and_leftovers_of_a_zip(tmp_path):
+    for name in ("train/a", "bus/a", "car/a", "__MACOSX/a"):
+        write(tmp_path / f"{name}.jpg", encode(IMAGE))
+    builder = open_data(tmp_path)
+    assert names(builder) == ["bus", "car", "train"]
+    assert splits(builder) == {"train": 3}
+
+
+def test_a_seed_chooses_the_part_for_validation(tmp_path):
+    for i in range(20):
+        write(tmp_path / f"cat/{i}.jpg", encode(IMAGE))
+    parts = [
+        files(ClassFolder(tmp_path, validation_split=0.3, split_seed=s), "validation")
+        for s in (0, 0, 1)
+    ]
+    assert parts[0] == parts[1] != parts[2]
+    with pytest.raises(ValueError, match="`split_seed` must be an integer"):
+        load_classification(tmp_path, "train", 32, split_seed=0.5)
+
+
+def test_a_class_of_which_training_has_nothing(tmp_path):
+    for name in (*(f"cat/{i}" for i in range(9)), "dog/a"):
+        write(tmp_path / f"{name}.jpg", encode(IMAGE))
+    seeds = range(20)
+    alone = []
+    for seed in seeds:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            builder = ClassFolder(tmp_path, validation_split=0.5, split_seed=seed)
+        has_dog = "a.jpg" in files(builder, "train")
+        assert [str(w.message).endswith("is left of dog") for w in caught] == (
+            [] if has_dog else [True]
+        )
+        alone.append(has_dog)
+    assert set(alone) == {True, False}
 
 
 def test_a_flat_folder(tmp_path, recwarn):

@@ -133,8 +133,9 @@ def test_lines_that_cannot_be_used(folder):
 )
 def test_tables_that_cannot_be_used(folder, text, message):
     write(folder / "labels.csv", text)
-    with pytest.raises(ValueError, match=message):
-        ClassTable(folder / "labels.csv")
+    for path in (folder, folder / "labels.csv"):
+        with pytest.raises(ValueError, match=message):
+            open_data(path)
 
 
 def test_columns_are_named(folder):

@@ -131,3 +131,16 @@ def test_an_error_lists_all_faults_and_a_warning_some():
     with pytest.warns(UserWarning, match="(?s)30 faults, gone:.*fault 19\n.*10 more$"):
         report_faults(faults, "skip", "faults", "gone")
     report_faults([], "raise", "faults", "")
+
+
+def test_what_is_in_a_folder(tmp_path):
+    names = ("b.JPG", "a.png", ".hidden.jpg", "notes.txt", "Thumbs.db", "._a.png")
+    for name in names:
+        write(tmp_path / name, b"")
+    for name in ("more", ".git", "__MACOSX"):
+        (tmp_path / name).mkdir()
+    found = list_folder(tmp_path)
+    expected = ["a.png", "b.JPG"], ["notes.txt"], ["more"]
+    assert tuple([path.name for path in part] for part in found) == expected
+    assert list_folder(tmp_path / "a.png") == ([], [], [])
+    assert list_folder(tmp_path / "missing") == ([], [], [])

@@ -7,7 +7,7 @@ import pytest
 import tensorflow_datasets as tfds
 from data_scenes import STORE, annotation, encode, is_red, scene, write
 
-from keras_coordatt.data import VOCFolder, load_detection
+from keras_coordatt.data import VOCFolder, load_detection, splits
 
 
 @pytest.fixture
@@ -279,6 +279,23 @@ def test_classes_that_do_not_fit(folder, classes):
     message = r"\.xml.*'thing'" if "bee" in classes else "`classes` must be"
     with pytest.raises(ValueError, match=message):
         VOCFolder(folder, classes=classes)
+
+
+def test_folds_in_lists(folder):
+    write(folder / "ImageSets/Main/train1.txt", "IMG 1")
+    write(folder / "ImageSets/Main/trainval.txt", "IMG 1\nIMG 2")
+    found = {"train": 3, "train1": 1, "trainval": 2}
+    assert splits(VOCFolder(folder)) == found
+    for name in ("train", "train1"):
+        (folder / f"ImageSets/Main/{name}.txt").unlink()
+    assert splits(VOCFolder(folder)) == {"train": 2}
+
+
+def test_no_object(folder):
+    for i in range(3):
+        write(folder / f"Annotations/IMG {i}.xml", annotation(SIZE))
+    with pytest.raises(ValueError, match="no object in any image"):
+        VOCFolder(folder)
 
 
 def test_no_image_is_left(folder):
