@@ -1,15 +1,15 @@
-# `make demo` and `make test` set up all that they need in .venv, then run.
+# Each target sets up all that it needs in .venv, then runs.
 
 PYTHON ?= python3
 BACKENDS ?= tensorflow jax torch
 BIN := .venv/bin
 
-.PHONY: demo test test-as-users lint format clean
+.PHONY: demo test test-as-users lint format docs coverage package nightly clean
 
 demo: .venv/installed
 	$(BIN)/keras-coordatt demo
 
-# With a process a core, PyTorch's threads would wait for each other.
+# With one process per core, PyTorch's threads would wait for each other.
 test: .venv/installed-for-tests lint
 	@set -e; for backend in $(BACKENDS); do \
 		echo "== $$backend"; \
@@ -24,6 +24,15 @@ test-as-users: .venv/installed-for-tests
 			tests/as_users.py tests/layers/test_coordinate_attention.py tests/test_notebooks.py -k "as_users or golden or official"; \
 	done
 
+# What the tests of all backends together leave out.
+coverage: .venv/installed-for-tests
+	rm -f .coverage
+	@set -e; for backend in $(BACKENDS); do \
+		KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal \
+			--cov keras_coordatt --cov-append --cov-report=; \
+	done
+	$(BIN)/coverage report --show-missing --skip-covered
+
 lint: .venv/installed-for-tests
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -32,6 +41,31 @@ lint: .venv/installed-for-tests
 format: .venv/installed-for-tests
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
+
+# The API reference, from the docstrings, and the list of what is public.
+docs: .venv/installed-for-tests
+	rm -rf build/docs
+	KERAS_BACKEND=torch $(BIN)/python docs/reference.py build/docs
+	@echo "Open build/docs/index.html"
+
+# The sdist, the wheel built from it, and the wheel in an environment without TensorFlow.
+package: .venv/installed-for-tests
+	rm -rf dist build/package
+	$(BIN)/python -m build --quiet
+	$(PYTHON) -m venv build/package
+	build/package/bin/pip install --quiet --no-deps dist/*.whl
+	build/package/bin/pip install --quiet keras numpy h5py safetensors 'jsonargparse[signatures]' jax
+	cd build/package && KERAS_BACKEND=jax bin/python ../../tests/smoke.py
+
+# The oldest and the newest Keras that setup.cfg allows, on each Python.
+nightly: .venv/installed-for-tests
+	@set -e; for python in 3.11 3.12 3.13; do for keras in "keras==3.15.*" "keras"; do \
+		echo "== Python $$python, $$keras"; \
+		$(BIN)/uv venv --quiet --clear --python $$python build/nightly; \
+		$(BIN)/uv pip install --quiet --python build/nightly --upgrade "$$keras" \
+			--editable '.[test,figures,notebooks,detection,export,torch]'; \
+		KERAS_BACKEND=torch OMP_NUM_THREADS=1 build/nightly/bin/python -m pytest -n 2; \
+	done; done
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv

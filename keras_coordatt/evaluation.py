@@ -22,6 +22,11 @@ from keras_coordatt.preprocessing import Preprocessing
 from keras_coordatt.runnable import Runnable, open_model
 from keras_coordatt.validation import check_number, check_positive_int
 
+__all__ = [
+    "Evaluation",
+    "evaluate",
+]
+
 FIGURES: dict[str | None, type[Figures]] = {
     "classification": ClassificationFigures,
     "detection": DetectionFigures,

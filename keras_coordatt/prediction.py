@@ -18,6 +18,14 @@ from keras_coordatt.preprocessing import Preprocessing
 from keras_coordatt.runnable import Runnable, open_model
 from keras_coordatt.validation import check_choice, check_positive_int
 
+__all__ = [
+    "DetectedObject",
+    "Prediction",
+    "draw",
+    "predict",
+    "predictions",
+]
+
 MASK_OPACITY = 0.5
 
 
@@ -211,6 +219,9 @@ def predictions(
         model: From `open_model`.
         pictures: From `find_pictures`.
         top, batch_size, on_error: Same as in `predict`.
+
+    Yields:
+        One `Prediction` per picture, in order.
     """
     from keras_coordatt.data.reading import find_faults, read_image, report_faults
 

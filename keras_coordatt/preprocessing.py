@@ -18,6 +18,16 @@ from keras.applications import imagenet_utils
 from keras_coordatt.graph import Graph, is_network
 from keras_coordatt.validation import check_choice
 
+__all__ = [
+    "IMAGENET",
+    "RAW_PIXELS",
+    "Preprocessing",
+    "PreprocessingRecord",
+    "decode_predictions",
+    "preprocess_input",
+    "preprocessing_of",
+]
+
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "area", "lanczos3", "lanczos5")
 
 

@@ -22,6 +22,13 @@ from keras_coordatt.layers.freezing import nested_layers
 from keras_coordatt.preprocessing import record_layers
 from keras_coordatt.validation import check_choice, check_positive_int
 
+__all__ = [
+    "TASKS",
+    "Record",
+    "record_of",
+    "set_record",
+]
+
 TASKS = ("classification", "detection", "segmentation")
 
 

@@ -24,6 +24,11 @@ from keras_coordatt.validation import check_choice, check_number, check_positive
 from keras_coordatt.weights import FILE_TYPES
 from keras_coordatt.weights.network_file import read_network
 
+__all__ = [
+    "Runnable",
+    "open_model",
+]
+
 DETECTIONS = {"boxes", "labels", "scores"}
 
 

@@ -21,7 +21,10 @@ __all__ = [
 
 
 def list_models() -> list[str]:
-    """Returns the names of the builders in this package.
+    """Lists the builders of this package.
+
+    Returns:
+        Their names.
 
     Example:
 

@@ -9,6 +9,8 @@ from keras_coordatt import weights as weights_lib
 from keras_coordatt.applications.blocks import channel_axis, image_entrance
 from keras_coordatt.preprocessing import record_layers
 from keras_coordatt.validation import check_choice, check_positive_int
+from keras_coordatt.weights.by_name import find_published, is_plain, names_of
+from keras_coordatt.weights.loading import is_on_hub
 
 MIN_SIZE = 32
 
@@ -50,7 +52,7 @@ def network_input(
         _check_classes(record, weights, include_top, classes, skip_mismatch)
         default_size = record.input_size
     elif weights is not None:
-        check_weights_path(weights, weights_lib.names_of(network))
+        check_weights_path(weights, names_of(network))
     size = default_size if include_top else None
     inputs, image = _image_input(input_shape, input_tensor, size)
     return inputs, image_entrance(image, include_preprocessing)
@@ -71,7 +73,7 @@ def _check_head(include_top, pooling, classes, classifier_activation):
 
 def _published(network, weights, arguments):
     """The record of published weights, or None."""
-    name = weights_lib.find_published(network, weights, arguments)
+    name = find_published(network, weights, arguments)
     return name and weights_lib.CATALOG[name]
 
 
@@ -87,7 +89,7 @@ def _check_classes(record, weights, include_top, classes, skip_mismatch):
 
 def check_weights_path(weights, names=()):
     """Checks that `weights` is a file of a kind that can be loaded."""
-    if weights_lib.is_on_hub(weights) and weights.endswith(weights_lib.FILE_TYPES):
+    if is_on_hub(weights) and weights.endswith(weights_lib.FILE_TYPES):
         return
     is_path = isinstance(weights, (str, os.PathLike))
     path = pathlib.Path(weights) if is_path else None
@@ -163,10 +165,10 @@ def load_weights(model, network, weights, arguments, input_tensor, skip_mismatch
     if weights is None:
         return
     load, path = weights_lib.load_weights, weights
-    name = weights_lib.find_published(network, weights, arguments)
+    name = find_published(network, weights, arguments)
     if name is not None:
         path = weights_lib.cached_weights(name)
-    if weights_lib.is_plain(weights):
+    if is_plain(weights):
         load = weights_lib.load_without_attention
     if input_tensor is None or any(input_tensor is x for x in model.inputs):
         load(model, path, skip_mismatch)

@@ -28,7 +28,7 @@ from keras_coordatt.applications.blocks import (
 from keras_coordatt.applications.docstring import shared_docstring
 from keras_coordatt.preprocessing import decode_predictions, preprocess_input
 from keras_coordatt.validation import check_number, check_positive_int
-from keras_coordatt.weights import is_plain
+from keras_coordatt.weights.by_name import is_plain
 
 __all__ = ["MobileNeXtCA", "decode_predictions", "preprocess_input"]
 

@@ -5,9 +5,9 @@ import json
 from typing import Literal
 
 from keras_coordatt import applications
-from keras_coordatt import weights as weights_lib
 from keras_coordatt.cli.options import Attention
 from keras_coordatt.training import train as train_model
+from keras_coordatt.weights.by_name import only_arguments
 
 TASKS = {
     "auto": None,
@@ -92,7 +92,7 @@ def train(
     }
     arguments = {name: value for name, value in arguments.items() if value is not None}
     arguments["attention"] = None if attention == "none" else attention
-    arguments = {**weights_lib.only_arguments(network, weights), **arguments}
+    arguments = {**only_arguments(network, weights), **arguments}
     done = train_model(
         TASKS[task],
         data,

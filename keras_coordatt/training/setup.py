@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 
 import tensorflow as tf
 
-from keras_coordatt import weights as weights_lib
 from keras_coordatt.data import class_names, find_task, open_data
 from keras_coordatt.data import splits as count_splits
 from keras_coordatt.training.augmentation import Augmentation
@@ -20,6 +19,8 @@ from keras_coordatt.training.recipes import Recipe
 from keras_coordatt.training.recipes import recipe as named_recipe
 from keras_coordatt.training.tasks import TASKS, Task
 from keras_coordatt.validation import check_choice
+from keras_coordatt.weights import CATALOG
+from keras_coordatt.weights.by_name import find_published
 
 
 def open_task(
@@ -83,8 +84,8 @@ def _published_size(build, weights):
     }
     function = build.func if isinstance(build, functools.partial) else build
     network = getattr(function, "__name__", "")
-    name = weights_lib.find_published(network, weights, arguments)
-    return name and weights_lib.CATALOG[name].input_size
+    name = find_published(network, weights, arguments)
+    return name and CATALOG[name].input_size
 
 
 def _open_splits(task, data, validation_split, on_error):

@@ -127,7 +127,7 @@ def plot_masks(
         A `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: Same as in `draw_masks`.
+        ValueError: If `draw_masks` refuses the masks.
 
     Example:
 

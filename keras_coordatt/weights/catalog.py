@@ -255,7 +255,14 @@ CATALOG = {
 
 
 def published(network: str) -> dict[str, Record]:
-    """Returns the records of a builder's published weights, by name."""
+    """Returns the records of a builder's published weights, by name.
+
+    Args:
+        network: Name of the builder, such as `"MobileNetV2CA"`.
+
+    Returns:
+        Dict from values of the builder's `weights` to records.
+    """
     return {name: r for name, r in CATALOG.items() if r.network == network}
 
 
