@@ -6,7 +6,6 @@ that a review shows each change of it; with a folder, it also writes the referen
 
 import importlib
 import pathlib
-import pkgutil
 import sys
 import types
 
@@ -62,12 +61,14 @@ def main(output: str | None = None) -> None:
     import pdoc
 
     pdoc.render.configure(
-        docformat="google", include_undocumented=False, show_source=False
+        docformat="google",
+        include_undocumented=False,
+        show_source=False,
+        template_directory=LIST.parent,
     )
-    package = importlib.import_module(MODULES[0])
-    every = pkgutil.walk_packages(package.__path__, f"{package.__name__}.")
-    private = [f"!{m.name}$" for m in every if m.name not in MODULES]
-    pdoc.pdoc(package.__name__, *private, output_directory=pathlib.Path(output))
+    # Each module without its submodules, which are private unless they are listed too.
+    specs = [spec for name in MODULES for spec in (name, rf"!{name}\.")]
+    pdoc.pdoc(*specs, output_directory=pathlib.Path(output))
 
 
 if __name__ == "__main__":
