@@ -86,6 +86,8 @@ def from_keras_applications(arrays: Mapping, source: str) -> dict:
                     f"Received: {np.asarray(array)}"
                 )
             continue
+        if layer == "probs":  # until TensorFlow 2.2
+            layer = "predictions"
         if block in blocks and part in KERAS:
             layer = f"block_{blocks.index(block)}_{KERAS[part]}"
             if part.startswith("se_") and weight == "kernel":

@@ -197,7 +197,8 @@ def _legacy_name(path):
     layer, *scopes = path.split("/")
     if layer in scopes:
         scopes = scopes[scopes.index(layer) + 1 :]
-    return "/".join([layer, *scopes])
+    # In Keras 2, the kernel of a DepthwiseConv2D is called depthwise_kernel.
+    return re.sub("/depthwise_kernel$", "/kernel", "/".join([layer, *scopes]))
 
 
 def _renumbered(named, automatic):

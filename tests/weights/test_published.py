@@ -96,12 +96,17 @@ def keras_2_file(model):
                 continue
             name = block + parts.get(part, part)
         for variable, array in zip(layer.weights, layer.get_weights(), strict=True):
-            arrays[f"{name}/{variable.path.split('/')[-1]}"] = array
+            arrays[f"{name}/{keras_2_name(name, variable.path)}"] = array
     file = io.BytesIO()
     with h5py.File(file, "w") as h5:
         for path, array in arrays.items():
             h5[f"{path.split('/')[0]}/{path}:0"] = array
     return file.getvalue()
+
+
+def keras_2_name(layer, path):
+    weight = path.split("/")[-1]
+    return "depthwise_kernel" if "dwconv" in layer else weight
 
 
 def model_names(model):
@@ -331,17 +336,18 @@ def test_efficientnet_is_keras_applications(
         for i, weight in enumerate(layer.weights):
             weight.assign(draw(layer, i, weight, rng))
     theirs.save(tmp_path / "whole.h5")
-    # Keras 2 wrote the weights only, and appended ":0" to their names.
+    # Keras 2 wrote the weights only, under names of its own.
     with h5py.File(tmp_path / "whole.h5") as whole, io.BytesIO() as file:
         with h5py.File(file, "w") as h5:
             h5.attrs["layer_names"] = whole["model_weights"].attrs["layer_names"]
             for layer, group in whole["model_weights"].items():
-                names = group.attrs["weight_names"]
-                h5.create_group(layer).attrs["weight_names"] = [
-                    f"{name}:0" for name in names
-                ]
-                for name in names:
-                    h5[f"{layer}/{name}:0"] = group[name][()]
+                names = {
+                    f"{layer}/{keras_2_name(layer, name)}:0": name
+                    for name in group.attrs["weight_names"]
+                }
+                h5.create_group(layer).attrs["weight_names"] = [*names]
+                for new, name in names.items():
+                    h5[f"{layer}/{new}"] = group[name][()]
         data = file.getvalue()
     publish("efficientnetb0_imagenet", data)
     arguments = {"weights": "imagenet", "classifier_activation": None}
@@ -381,7 +387,11 @@ def test_efficientnet_of_other_preprocessing(tmp_path):
     model = random_network(name)
     path = tmp_path / "theirs.h5"
     path.write_bytes(keras_2_file(model))
-    load_weights(build_like(name, weights=None), path)
+    ours = build_like(name, weights=None)
+    with h5py.File(path, "r+") as file:
+        file.move("predictions/predictions", "probs/probs")  # its name at first
+    load_weights(ours, path)
+    assert_same_weights(ours, model)
     with h5py.File(path, "r+") as file:
         file["normalization/normalization/mean:0"][...] = 0
     with pytest.raises(ValueError, match="ImageNet's mean"):
