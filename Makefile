@@ -24,7 +24,7 @@ test-as-users: .venv/installed-for-tests
 			tests/as_users.py tests/layers/test_coordinate_attention.py tests/test_notebooks.py -k "as_users or golden or official"; \
 	done
 
-# What the tests of all backends together leave out.
+# Lines that the tests of all backends together don't run.
 coverage: .venv/installed-for-tests
 	rm -f .coverage
 	@set -e; for backend in $(BACKENDS); do \
@@ -42,7 +42,7 @@ format: .venv/installed-for-tests
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# The API reference, from the docstrings, and the list of what is public.
+# The API reference, from the docstrings, and the list of public names.
 docs: .venv/installed-for-tests
 	rm -rf build/docs
 	KERAS_BACKEND=torch $(BIN)/python docs/reference.py build/docs

@@ -34,7 +34,7 @@ def main() -> int:
 
 @contextlib.contextmanager
 def quiet_stderr() -> Iterator[None]:
-    """Discards what is written to stderr, unless an error occurs.
+    """Discards the output to stderr, unless an error occurs.
 
     `TF_CPP_MIN_LOG_LEVEL` does not reach messages that TensorFlow logs while it is
     imported: they are written to the file descriptor.

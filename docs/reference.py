@@ -1,7 +1,7 @@
 """Builds the API reference from the docstrings: `make docs`.
 
-`python docs/reference.py` writes only the list of what is public, `docs/public.md`, so
-that a review shows each change of it; with a folder, it also writes the reference there.
+`python docs/reference.py` writes only the list of public names, `docs/public.md`, so
+that a review shows its changes; with a folder, it also writes the reference there.
 """
 
 import importlib
@@ -42,8 +42,8 @@ def public(module: types.ModuleType) -> dict[str, object]:
 
 
 def public_list() -> str:
-    """Returns the list of what is public, as Markdown."""
-    lines = ["# What is public", ""]
+    """Returns the list of public names, as Markdown."""
+    lines = ["# Public names", ""]
     lines += [
         "Written by `python docs/reference.py`. `make docs` says what each is for."
     ]

@@ -38,7 +38,7 @@ def main(folder: pathlib.Path = pathlib.Path("runs/demo")) -> None:
 
 
 def tell(folder: pathlib.Path) -> None:
-    """Fine-tunes, draws and exports, and prints what it does."""
+    """Fine-tunes, draws and exports, and prints each step."""
     folder.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
     digits = {"name": "digits/classification", "image_size": SIZE, "seed": 0}

@@ -38,7 +38,7 @@ SCORE_THRESHOLD = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """How good a model is.
+    """Result of an evaluation.
 
     Attributes:
         model: Name of the model or of its file.
@@ -137,7 +137,7 @@ def evaluate(
             builder.
         split: `"train"`, `"validation"`, `"test"`, or another split of the data.
             Defaults to `"test"`.
-        task, preprocessing, image_size: For what is not recorded on the model. See
+        task, preprocessing, image_size: Used where the model has no record. See
             `open_model`.
         labels: Names of the model's classes, in order, if they are not recorded on it;
             `"data"` if they are the data's, in the same order. The data's classes are

@@ -33,7 +33,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Same as `atomic_file`, for a folder and all that is in it.
 
-    A folder that is already at `path` is replaced whole, and put back if the new
+    A folder that is already at `path` is replaced atomically, and put back if the new
     one can't be moved there.
 
     Args:

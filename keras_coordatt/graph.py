@@ -16,7 +16,7 @@ class Call:
 
 
 class StandIn(keras.Operation):
-    """Has an operation's output shapes, and leaves the operation's own nodes alone."""
+    """Stands in for an operation when shapes are computed, without adding nodes to it."""
 
     def __init__(self, op):
         super().__init__(name=op.name)

@@ -46,7 +46,7 @@ class DetectedObject:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a model says about a picture.
+    """Prediction for one picture.
 
     Attributes:
         file: Path of the picture, or `None` for an array.
@@ -121,7 +121,7 @@ def predict(
             these.
         top: Number of classes per picture, for classification. Defaults to 5.
         score_threshold: Minimum score of an object. Defaults to 0.5.
-        task, labels, preprocessing, image_size: For what is not recorded on the model.
+        task, labels, preprocessing, image_size: Used where the model has no record.
             See `open_model`. Without labels, classes are called by their numbers.
         batch_size: Pictures per call of the model. Defaults to 32.
         on_error: `"raise"`, or `"skip"` to leave out pictures that cannot be read, with

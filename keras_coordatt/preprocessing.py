@@ -1,4 +1,4 @@
-"""How an image becomes a network's input, recorded on the network itself.
+"""Preprocessing of images, recorded on the network itself.
 
     model = MobileNetV2CA()
     preprocessing_of(model).normalize(images)
@@ -33,7 +33,7 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "area", "lanczos3", "lanczos
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-    """How an image becomes a network's input.
+    """Preprocessing of a network's images.
 
     An RGB image of bytes is resized to the network's size, without keeping the aspect
     ratio, and becomes `(image / 255 - mean) / std`.

@@ -34,7 +34,7 @@ TASKS = ("classification", "detection", "segmentation")
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """What is known of a model beside its layers and weights.
+    """Task, labels, image size and metrics of a model.
 
     Attributes:
         task: `"classification"`, `"detection"`, `"segmentation"`, or `None` if unknown.
@@ -55,7 +55,7 @@ class Record:
 
 
 def record_of(model: keras.Model) -> Record:
-    """Returns what is recorded on a model for its outputs.
+    """Returns the record of a model's outputs.
 
     Args:
         model: A `keras.Model`.

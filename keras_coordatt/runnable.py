@@ -34,7 +34,7 @@ DETECTIONS = {"boxes", "labels", "scores"}
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Runnable:
-    """A model that can be run, with what is known of it.
+    """A model of any format, with its record.
 
     Attributes:
         name: Name of the model, or of its file.
@@ -161,8 +161,7 @@ def open_model(
 ) -> Runnable:
     """Opens a model of any format.
 
-    What the arguments leave open is read from the model or the file. Nothing is
-    guessed.
+    Values that no argument sets are read from the model or the file, never guessed.
 
     Args:
         model: A Keras model; the path of a `.keras`, `.h5`, `.tflite` or `.onnx` file,
@@ -276,7 +275,7 @@ def _from_file(path, score_threshold):
 
 
 def _known(path):
-    """What a file's metadata says."""
+    """Reads the metadata of a file."""
     try:
         metadata = read_metadata(path)
     except ValueError:

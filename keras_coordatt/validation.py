@@ -9,7 +9,7 @@ import keras
 
 
 def check_positive_int(name: str, value: int) -> int:
-    """Returns `value` if it is a positive integer, or says what it is."""
+    """Returns `value` if it is a positive integer, or raises a ValueError."""
     is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not is_int or value < 1:
         raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}")
@@ -31,7 +31,7 @@ def check_number(
 
 def check_choice(name: str, value, choices):
     """Returns `value` if it is one of `choices`, or names them."""
-    # A tensor's or an array's == is no answer, so only compare what can be equal.
+    # == of tensors and arrays is not a bool, so only equal types are compared.
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise ValueError(
             f"`{name}` must be one of {tuple(choices)}. Received: {value!r}"

@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 WIDTH, HEIGHT = 48, 32
-# What a camera does to a picture so that an EXIF orientation shows it again.
+# The transposition that a camera applies and an EXIF orientation undoes.
 STORE = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

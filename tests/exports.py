@@ -1,4 +1,4 @@
-"""What the tests of exports share: a network, its images, runtimes."""
+"""Helpers for tests of exports: a network, its images, runtimes."""
 
 import collections
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from backends import BACKEND, needs_tensorflow
 from keras import layers
-from networks import images, lively
+from networks import calibrated, images
 
 from keras_coordatt import CoordinateAttention, export
 from keras_coordatt.preprocessing import IMAGENET, PreprocessingRecord
@@ -31,7 +31,7 @@ def network(attentions=(CoordinateAttention,), size=SIZE, dtype=None):
     x = layers.Dropout(0.1, dtype=dtype)(x)
     x = layers.Dense(5, "softmax", dtype=dtype, name="predictions")(x)
     model = keras.Model(image, x, name="small")
-    lively(model, pictures(8, *[side or 32 for side in size]))
+    calibrated(model, pictures(8, *[side or 32 for side in size]))
     # Classes that are told apart.
     head = model.get_layer("predictions")
     kernel, bias = head.get_weights()
@@ -46,7 +46,7 @@ def pictures(*shape, seed=0):
 
 
 def interpret(path, x):
-    """What a LiteRT file gives for images one by one, and its operations."""
+    """Returns the outputs of a LiteRT file for images one by one, and its operations."""
     from ai_edge_litert.interpreter import Interpreter, OpResolverType
 
     # The delegate would hide the operations.
@@ -115,7 +115,7 @@ class Table:
 
 
 def litert_description(path):
-    """The metadata of a LiteRT file: of the whole, and of its only graph."""
+    """The metadata of a LiteRT file: of the file, and of its only graph."""
     # Model: 2 subgraphs, 4 buffers, 6 metadata; Metadata: 0 name, 1 buffer; Buffer: 0
     # data.
     file = Table.root(path.read_bytes())
@@ -124,8 +124,8 @@ def litert_description(path):
     data = file.tables(4)[entry.value(1, "<u4")].vector(0, "u1")[0].tobytes()
     assert data[4:8] == b"M001"
     # ModelMetadata: 0 name, 3 subgraphs
-    (graph,) = (whole := Table.root(data)).tables(3)
-    return whole, graph
+    (graph,) = (file := Table.root(data)).tables(3)
+    return file, graph
 
 
 FORMATS = {

@@ -10,7 +10,7 @@ from keras_coordatt.record import set_record
 COLORS = ("red", "green", "blue")
 SIZE = (32, 48)
 CELL = 16
-# How much a value of 255 is above a value of 0, in the network's input.
+# Difference of the values 255 and 0 in the network's input.
 SCALE = np.float32(20)
 
 

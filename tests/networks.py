@@ -1,4 +1,4 @@
-"""What tests of whole networks share."""
+"""Helpers for tests of complete networks."""
 
 import contextlib
 import os
@@ -30,18 +30,17 @@ def images(*shape, seed=0):
 
 
 def outputs(model, x):
-    """What the model gives at inference, without the cost of compiling it."""
+    """Returns the outputs at inference, without the cost of compiling the model."""
     return ops.convert_to_numpy(ops.cast(model(x, training=False), "float32"))
 
 
-def lively(model, x):
-    """Gives a network weights under which its output depends on its input.
+def calibrated(model, x):
+    """Sets random weights under which the output of a network depends on its input.
 
-    Fresh ones do not: batch normalization that has seen no batch lets the numbers
-    fade away, layer by layer, until all outputs are alike. So every weight becomes
-    random, the same on each backend, and then batch normalization sees the images.
-    Channels that happen to vary little are not blown up to the others' size, or else
-    rounding errors would be.
+    With initial weights it barely does: the initial moving averages of batch
+    normalization let activations fade layer by layer. So every weight becomes random,
+    the same on each backend, and then the moving averages are set by the images.
+    Channels of small variance are not scaled up, as this would amplify rounding errors.
     """
     rng = np.random.default_rng(1)
 
@@ -66,7 +65,7 @@ def lively(model, x):
 
 
 def copy_weights(source, target):
-    """Gives each layer of `target` the weights of the layer that is called so."""
+    """Copies the weights of layers to those of `target` with the same names."""
     for layer in target.layers:
         if layer.weights:
             layer.set_weights(source.get_layer(layer.name).get_weights())
@@ -74,7 +73,7 @@ def copy_weights(source, target):
 
 
 def assert_near(ours, theirs, limit):
-    """Asserts that outputs differ by at most `limit` of what they differ by image."""
+    """Asserts that outputs differ by at most `limit`, relative to their differences between images."""
     assert ours.shape == theirs.shape
     spread = np.ptp(theirs, axis=0).max()
     assert spread > 0

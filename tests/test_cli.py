@@ -314,7 +314,7 @@ def test_code_in_a_configuration_is_refused(tmp_path, refuses):
 @pytest.mark.parametrize(
     "name, message",
     [
-        # What the network is built of, and what its shapes do not tell.
+        # Arguments that the shapes of the weights do not determine.
         ("classifier.1.weight", "damaged.pth' is not of a MobileNetV2CA"),
         ("features.9.conv.3.weight", "damaged.pth' does not fit.*missing: features.9"),
     ],

@@ -9,7 +9,7 @@ from keras_coordatt.record import record_of
 
 @needs_tensorflow
 def test_demo(eager, monkeypatch, tmp_path, capfd):
-    # Two small steps of the way: what it prints at full length is in the README.
+    # Two training steps only; README describes the complete run.
     monkeypatch.setattr(demo, "SIZE", 32)
     monkeypatch.setattr(demo, "EPOCHS", 1)
     monkeypatch.setattr(demo, "BATCH_SIZE", 429)

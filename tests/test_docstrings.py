@@ -1,6 +1,6 @@
 """The examples in the docstrings run, and show what they really return.
 
-An example may use what its reader has: a `model`, `images`, a folder. `given` makes
+An example may use variables of its reader: a `model`, `images`, a folder. `given` makes
 small ones. A line that shows no result may have one.
 """
 

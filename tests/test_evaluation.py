@@ -332,7 +332,7 @@ def test_bad_arguments(photos, streets, cell_pictures):
     assert record_of(unnamed).labels is None
     given = evaluate(unnamed, photos, task="classification", labels="data")
     assert given.labels == ("blue", "green", "red")
-    # Masks with a value that is no class
+    # Masks with a value of no class
     segmenter = known_models.segmenter()
     with pytest.raises(ValueError, match="`data`"):
         evaluate(segmenter, MaskFolder(streets, classes=["red", "green", "x"]))

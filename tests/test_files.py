@@ -1,4 +1,4 @@
-"""Files and folders are replaced whole, or not at all."""
+"""Files and folders are replaced atomically."""
 
 import os
 

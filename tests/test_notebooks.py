@@ -18,7 +18,7 @@ from backends import needs_tensorflow
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOKS = sorted(ROOT.glob("notebooks/*.ipynb"))
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-# What is in nobody's outputs: paths of a machine
+# Outputs must not contain paths of a machine.
 PATHS = ("/home/", "/Users/", "/root/", "/tmp/", "/work/", "C:\\")
 
 
@@ -113,7 +113,7 @@ def test_outputs_are_there_and_name_no_machine(path):
     assert len(pictures) >= 2
     # Nothing that a figure shows stands there as the name of its class.
     assert not any("<Figure" in text for text in texts)
-    # A cell that draws is followed by what the figure shows.
+    # A cell that draws is followed by an explanation of the figure.
     for cell, after in zip(notebook.cells, [*notebook.cells[1:], None]):
         drawn = [x for x in cell.get("outputs", []) if "image/png" in x.get("data", {})]
         assert not drawn or after is not None

@@ -34,7 +34,7 @@ def models():
 
 
 def check_scene(prediction, task, tolerance=1e-3):
-    """Checks a prediction for the scene by what is known to be in it."""
+    """Compares a prediction with the known object of the scene."""
     assert prediction.size == (96, 144)
     if task == "classification":
         assert prediction.classes[0][0] == "green"
@@ -202,7 +202,7 @@ def test_drawing(models):
     drawn = draw(found, SCENE, COLORS)
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == 3
     assert (drawn != SCENE).any(-1).all()
-    # What is called so is left as it is.
+    # Files with this name are not touched.
     drawn = draw(found, SCENE, ("thing", "background", "other"))
     np.testing.assert_array_equal((drawn == SCENE).all(-1), SCENE.argmax(-1) == 1)
     (found,) = predict(models["classification"], SCENE)

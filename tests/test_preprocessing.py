@@ -19,7 +19,7 @@ SHAPE = (32, 32, 3)
 
 @pytest.fixture(scope="module")
 def models():
-    """A normalizing network and one that isn't, by what should be recorded."""
+    """A normalizing network and one that isn't, by the expected record."""
     return {
         record: MobileNetV2CA(
             SHAPE, 0.1, classes=3, weights=None, include_preprocessing=normalizes

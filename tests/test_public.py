@@ -1,4 +1,4 @@
-"""What is public is listed, and documented in one form."""
+"""Public names are listed, and documented in one form."""
 
 import builtins
 import importlib
@@ -18,13 +18,13 @@ pytestmark = pytest.mark.skipif(
 
 
 def members():
-    seen = set()
+    documented = set()
     for name in reference.MODULES:
         module = importlib.import_module(name)
         for member, value in reference.public(module).items():
-            documented = inspect.isfunction(value) or inspect.isclass(value)
-            if documented and value not in seen:
-                seen.add(value)
+            has_docstring = inspect.isfunction(value) or inspect.isclass(value)
+            if has_docstring and value not in documented:
+                documented.add(value)
                 yield pytest.param(value, id=f"{name}.{member}")
 
 
@@ -45,7 +45,7 @@ def entries(section):
 def test_list_is_up_to_date():
     listed = reference.LIST.read_text(encoding="utf-8")
     assert listed == reference.public_list(), (
-        "What is public has changed: PYTHONPATH=. .venv/bin/python docs/reference.py"
+        "Public names have changed. Run: PYTHONPATH=. python docs/reference.py"
     )
 
 

@@ -21,7 +21,7 @@ ARGUMENTS = {
         `None` (random initialization); {published}; the path of a file (`.keras`,
         `.weights.h5`, `.h5`, `.pth`, `.pt` or `.safetensors`); or
         `"hf://user/repository/file"`, a file on the Hugging Face Hub.
-        `keras_coordatt.applications.list_weights` lists what is published. A network
+        `keras_coordatt.applications.list_weights` lists the published files. A network
         with a published classifier also has the names of its classes
         (`keras_coordatt.record.record_of`). Defaults to {default_weights}.""",
     "input_tensor": """
@@ -49,7 +49,7 @@ ARGUMENTS = {
         32 the last stages keep their resolution, and their depthwise convolutions are
         dilated; the weights are the same. Defaults to 32.""",
     "include_preprocessing": """
-        Whether the network starts with what `preprocess_input` does, and so takes RGB
+        Whether the network starts with the work of `preprocess_input`, and so takes RGB
         values in [0, 255]. The weights are the same. Defaults to `False`.""",
     "skip_mismatch": """
         Whether `weights` may be for another number of classes or image channels. The

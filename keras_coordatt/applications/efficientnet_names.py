@@ -20,7 +20,7 @@ TIMM = {
     "bn2": "top_bn",
     "classifier": "predictions",
 }
-# What the names of a block's layers end with in keras.applications
+# Endings of the names of a block's layers in keras.applications
 KERAS = {
     "expand_conv": "expand",
     "expand_bn": "expand_BN",

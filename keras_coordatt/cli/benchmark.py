@@ -37,7 +37,7 @@ def benchmark(
         measures: What to time.
         rounds: How often each network is timed.
         memory: Measure peak memory, in one process per network.
-        references: Add the layer as it is usually written, and its memory passes alone.
+        references: Add the layer as it is usually written, and its memory accesses alone.
         build: Time building the networks, too.
         official: Folder of your copy of the authors' code, to time it, too.
         json: File for the figures.

@@ -15,7 +15,7 @@ def data(
     split_seed: int = 0,
     json: pathlib.Path | None = None,
 ) -> None:
-    """Say what a data set holds, and what is wrong with it.
+    """Summarize a data set, and list its faults.
 
     Reads all files. For detection, compares the objects with the default boxes of
     SSDLite, and finds box_shapes that would fit.

@@ -183,7 +183,7 @@ class _Measured:
         return options
 
     def change(self, path, max_drop):
-        """Says how the main figure changes, or raises a ValueError if it drops."""
+        """Describes the change of the main figure, or raises a ValueError if it drops."""
         file = open_model(
             path,
             task=self.model.task,

@@ -24,7 +24,7 @@ class CommandParser(jsonargparse.ArgumentParser):
     """Parser that reports an error in one line."""
 
     def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
-        """Prints what is wrong with an argument, and ends the process."""
+        """Prints the error of an argument, and ends the process."""
         parser = getattr(ex, "subcommand_parser", None) or self
         prog = parser.prog.replace(" [options]", "")
         text = parser._explain(" ".join(message.split()))

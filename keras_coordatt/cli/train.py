@@ -115,7 +115,7 @@ def train(
 
 
 def parse_changes(items):
-    """Parses NAME=VALUE, with values as in JSON; what isn't JSON is a string."""
+    """Parses NAME=VALUE, with values as in JSON; anything else is a string."""
     values = {}
     for item in items:
         name, equals, value = item.partition("=")

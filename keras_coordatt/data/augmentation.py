@@ -1,4 +1,4 @@
-"""Calls Keras's augmentation layers with what each of them needs, and no more."""
+"""Calls Keras's augmentation layers with only the inputs that each of them takes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import keras
 
-# They change colours in their places, so boxes, masks and labels stay as they are.
+# These change colours only, so boxes, masks and labels stay valid.
 _COLOUR_ONLY = (
     keras.layers.AutoContrast,
     keras.layers.ContrastLimitedAdaptiveHistogramEqualization,
@@ -165,7 +165,7 @@ def _call(step: Callable, data):
 
 
 def _steps(augment: Callable | None) -> Iterator[Callable]:
-    """Yields what is called one after the other."""
+    """Yields the layers in the order of their calls."""
     if isinstance(augment, keras.layers.Pipeline | keras.Sequential):
         for layer in augment.layers:
             yield from _steps(layer)

@@ -69,7 +69,7 @@ class Box:
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with the box, if something is."""
+        """The fault of the box, or an empty string."""
         if not self.has_pixels:
             reason = "has no pixel in the image"
         elif not self.is_sorted:

@@ -1,4 +1,4 @@
-"""How well SSD's default boxes fit the objects of a data set, and which would fit."""
+"""Measures how SSD's default boxes fit a data set, and proposes boxes that fit."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def find_matched(
     image_size: tuple[int, int],
     box_shapes: Sequence[Sequence[tuple[float, float]]] | None = None,
 ) -> np.ndarray:
-    """Tells which boxes have a default box of an IoU above 0.5.
+    """Finds the boxes that have a default box of an IoU above 0.5.
 
     SSD's training gives every object at least one default box, but one that barely
     overlaps it learns little: such objects are hardly ever found.

@@ -194,7 +194,7 @@ def _find_splits(path: Path) -> dict[str, Path]:
 
 
 def has_class_folders(path: Path) -> bool:
-    """Tells whether a folder, or one of its splits, has several folders of images."""
+    """Returns whether a folder, or one of its splits, has several folders of images."""
     for folder in (path, *list_folder(path)[2]):
         inside = [f for f in list_folder(folder)[2] if split_name(f.name) not in SPLITS]
         classes = (f for f in inside if list_folder(f)[0])

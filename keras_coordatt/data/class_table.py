@@ -87,7 +87,7 @@ class ClassTable(LabelledImages, skip_registration=True):
     def recognizes(cls, path):
         if path.is_file():
             return path.suffix.lower() in _SUFFIXES
-        # The error of a single file says what is wrong with it.
+        # The error about a single file is more precise.
         is_table = len(_find_files(path)) == 1 or bool(_find_tables(path, None, None))
         return is_table and not has_class_folders(path)
 

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 _DESCRIPTION = """
-1,797 real handwritten digits, drawn in random sizes, places and colours.
+1,797 real handwritten digits, drawn in random sizes, positions and colours.
 
 The digits are in the order of the 14 forms that they were written on: every form has
 the same 130 labels, except that up to eight are missing and, in one form, one differs.
@@ -204,7 +204,7 @@ def _ink(digit: np.ndarray, side: int) -> np.ndarray:
     weights = np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(len(digit))))
     grey = weights @ (digit / 16) @ weights.T
     # More contrast than the source, as enlarging blurs the edges. Rounded, so that the
-    # last bit of a float never decides what is ink.
+    # last bit of a float never decides whether a pixel is ink.
     return np.round(np.clip(2 * grey - 0.4, 0, 1), 6)
 
 

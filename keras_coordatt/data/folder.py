@@ -62,7 +62,7 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
 
     @classmethod
     def recognizes(cls, path: Path) -> bool:
-        """Tells whether a path has this layout, without reading the files."""
+        """Returns whether a path has this layout, without reading the files."""
         raise NotImplementedError
 
     @property
@@ -121,7 +121,7 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
         return dataset.map(self._read, num_parallel_calls=tf.data.AUTOTUNE)
 
     def _find_usable(self, split: str) -> np.ndarray:
-        """Tells which images of a split can be used, checking all of them once."""
+        """Finds the usable images of a split, checking all of them once."""
         if split not in self._usable:
             columns = self._splits[split]
             # Ragged columns are slow to take apart, and were checked before.
@@ -155,7 +155,7 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
         return self._usable[split]
 
     def facts(self, split: str) -> list[dict[str, Any]]:
-        """Returns what is known of the usable images of a split.
+        """Returns the records of the usable images of a split.
 
         Args:
             split: The name of the split.

@@ -67,5 +67,5 @@ class ImageIndex:
 
 
 def is_image(name: str) -> bool:
-    """Tells whether a name ends like that of an image."""
+    """Returns whether a name has the ending of an image file."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES

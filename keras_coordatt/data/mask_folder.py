@@ -193,7 +193,7 @@ class MaskFolder(Folder, skip_registration=True):
         ]
         if unknown:
             raise ValueError(
-                f"{example['mask']} has values that are no class: {unknown}. The "
+                f"{example['mask']} has values of unknown classes: {unknown}. The "
                 f"classes have {self._values}, and {IGNORED} is ignored"
             )
         classes = self._class_of_value[mask].ravel()

@@ -21,7 +21,7 @@ from keras_coordatt.validation import check_choice
 
 
 class _Task(NamedTuple):
-    """What a data set must have for a task."""
+    """Requirements of a task."""
 
     layouts: tuple[type[Folder], ...]
     labels: Callable[[dict], tfds.features.FeatureConnector | None]

@@ -105,7 +105,7 @@ def read_mask(file: str | os.PathLike) -> np.ndarray:
         The values, uint8 of shape `(height, width)`.
 
     Raises:
-        ValueError: If the file cannot be read or is no such PNG. The message names it.
+        ValueError: If the file cannot be read or is not such a PNG. The message names it.
 
     Example:
 
@@ -176,7 +176,7 @@ def read_text(file: str | os.PathLike) -> str:
 
 
 def list_folder(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
-    """Lists what is in a folder and is not hidden, in alphabetical order.
+    """Lists the visible contents of a folder, in alphabetical order.
 
     Args:
         folder: The folder.

@@ -1,4 +1,4 @@
-"""What a data set holds, and whether SSD's default boxes fit its objects."""
+"""Summary of a data set, and of how SSD's default boxes fit its objects."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class BoxReport:
 
 @dataclasses.dataclass(frozen=True)
 class DataReport:
-    """What a data set holds. `str` of it is a text, `dataclasses.asdict` of it plain data.
+    """Summary of a data set: `str` makes it a text, `dataclasses.asdict` plain data.
 
     Attributes:
         name: What was opened.
@@ -157,7 +157,7 @@ def describe_data(
     split_seed: int = 0,
     data_dir: str | os.PathLike | None = None,
 ) -> DataReport:
-    """Reads all of a data set, and tells what it holds and what is wrong with it.
+    """Reads a complete data set, and summarizes its contents and faults.
 
     Args:
         name: Same as in `open_data`. Of a folder, what cannot be used is left out and

@@ -52,12 +52,12 @@ class VOCFolder(BoxFolder, skip_registration=True):
         validation_split: The part of `train` to use as `validation`, in (0, 1), if
             there is none. Defaults to none.
         split_seed: An integer that determines this part. Defaults to 0.
-        on_error: What to do with what cannot be used. `"raise"`: one error that lists
+        on_error: How to treat unusable boxes and files. `"raise"`: one error that lists
             all boxes, or files, that are wrong. `"skip"`: leave out the images with
             such boxes or files. `"repair"`: sort the corners of boxes that are swapped,
             cut boxes to the image, leave out boxes without a pixel in it, and leave out
             images whose files cannot be used. For the latter two, one warning counts
-            and names what was done. Defaults to `"raise"`.
+            and names the changes. Defaults to `"raise"`.
 
     Raises:
         ValueError: If a file is missing or cannot be used, or a box is not in its
@@ -154,7 +154,7 @@ def _read_annotation(example: _Example) -> Annotation:
     if image is None:
         raise ValueError(f"{file} has no image of the same name")
     try:
-        # What a file refers to is not read, and expat limits how far it unfolds.
+        # Expat reads no external entities, and limits the expansion of internal ones.
         root = ElementTree.parse(file).getroot()
         size = int(_number(root, "size/height")), int(_number(root, "size/width"))
         if min(size) < 1:

@@ -26,7 +26,7 @@ from keras_coordatt.data.split_names import (
 
 # Text files beside labels that are none.
 _NAMES = ("classes.txt", "obj.names", "labels/classes.txt")
-# How far a box may end outside of the image, as its numbers are rounded.
+# Boxes may reach this far out of the image, as their numbers are rounded.
 _TOLERANCE = 0.01
 
 
@@ -217,7 +217,7 @@ def _label_files(folder: Path) -> list[Path]:
 
 
 def _looks_like_labels(folder: Path) -> bool:
-    """Tells whether one of the first label files of a folder begins with a box."""
+    """Returns whether one of the first label files of a folder begins with a box."""
     for file in _label_files(folder)[:20]:
         try:
             words = read_text(file).split()[:5]

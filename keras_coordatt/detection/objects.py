@@ -38,7 +38,7 @@ def check_objects(y, classes: int | None = None) -> None:
             f"object. Received: {', '.join(map(str, found[:5].tolist()))}"
         )
     boxes = boxes[labels >= 0]
-    # Boxes may reach out of the image, but not by its whole size.
+    # Boxes may reach out of the image, by less than its size.
     inside = (boxes > -1).all(-1) & (boxes < 2).all(-1)
     wrong = ~inside | (boxes[:, :2] > boxes[:, 2:]).any(-1)
     if wrong.any():
@@ -60,7 +60,7 @@ def check_keys(y) -> None:
 
 
 def check_first_batch(data, classes: int):
-    """Checks the objects of the first batch of what `keras.Model.fit` takes.
+    """Checks the objects of the first batch of training data.
 
     Args:
         data: A dataset, a `keras.utils.PyDataset`, a generator or another iterable of

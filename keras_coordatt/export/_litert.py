@@ -258,7 +258,7 @@ def _save(function, folder):
 
 
 def _check_no_loop(function, model):
-    """Refuses loops, which end the whole process in TensorFlow's calibrator."""
+    """Raises an error for loops, which crash Python in TensorFlow's calibrator."""
     graph = function.graph.as_graph_def()
     nodes = [*graph.node, *(n for f in graph.library.function for n in f.node_def)]
     loops = {"While", "StatelessWhile", "If", "StatelessIf"} & {x.op for x in nodes}

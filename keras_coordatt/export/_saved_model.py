@@ -83,7 +83,7 @@ def saved_model(
                 return serve(image.preprocess(images))
 
             archive.add_endpoint("serve_images", serve_images)
-        # Nobody trains what is served, and JAX has no gradients for images of any size.
+        # A served model is not trained, and JAX has no gradients for images of any size.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
         archive.write_out(str(temporary), options, verbose=False)
         # TensorFlow Serving leaves this folder to the users.

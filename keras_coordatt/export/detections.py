@@ -15,7 +15,7 @@ LIMITS = {
     "int8": (0.2, 0.5),
 }
 
-# How far they may be for a quantized file to agree with the model.
+# The same limit for boxes of a quantized file that count as found again.
 AGREEING = 0.05
 
 

@@ -41,7 +41,7 @@ def in_float32(model):
     copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
     copy.set_weights(model.get_weights())
     for layer in all_layers(copy):
-        # `Normalization` computes with what it derives from its weights.
+        # `Normalization` computes with values derived from its weights.
         if hasattr(layer, "finalize_state"):
             layer.finalize_state()
     return copy

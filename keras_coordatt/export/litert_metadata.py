@@ -32,7 +32,7 @@ PARSER_VERSION = "1.0.0"
 
 
 def add_metadata(content: bytes, metadata: dict) -> bytes:
-    """Puts metadata into a LiteRT file.
+    """Adds metadata to a LiteRT file.
 
     Args:
         content: The file.

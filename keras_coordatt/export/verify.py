@@ -52,7 +52,7 @@ class LayerError:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What an exported file was found to be.
+    """Results of the checks of an exported file.
 
     Attributes:
         path: Path of the file.
@@ -118,7 +118,7 @@ NOTHING_COMPARED = (
 
 
 class Reference:
-    """What the user's model gives for test inputs: the truth for every file.
+    """Outputs of the user's model for test inputs, with which every file is compared.
 
     Args:
         model: The model as the user gave it, never a copy.

@@ -91,7 +91,7 @@ class GatedAttention(keras.layers.Layer):
         raise NotImplementedError
 
     def _make(self, layer_class, name, *args, **kwargs):
-        """Makes a sublayer with its own arguments where they were set."""
+        """Builds a sublayer, with the arguments that were set for it alone."""
         own = dict(self._sublayer_arguments.get(name, {}))
         if isinstance(own.get("quantization_config"), dict):
             own["quantization_config"] = keras.saving.deserialize_keras_object(
@@ -139,7 +139,7 @@ class GatedAttention(keras.layers.Layer):
         return {**super().get_config(), **config}
 
     def _changed_sublayers(self):
-        """What to pass as `sublayers` for a layer with equal sublayers."""
+        """Returns the `sublayers` argument that recreates these sublayers."""
         if not self.built:
             return {
                 name: dict(arguments)

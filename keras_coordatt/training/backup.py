@@ -50,7 +50,7 @@ class Backup:
             saved = json.loads(state.read_text(encoding="utf-8"))
             check_settings(saved["settings"], self.settings, self.folder)
             self.rows = saved["rows"]
-        # What a killed process was writing
+        # Left by a process that was killed while writing
         shutil.rmtree(self.folder / "temporary", ignore_errors=True)
 
     def save(self, model: keras.Model, row: dict, best: keras.Model | None) -> None:

@@ -110,7 +110,7 @@ class Output:
     def publish(
         self, backup: Backup, twin: keras.Model, best: bool, config: dict
     ) -> None:
-        """Writes what is known after an epoch into the folder."""
+        """Updates the folder after an epoch."""
         if self.folder is None:
             return
         if best:
@@ -140,7 +140,7 @@ class Output:
             save_network(model, self.file)
 
     def close(self) -> None:
-        """Deletes what is temporary if there is no output."""
+        """Deletes temporary files if there is no output."""
         if self._temporary is not None:
             with contextlib.suppress(OSError):
                 self._temporary.cleanup()

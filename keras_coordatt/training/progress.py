@@ -1,4 +1,4 @@
-"""What happens at the end of every epoch: measure, save, show, and stop in time."""
+"""Callback for the end of each epoch: validates, saves, prints and stops early."""
 
 import contextlib
 import math
@@ -13,7 +13,7 @@ from keras_coordatt.training.tasks import Task
 
 
 class Epochs(keras.callbacks.Callback):
-    """Makes every epoch repeatable, and saves it when it is complete.
+    """Makes each epoch reproducible, and saves it when it is complete.
 
     Args:
         task: The task.
@@ -104,7 +104,7 @@ class Epochs(keras.callbacks.Callback):
 
 @contextlib.contextmanager
 def averaged(model: keras.Model) -> Iterator[None]:
-    """Puts the moving average of the weights, if there is one, into a compiled model."""
+    """Swaps in the moving average of the weights of a compiled model, if it has one."""
     optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
     if not optimizer.use_ema:
         yield
@@ -139,7 +139,7 @@ def best_epoch(rows: list[dict], metric: str) -> int:
 
 
 def stops_early(rows: list[dict], task: Task) -> bool:
-    """Tells whether a training has had no better epoch for as long as its patience."""
+    """Returns whether no epoch was better for as many epochs as the patience."""
     patience, metric = task.recipe.patience, task.metric
     if not patience or not any(metric in row for row in rows):
         return False

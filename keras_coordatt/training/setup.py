@@ -1,4 +1,4 @@
-"""What a training is made of, before it starts: data, task, recipe and settings."""
+"""Prepares a training: data, task, recipe and settings."""
 
 from __future__ import annotations
 

@@ -284,7 +284,7 @@ def record_training(model: keras.Model, job, metrics: Mapping) -> None:
 
 
 def describe_start(settings: Mapping, done: int) -> str:
-    """Returns what is going to be trained, in a few lines."""
+    """Returns a summary of the training, in a few lines."""
     recipe = dict(settings["recipe"])
     images = ", ".join(f"{n} {count}" for n, count in settings["images"].items())
     name = recipe.pop("name")
@@ -312,7 +312,7 @@ def dtype_policy(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def operations(deterministic: bool) -> Iterator[None]:
-    """Makes the backend use deterministic operations only, for a while."""
+    """Restricts the backend to deterministic operations inside a `with` block."""
     if deterministic and keras.config.backend() == "tensorflow":
         import tensorflow as tf
 

@@ -1,4 +1,4 @@
-"""Shows what a network sees and what it predicts: attention maps, Grad-CAM, figures.
+"""Visualizes networks and their predictions: attention maps, Grad-CAM, figures.
 
 `import keras_coordatt` doesn't import it. `attention_maps` and `grad_cam` need Keras
 only. Figures need matplotlib, which is imported when the first one is drawn. Functions

@@ -9,7 +9,7 @@ from keras_coordatt.visualize.canvas import subplots
 
 
 def plot_history(history: keras.callbacks.History | Mapping[str, Sequence[float]]):
-    """Plots what was measured in each epoch of a training.
+    """Plots the losses and metrics of each epoch of a training.
 
     Args:
         history: Return value of `model.fit`, or a dict of one list per measure. A name

@@ -89,7 +89,7 @@ def check_name(name: str) -> str:
 
 
 def list_weights(network: str | None = None) -> list[dict]:
-    """Returns what is known of every published file of weights.
+    """Returns the records of all published files of weights.
 
     Args:
         network: The name of a builder, such as `"MobileNetV2CA"`. Defaults to all.

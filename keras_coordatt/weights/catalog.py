@@ -73,7 +73,7 @@ class Record:
 
     @property
     def checked(self) -> str:
-        """What we could check: the accuracy, or that there is such a hash."""
+        """How the file was checked by us: opened and measured, or by its hash only."""
         return "opened and measured" if self.training else "hash only"
 
     @property

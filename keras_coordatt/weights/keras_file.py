@@ -226,7 +226,7 @@ def _snake_case(name):
     return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
-# What is in a file
+# Contents of a file
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ LISTED = 5
 
 
 class ExpectedWeight(NamedTuple):
-    """What a network expects of a file for one of its weights.
+    """One weight of a network, as a file must hold it.
 
     Attributes:
         name: The weight's name in the file.
@@ -51,12 +51,12 @@ def match_arrays(
     the network has none.
 
     Args:
-        expected: What the network expects.
+        expected: The weights of the network.
         arrays: Name to array, or to anything with a `shape`, a `dtype` and a
             conversion to an array.
         head: The names in `arrays` that belong to a classifier.
-        source: What the arrays are, for messages.
-        target: What the network is, for messages.
+        source: Description of the arrays, for messages.
+        target: Description of the network, for messages.
         skip_mismatch: Whether to skip a classifier with another number of outputs,
             and to adapt an RGB stem to another number of channels, with a warning.
 
@@ -116,7 +116,7 @@ def match_arrays(
 
 
 def _remedy(outputs, stem):
-    """What `skip_mismatch=True` does about the differences."""
+    """Describes how `skip_mismatch=True` deals with the differences."""
     remedies = []
     if outputs:
         remedies.append("keep the network's own classifier")
@@ -228,7 +228,7 @@ def _kind(dtype):
 
 
 def _cause(problems, expected, arrays):
-    """The likely cause of what doesn't fit, in a few words."""
+    """Returns the likely cause of the mismatches, in a few words."""
     missing, unexpected = problems["missing"], problems["unexpected"]
     heads = [name for name, weight in expected.items() if weight.part == "head"]
     if not arrays:
@@ -245,7 +245,7 @@ def _cause(problems, expected, arrays):
     if problems["dtype"]:
         return "the numbers are of another kind, as if one of them is quantized"
     if missing and unexpected:
-        return "the layers differ, as of another architecture or `attention`"
+        return "the layers differ, as with another architecture or `attention`"
     if missing:
         return "it lacks layers of the network"
     if unexpected:

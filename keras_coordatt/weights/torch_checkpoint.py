@@ -21,7 +21,7 @@ from keras_coordatt.weights.torch_pickle import Storage, Tensor, interpret
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
-# What wrappers put before the names of a network: DataParallel, `torch.compile`,
+# Prefixes that wrappers add to the names of a network: DataParallel, `torch.compile`,
 # Lightning modules and detectors.
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 _ReadStorage = Callable[[Storage], bytes]
@@ -151,7 +151,7 @@ def _read_legacy(file: BinaryIO) -> dict[str, np.ndarray]:
     for key in keys:
         if not isinstance(key, str) or key not in storages or key in starts:
             raise ValueError(
-                f"the storage {reprlib.repr(key)} is listed twice, or is no tensor's."
+                f"the storage {reprlib.repr(key)} is listed twice, or belongs to no tensor."
             )
         count = file.read(8)
         starts[key] = file.tell()

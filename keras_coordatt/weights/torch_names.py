@@ -161,12 +161,12 @@ def timm_prefixes(
     Args:
         layers: The names of all layers of a network.
         ends: The stem and the top: their layers by the names in timm.
-        blocks: What the names of each block's layers begin with.
+        blocks: The prefix of the names of each block's layers.
         repeats: The number of blocks of each stage.
     """
-    places = [(i, j) for i, repeat in enumerate(repeats) for j in range(repeat)]
+    positions = [(i, j) for i, repeat in enumerate(repeats) for j in range(repeat)]
     found = {ours: theirs for theirs, ours in ends.items()}
-    for block, (stage, i) in zip(blocks, places):
+    for block, (stage, i) in zip(blocks, positions):
         expands = f"{block}expand" in layers
         parts = ("conv_pw", "bn1") if expands else ()
         parts += ("conv_dw", f"bn{1 + expands}", "se")

@@ -126,7 +126,9 @@ def interpret(file: BinaryIO) -> tuple[object, dict[str, Storage]]:
             case "APPEND" | "APPENDS":
                 items = _popped(stack, 1) if name == "APPEND" else items
                 if not isinstance(stack[-1], list):
-                    raise ValueError(f"its pickle has {name} to no list.")
+                    raise ValueError(
+                        "its pickle appends to something else than a list."
+                    )
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 items = _popped(stack, 2) if name == "SETITEM" else items
@@ -147,7 +149,9 @@ def interpret(file: BinaryIO) -> tuple[object, dict[str, Storage]]:
                 # Sets `_metadata` on a state dict, which is not needed here.
                 stack.pop()
                 if not isinstance(stack[-1], dict):
-                    raise ValueError("its pickle sets attributes on what is no dict.")
+                    raise ValueError(
+                        "its pickle sets attributes of something else than a dict."
+                    )
             case "BINPERSID":
                 storage = _checked_storage(stack.pop())
                 if storages.setdefault(storage.key, storage) != storage:
@@ -174,7 +178,7 @@ def _popped(stack: list, count: int) -> list:
 def _extended(mapping: object, items: list) -> dict:
     """Returns `mapping` with the keys and values that alternate in `items`."""
     if not isinstance(mapping, dict) or len(items) % 2:
-        raise ValueError("its pickle sets items of what is no dict.")
+        raise ValueError("its pickle sets items of something else than a dict.")
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, str | int):
             raise ValueError(f"its pickle has the key {reprlib.repr(key)}.")
@@ -186,7 +190,7 @@ def _checked_global(module: object, attribute: object) -> _Global:
     # Only strings are formatted: the text of a list that contains itself many times
     # would fill the memory.
     if not isinstance(module, str) or not isinstance(attribute, str):
-        raise ValueError("its pickle has the name of an object that is no string.")
+        raise ValueError("its pickle names an object by something else than a string.")
     name = f"{module}.{attribute}"
     if name not in _STORAGES and name not in _CONSTRUCTORS:
         raise ValueError(

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from networks import assert_near, copy_weights, images, lively, outputs
+from networks import assert_near, calibrated, copy_weights, images, outputs
 
 import keras_coordatt
 from keras_coordatt import (
@@ -77,20 +77,20 @@ def x():
 
 
 @pytest.fixture(scope="module")
-def whole(family, x):
+def complete(family, x):
     """A network with a classifier of logits, whose weights are not idle."""
-    return lively(family.build(input_shape=SHAPE, classifier_activation=None), x)
+    return calibrated(family.build(input_shape=SHAPE, classifier_activation=None), x)
 
 
 @pytest.fixture(scope="module")
-def logits(whole, x):
-    return outputs(whole, x)
+def logits(complete, x):
+    return outputs(complete, x)
 
 
 @pytest.fixture(scope="module")
-def headless(family, whole):
+def headless(family, complete):
     model = family.build(input_shape=SHAPE, include_top=False)
-    return copy_weights(whole, model)
+    return copy_weights(complete, model)
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +123,8 @@ def test_every_attention(family, attention, x):
         assert copy.get_config() == layers[0].get_config()
 
 
-def test_classifier_activation(family, whole, logits, x):
-    model = copy_weights(whole, family.build(input_shape=SHAPE))
+def test_classifier_activation(family, complete, logits, x):
+    model = copy_weights(complete, family.build(input_shape=SHAPE))
     expected = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
     # Logarithms, as the probabilities may be near 1, where they hardly differ.
     assert_near(np.log(outputs(model, x)), expected, 1e-5)
@@ -190,23 +190,23 @@ def test_channels_first(family, headless, x, features, channels_first):
 # Inputs
 
 
-def test_input_tensor_from_another_layer(family, whole, logits, x):
+def test_input_tensor_from_another_layer(family, complete, logits, x):
     inputs = keras.Input(SHAPE)
     image = keras.layers.Rescaling(1 / 127.5, offset=-1)(inputs)
     model = family.build(input_tensor=image, classifier_activation=None)
     assert model.input is inputs
-    copy_weights(whole, model)
+    copy_weights(complete, model)
     assert_near(outputs(model, (x + 1) * 127.5), logits, 1e-4)
 
 
-def test_include_preprocessing(family, whole):
+def test_include_preprocessing(family, complete):
     model = family.build(
         input_shape=SHAPE, classifier_activation=None, include_preprocessing=True
     )
-    assert len(model.weights) == len(whole.weights)
-    copy_weights(whole, model)
+    assert len(model.weights) == len(complete.weights)
+    copy_weights(complete, model)
     pixels = np.random.default_rng(0).uniform(0, 255, (8, *SHAPE)).astype("float32")
-    expected = outputs(whole, family.module.preprocess_input(pixels))
+    expected = outputs(complete, family.module.preprocess_input(pixels))
     assert_near(outputs(model, pixels), expected, 1e-4)
 
 
@@ -233,9 +233,9 @@ def test_signature(family):
     assert getattr(keras_coordatt, family.builder.__name__) is family.builder
 
 
-def test_names(family, whole):
+def test_names(family, complete):
     default = inspect.signature(family.builder).parameters["name"].default
-    assert whole.name == default
+    assert complete.name == default
     assert family.build(input_shape=SHAPE, name="mine").name == "mine"
 
 
@@ -282,27 +282,27 @@ def test_attention_of_another_reduction(family):
     ],
     ids=["clone_model", "json"],
 )
-def test_copies_are_the_same(whole, logits, x, copy):
-    model = copy(whole)
-    assert model.name == whole.name
-    copy_weights(whole, model)
+def test_copies_are_the_same(complete, logits, x, copy):
+    model = copy(complete)
+    assert model.name == complete.name
+    copy_weights(complete, model)
     assert_near(outputs(model, x), logits, 1e-6)
 
 
-def test_saving(family, whole, logits, x, tmp_path):
+def test_saving(family, complete, logits, x, tmp_path):
     path = tmp_path / "model.keras"
-    whole.save(path)
+    complete.save(path)
     loaded = keras.models.load_model(path, compile=False)
     assert_near(outputs(loaded, x), logits, 1e-6)
     model = family.build(input_shape=SHAPE, classifier_activation=None, weights=path)
-    for ours, theirs in zip(model.get_weights(), whole.get_weights(), strict=True):
+    for ours, theirs in zip(model.get_weights(), complete.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize(
     "dtype, limit", [("mixed_float16", 0.02), ("mixed_bfloat16", 0.2)]
 )
-def test_mixed_precision(family, whole, logits, x, dtype, limit):
+def test_mixed_precision(family, complete, logits, x, dtype, limit):
     keras.config.set_dtype_policy(dtype)
     try:
         model = family.build(input_shape=SHAPE, classifier_activation=None)
@@ -311,7 +311,7 @@ def test_mixed_precision(family, whole, logits, x, dtype, limit):
     assert model.get_layer("avg_pool").compute_dtype == dtype.removeprefix("mixed_")
     assert model.output.dtype == "float32"  # as Keras's guide to mixed precision asks
     assert {w.dtype for w in model.weights} == {"float32"}
-    copy_weights(whole, model)
+    copy_weights(complete, model)
     assert_near(outputs(model, x), logits, limit)
 
 

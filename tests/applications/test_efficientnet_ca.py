@@ -35,7 +35,7 @@ def keras_efficientnet(variant, *args, **kwargs):
 
 
 def by_our_names(theirs):
-    """Gives the layers of keras.applications by the name of ours."""
+    """Returns the layers of keras.applications by our names."""
     named, blocks = {}, []
     for layer in theirs.layers:
         if layer.name in ENDS:
@@ -58,7 +58,7 @@ def unmade(variant="b0", **arguments):
 
 
 def random_weights(layer, rng, gated):
-    """Gives every weight and the image an effect, of about the same size."""
+    """Sets weights under which each weight and the image affect the output similarly."""
     if isinstance(layer, keras.layers.Normalization):
         # The mean and the variance of ImageNet, and how many pixels they are of.
         std = np.array([0.229, 0.224, 0.225])
@@ -81,7 +81,7 @@ def random_weights(layer, rng, gated):
 
 @functools.cache
 def theirs(height, width, gated=True):
-    """EfficientNetB0 of keras.applications, an image, and what it makes of it."""
+    """EfficientNetB0 of keras.applications, an image, and its output."""
     model = keras_efficientnet(
         "b0", input_shape=(height, width, 3), classes=5, classifier_activation=None
     )
@@ -207,7 +207,7 @@ def test_attention_stands_in_every_block_where_channels_are_expanded(attention):
 
 
 def test_dilation_gives_the_strided_features_and_those_between():
-    # Attention averages over a whole map, so without it.
+    # Attention averages over the feature map, so without it.
     arguments = {"input_shape": (64, 32, 3), "include_top": False, "attention": None}
     strided = EfficientNetCA(**arguments)
     dense = EfficientNetCA(**arguments, output_stride=8)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from backends import BACKEND
 from keras import ops
-from networks import lively, outputs
+from networks import calibrated, outputs
 
 from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 
@@ -44,7 +44,7 @@ def test_fine_tuning(family):
     keras.utils.set_random_seed(0)
     x, labels = pictures(32, seed=1)
     new_x, new_labels = pictures(32, seed=2)
-    base = lively(build(family), x)
+    base = calibrated(build(family), x)
     inputs = keras.Input(SHAPE)
     features = keras.layers.GlobalAveragePooling2D()(base(inputs, training=False))
     features = keras.layers.BatchNormalization(momentum=0.5)(features)

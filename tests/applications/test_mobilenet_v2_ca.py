@@ -1,7 +1,7 @@
 import keras
 import numpy as np
 import pytest
-from networks import assert_near, copy_weights, count, images, lively, outputs
+from networks import assert_near, calibrated, copy_weights, count, images, outputs
 
 from keras_coordatt import MobileNetV2CA
 from keras_coordatt.applications import mobilenet_v2_ca
@@ -64,7 +64,7 @@ def test_without_attention_is_keras_applications(alpha):
     theirs = keras.applications.MobileNetV2((65, 65, 3), alpha, weights=None, classes=5)
     ours = MobileNetV2CA((65, 65, 3), alpha, weights=None, classes=5, attention=None)
     x = images(4, 65, 65, 3)
-    lively(theirs, x)
+    calibrated(theirs, x)
     for layer in theirs.layers:
         if layer.weights:
             weights = layer.get_weights()
@@ -115,11 +115,11 @@ def test_attention_stands_where_channels_are_expanded():
 
 @pytest.mark.parametrize("output_stride", [16, 8])
 def test_dilation_gives_the_strided_features_and_those_between(output_stride):
-    # Attention averages over a whole map, so without it.
+    # Attention averages over the feature map, so without it.
     arguments = {"alpha": 0.25, "weights": None, "include_top": False}
     arguments["attention"] = None
     x = images(2, 96, 64, 3)
-    strided = lively(MobileNetV2CA((96, 64, 3), **arguments), x)
+    strided = calibrated(MobileNetV2CA((96, 64, 3), **arguments), x)
     dense = MobileNetV2CA((96, 64, 3), output_stride=output_stride, **arguments)
     copy_weights(strided, dense)
     step = 32 // output_stride

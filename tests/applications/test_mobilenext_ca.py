@@ -2,7 +2,7 @@ import keras
 import numpy as np
 import pytest
 from keras import ops
-from networks import assert_near, copy_weights, count, images, lively, outputs
+from networks import assert_near, calibrated, copy_weights, count, images, outputs
 
 from keras_coordatt import MobileNeXtCA
 
@@ -93,7 +93,7 @@ class Reference:
 def test_follows_the_table(assert_within):
     x = images(4, 64, 32, 3)
     model = MobileNeXtCA((64, 32, 3), classes=3, classifier_activation=None)
-    lively(model, x)
+    calibrated(model, x)
     last = model.get_layer("block_19_depthwise_2_BN").output
     taps = keras.Model(model.input, [last, model.output])
     reference = Reference(model)
@@ -160,10 +160,10 @@ def test_a_width_that_stays_the_same_still_has_its_stride():
 
 @pytest.mark.parametrize("output_stride", [16, 8])
 def test_dilation_gives_the_strided_features_and_those_between(output_stride):
-    # Attention averages over a whole map, so without it.
+    # Attention averages over the feature map, so without it.
     arguments = {"alpha": 0.25, "include_top": False, "attention": None}
     x = images(2, 96, 64, 3)
-    strided = lively(MobileNeXtCA((96, 64, 3), **arguments), x)
+    strided = calibrated(MobileNeXtCA((96, 64, 3), **arguments), x)
     dense = MobileNeXtCA((96, 64, 3), output_stride=output_stride, **arguments)
     copy_weights(strided, dense)
     step = 32 // output_stride

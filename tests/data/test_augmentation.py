@@ -69,7 +69,7 @@ def test_labels_are_mixed_as_their_images(levels, layer, nested):
     assert labels.dtype == np.float32
     assert labels.shape == (16, 8)
     np.testing.assert_allclose(labels.sum(-1), 1, atol=1e-5)
-    # A picture's mean level is the mean of what was mixed, up to a row and a column.
+    # A picture's mean level is the mean of the mixed pictures, up to a row and a column.
     tolerance = 0.01 if layer is keras.layers.MixUp else 210 / 32
     error = np.abs(images.mean((1, 2, 3)) - labels @ LEVELS)
     assert error.max() < tolerance
@@ -114,7 +114,7 @@ def test_a_mixing_layer_inside_a_model_would_get_no_labels(levels):
 
 
 def make(layer, **arguments):
-    """Builds a layer with whatever strength it takes."""
+    """Builds a layer with the strength argument that it takes."""
     for strength in ((), (0.5,), (4,), (8, 8)):
         try:
             return layer(*strength, **arguments)
@@ -209,7 +209,7 @@ def test_layers_that_are_refused_do_misplace_masks(masks, monkeypatch):
     assert (is_red(images) != (loaded == 1)).any()
 
 
-# What a function returns
+# Return values
 
 
 @pytest.mark.parametrize(

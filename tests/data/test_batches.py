@@ -1,4 +1,4 @@
-"""What all loaders check and do with batches, on every backend."""
+"""Checks and batches of all loaders, on every backend."""
 
 import numpy as np
 import pytest
@@ -79,7 +79,7 @@ def test_bad_arguments(folders, task, arguments, message):
         TASKS[task](folders / task, "train", 16, **arguments)
 
 
-# What builders must not give
+# Invalid examples of builders
 
 
 class Classes(ClassFolder, skip_registration=True):

@@ -1,4 +1,4 @@
-"""ClassFolder: what counts, what is said, and pictures as a viewer shows them."""
+"""ClassFolder: layouts, messages, and pictures as a viewer shows them."""
 
 import warnings
 
@@ -173,7 +173,7 @@ def test_one_error_names_all_pictures_that_cannot_be_read(broken, recwarn):
         load_classification(broken, "train", 32)
     for name in ("cut.jpg", "empty.jpg", "text.jpg"):
         assert name in str(error.value)
-    # What is no picture by its name is not looked at, and the other split is sound.
+    # Files whose names have other endings are ignored, and the other split is sound.
     assert not recwarn.list
     assert len(load_classification(broken, "test", 32)) == 1
 

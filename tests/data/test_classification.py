@@ -74,7 +74,7 @@ def mirror(images):
     return images[:, :, ::-1]
 
 
-# What is read
+# Layouts
 
 
 def test_batches_are_what_is_stored(load, stored):

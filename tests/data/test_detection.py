@@ -80,7 +80,7 @@ def coloured(image, label):
 
 
 def extents(mask):
-    """The box around what is true, relative to the size."""
+    """The box around the true pixels, relative to the size."""
     if not mask.any():
         return None
     ys, xs = np.nonzero(mask)
@@ -109,7 +109,7 @@ def assert_boxes_enclose_colours(images, boxes, labels, pixels, cut=0):
     return missing
 
 
-# What is read
+# Layouts
 
 
 def test_batches_are_what_was_drawn(load, pictures):
@@ -201,7 +201,7 @@ def test_boxes_follow_what_layers_do(load, layer, first, request):
     if first:
         images = images.transpose(0, 2, 3, 1)
     assert images.shape == (8, 60, 80, 3)
-    # What is left of an object at the border may be too narrow to be coloured.
+    # The visible part of an object at the border may be too narrow to be coloured.
     assert_boxes_enclose_colours(images, boxes, labels, 2, cut=80)
     _, old_boxes, old_labels = read(load((60, 80)))
     there = old_labels != -1
@@ -300,7 +300,7 @@ def test_voc_folder(template):
     builder = VOCFolder(template)
     assert builder.info.features["objects"]["label"].names == CLASSES
     sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
-    # The list of one class is no split.
+    # The list of one class is not a split.
     assert sizes == {"train": 8, "test": 4}
     # As any data set of TFDS.
     example = next(iter(tfds.as_numpy(builder.as_dataset(split="train[3:]"))))

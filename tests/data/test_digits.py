@@ -13,7 +13,7 @@ from keras_coordatt.data import digits
 
 SOURCE = load_digits()
 SPLITS = {"train": range(1287), "test": range(1287, 1797)}
-# Scenes do not depend on how many there are, so a few a split will do.
+# Scenes do not depend on their number, so a few per split are enough.
 SCENES = 60
 
 
@@ -39,7 +39,7 @@ def scenes(data_dir):
 
 
 def enlarge(index, side):
-    """How grey each pixel of the digit is, enlarged to (side, side), from 0 to 1."""
+    """The digit's pixels, enlarged to (side, side), from 0 to 1."""
     places = (np.indices((side, side)) + 0.5) * 8 / side - 0.5
     return map_coordinates(
         SOURCE.images[index] / 16, places, order=1, mode="grid-constant"

@@ -142,7 +142,7 @@ def test_one_error_lists_all_bad_files(folder):
     add(folder, "photo 1", image, mask[:, :40])
     with pytest.raises(ValueError, match="2 images of 'train'") as error:
         read(folder)
-    assert "photo 0.png has values that are no class: [7]" in str(error.value)
+    assert "photo 0.png has values of unknown classes: [7]" in str(error.value)
     assert "photo 1.png is 40 x 32 pixels, and its image is 48 x 32" in str(error.value)
     with pytest.warns(UserWarning, match="2 images of 'train'.*left out"):
         (example,) = read(folder, on_error="skip")

@@ -1,4 +1,4 @@
-"""What is opened for which task, and what is said where nothing is."""
+"""Which layout is opened for which task, and the errors where there is none."""
 
 import pathlib
 

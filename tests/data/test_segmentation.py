@@ -64,7 +64,7 @@ def colours(images):
     return np.where(images.max(-1) - others > 125, 1 + best, 0)
 
 
-# What is read
+# Layouts
 
 
 def test_batches_are_what_was_drawn(load, pictures, masks):
@@ -117,7 +117,7 @@ def test_shuffled_together_and_a_seed_repeats_it(load, monkeypatch):
 constant = {"fill_mode": "constant", "seed": 0}
 
 
-# Whatever is filled in, such as a class or 255.
+# The filling, such as a class or 255.
 @pytest.mark.parametrize("fill", [0.0, 2.0, 255.0])
 def test_what_comes_from_outside_is_ignored(load, fill):
     layer = keras.layers.RandomTranslation(

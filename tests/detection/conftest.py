@@ -16,7 +16,7 @@ def quick_initial_weights():
 
 @pytest.fixture
 def tiny_backbone():
-    """Gives a function that builds a network of two blocks, named as ours are."""
+    """Returns a function that builds a network of two blocks, named as ours are."""
 
     def build(size=64, channels=8):
         first = keras.config.image_data_format() == "channels_first"
@@ -39,7 +39,7 @@ def tiny_backbone():
 
 @pytest.fixture
 def squares():
-    """Gives a function that draws red and green squares on dark noise."""
+    """Returns a function that draws red and green squares on dark noise."""
 
     def draw(count, size=64, seed=0):
         rng = np.random.default_rng(seed)
@@ -62,7 +62,7 @@ def squares():
 
 @pytest.fixture
 def outputs():
-    """Gives a function from a model and images to its outputs as NumPy arrays."""
+    """Returns a function from a model and images to its outputs as NumPy arrays."""
 
     def run(model, images):
         # JAX compiles one graph in less time than every operation apart.

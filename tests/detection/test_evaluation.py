@@ -16,7 +16,7 @@ ROWS = 100
 
 @pytest.fixture(scope="module")
 def oracle():
-    """A detector whose images say what it finds: rows of box, label and score."""
+    """A detector whose images encode its detections: rows of box, label and score."""
     image = keras.Input((ROWS, 6, 1))
     return keras.Model(
         image,

@@ -167,6 +167,6 @@ def test_weights_of_the_backbone_are_kept(tiny_backbone):
     before = backbone.get_weights()
     model = SSDLite(backbone, 2, box_shapes=ssd_box_shapes(2))
     assert all(map(np.array_equal, before, model.backbone.get_weights()))
-    # To other classes, with what was learned
+    # Other classes, with the learned weights
     other = SSDLite(model.backbone, 5, box_shapes=ssd_box_shapes(2))
     assert all(map(np.array_equal, before, other.backbone.get_weights()))

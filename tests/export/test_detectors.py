@@ -1,4 +1,4 @@
-"""Detectors in each format: what is found, without regard to its order."""
+"""Detectors in each format: their detections, in any order."""
 
 import keras
 import numpy as np

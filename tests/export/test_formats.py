@@ -11,7 +11,7 @@ import pytest
 from backends import BACKEND, needs_tensorflow
 from exports import LABELS, SIZE, each_format, pictures, run_lite
 from keras import layers
-from networks import assert_near, lively, outputs
+from networks import assert_near, calibrated, outputs
 
 from keras_coordatt import CoordinateAttention, export
 from keras_coordatt.applications import (
@@ -62,12 +62,12 @@ def test_metadata_is_read_back(model, path, write):
 @each_format
 def test_several_outputs_keep_their_names(path, write, x):
     image = keras.Input((*SIZE, 3))
-    map = CoordinateAttention()(layers.Conv2D(8, 3)(image))
-    flat = layers.GlobalAveragePooling2D()(map)
+    features = CoordinateAttention()(layers.Conv2D(8, 3)(image))
+    flat = layers.GlobalAveragePooling2D()(features)
     scores, box = layers.Dense(3, name="scores")(flat), layers.Dense(4)(flat)
     # Not in the order of the alphabet.
-    model = keras.Model(image, {"scores": scores, "map": map, "box": box})
-    lively(model, x)
+    model = keras.Model(image, {"scores": scores, "map": features, "box": box})
+    calibrated(model, x)
     report = write(model, path, labels=LABELS)
     assert set(report.difference) == {"scores", "map", "box"}
     if path.suffix == ".tflite":
@@ -103,8 +103,8 @@ def dense_network(task):
             (size, size, 3), include_top=False, weights=None, output_stride=stride
         )
     if task == "segmentation":
-        return lively(DeepLabV3(backbone, 5, filters=16), scenes()), {"logits"}
-    model = lively(SSDLite(backbone, 5), scenes())
+        return calibrated(DeepLabV3(backbone, 5, filters=16), scenes()), {"logits"}
+    model = calibrated(SSDLite(backbone, 5), scenes())
     if task == "detection":
         return model, {"boxes", "classes"}
     return model.detector(suppress=False), {"boxes", "scores"}
@@ -169,12 +169,12 @@ def test_a_list_of_outputs(path, write, x):
     image = keras.Input((*SIZE, 3))
     flat = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3)(image))
     model = keras.Model(image, [layers.Dense(n, name=f"d{n}")(flat) for n in (3, 2)])
-    report = write(lively(model, x), path)
+    report = write(calibrated(model, x), path)
     assert list(report.difference) == ["d3", "d2"]
 
 
 class Broken(layers.Layer):
-    """Gives something else once it is compiled."""
+    """Returns other outputs once it is compiled."""
 
     def call(self, x):
         if BACKEND == "tensorflow":
@@ -196,7 +196,7 @@ class Broken(layers.Layer):
 def test_a_difference_is_an_error_and_leaves_nothing(path, write, x, model):
     image = keras.Input((*SIZE, 3))
     flat = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3)(image))
-    broken = lively(keras.Model(image, Broken(name="broken")(flat)), x)
+    broken = calibrated(keras.Model(image, Broken(name="broken")(flat)), x)
     with pytest.raises(ValueError, match="largest difference of 'broken' is 0"):
         write(broken, path)
     assert list(path.parent.iterdir()) == []

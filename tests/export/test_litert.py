@@ -14,7 +14,7 @@ from exports import (
 )
 from keras import layers
 from keras.applications import imagenet_utils
-from networks import assert_near, images, lively, outputs
+from networks import assert_near, calibrated, images, outputs
 
 from keras_coordatt import CBAM, CoordinateAttention, SqueezeExcite, export
 from keras_coordatt.applications import (
@@ -185,7 +185,7 @@ def test_every_builder(build, tmp_path):
     shape = (32, 32, 3)
     model = build(input_shape=shape, alpha=0.25, weights=None, classes=5)
     x = images(4, *shape)
-    lively(model, x)
+    calibrated(model, x)
     export.litert(model, tmp_path / "it.tflite", labels=LABELS)
     given, _, _ = interpret(tmp_path / "it.tflite", x)
     assert_near(given, outputs(model, x), 1e-4)
@@ -200,8 +200,8 @@ def test_litert_metadata_is_as_its_schema_says(model, tmp_path, rescaling):
         body = keras.Model(model.layers[1].output, model.outputs)
         model = keras.Model(image, body(layers.Rescaling(1 / 64, -2)(x)))
     export.litert(model, tmp_path / "it.tflite", labels=LABELS)
-    whole, graph = litert_description(tmp_path / "it.tflite")
-    assert whole.string(0) == model.name
+    file, graph = litert_description(tmp_path / "it.tflite")
+    assert file.string(0) == model.name
     # SubGraphMetadata: 2 inputs, 3 outputs
     # TensorMetadata: 0 name, 3 content, 4 process units, 6 associated files.
     (image,), (scores,) = graph.tables(2), graph.tables(3)
@@ -241,8 +241,8 @@ def test_an_operation_that_int8_lacks(x, tmp_path):
 @needs_tensorflow
 def test_an_activation_that_int8_cannot_scale(x, tmp_path):
     image = keras.Input((*SIZE, 3))
-    map = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3)(image))
-    dead = layers.Dense(4, "relu", name="dead")(map)
+    pooled = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3)(image))
+    dead = layers.Dense(4, "relu", name="dead")(pooled)
     model = keras.Model(image, layers.Dense(3)(dead))
     kernel, bias = model.get_layer("dead").get_weights()
     model.get_layer("dead").set_weights([kernel, bias - 100])

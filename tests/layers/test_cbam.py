@@ -31,7 +31,7 @@ def reference(layer, x, training):
     """The paper's equations, one pixel at a time.
 
     Returns:
-        The output, and the mean and the variance of what the convolution gives.
+        The output, and the mean and the variance of the convolution's output.
     """
     reduce, reduce_bias = map(numpy_of, layer.reduce.weights)
     expand, expand_bias = map(numpy_of, layer.expand.weights)
@@ -79,8 +79,8 @@ def test_follows_the_equations(size, kernel_size, training):
 
 
 def test_knows_where_but_only_nearby():
-    # Two maps with the same channel gates, that differ in the place of one pixel:
-    # their spatial gates differ within the kernel's reach of the places, and no further.
+    # Two feature maps with the same channel gates, that differ in the position of a pixel:
+    # their spatial gates differ within the kernel's reach of both positions, and no further.
     x = np.full((2, 5, 16, 12), 0.5, "float32")
     x[0, 2, 2] = x[1, 2, 3] = 2.0
     layer = perturbed(CBAM(4, data_format="channels_last"), x.shape)

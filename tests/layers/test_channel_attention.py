@@ -211,10 +211,10 @@ def test_saving(kind, tmp_path):
 
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(numpy_of(loaded(x)), expected)
-    fresh = build()
-    assert np.abs(numpy_of(fresh(x)) - expected).max() > 1e-2
-    fresh.load_weights(tmp_path / "model.weights.h5")
-    np.testing.assert_array_equal(numpy_of(fresh(x)), expected)
+    other = build()
+    assert np.abs(numpy_of(other(x)) - expected).max() > 1e-2
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(numpy_of(other(x)), expected)
 
 
 @each_layer

@@ -394,10 +394,10 @@ def test_saving(tmp_path, axes):
 
     loaded = keras.models.load_model(tmp_path / "model.keras")
     np.testing.assert_array_equal(loaded.predict(x, verbose=0), expected)
-    fresh = build()
-    assert np.abs(fresh.predict(x, verbose=0) - expected).max() > 1e-2
-    fresh.load_weights(tmp_path / "model.weights.h5")
-    np.testing.assert_array_equal(fresh.predict(x, verbose=0), expected)
+    other = build()
+    assert np.abs(other.predict(x, verbose=0) - expected).max() > 1e-2
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(other.predict(x, verbose=0), expected)
 
 
 @pytest.mark.parametrize("identity_init", [False, True])

@@ -1,4 +1,4 @@
-"""What is changed on an attention layer's sublayers survives saving and cloning."""
+"""Changes of an attention layer's sublayers survive saving and cloning."""
 
 import keras
 import numpy as np
@@ -126,7 +126,7 @@ def test_freeze_batch_norm_reaches_nested_models_and_sublayers(tmp_path):
     assert freeze_batch_norm(model) == 4
     assert len(model.trainable_weights) == everything - 4 * 2
     assert not inner.get_layer("attention").norm.trainable
-    # Keras itself forgets what is inside TimeDistributed.
+    # Keras itself loses the state of layers inside TimeDistributed.
     assert len(reloaded(model, tmp_path).trainable_weights) <= everything - 3 * 2
     with pytest.raises(TypeError, match="`model`"):
         freeze_batch_norm("model")

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from backends import gradient, needs_tensorflow
 from keras import ops
-from networks import assert_near, copy_weights, count, images, lively, outputs
+from networks import assert_near, calibrated, copy_weights, count, images, outputs
 
 from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 from keras_coordatt.applications import pyramid_outputs
@@ -37,8 +37,8 @@ def x():
 
 @pytest.fixture(scope="module")
 def model(x):
-    """Takes images of any size."""
-    return lively(DeepLabV3(shallow_network(), 5, filters=16), x)
+    """A segmenter of images of any size."""
+    return calibrated(DeepLabV3(shallow_network(), 5, filters=16), x)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_each_branch_sees_as_far_as_its_rate(output_stride, rates):
 
 
 def reference(layer, features, rates):
-    """The scores on the map, in NumPy and float64.
+    """The scores on the feature map, in NumPy and float64.
 
     Args:
         layer: Gives a layer by its name.
@@ -109,7 +109,7 @@ def test_the_head_follows_the_equations(rates, bilinear):
     features = next(reversed(pyramid_outputs(model).values()))
     head = keras.Model([features, model.input], model.output)
     x, image = images(2, 15, 20, features.shape[3]), images(2, 33, 47, 3, seed=1)
-    lively(head, [x, image])
+    calibrated(head, [x, image])
     expected = bilinear(reference(model.get_layer, x, rates), (33, 47))
     assert_near(outputs(head, [x, image]), expected, 1e-5)
 
@@ -141,7 +141,7 @@ def test_a_graph_for_any_size():
     backbone = MobileNetV2CA(
         alpha=0.25, include_top=False, weights=None, output_stride=8
     )
-    model = lively(DeepLabV3(backbone, 2, filters=8), images(2, 64, 48, 3))
+    model = calibrated(DeepLabV3(backbone, 2, filters=8), images(2, 64, 48, 3))
     call = functools.partial(model, training=False)
     function = tf.function(call, input_signature=[tf.TensorSpec((None, None, None, 3))])
     for size in ((64, 48), (75, 101)):
@@ -181,7 +181,7 @@ def test_every_family(build, last, include_top):
         assert features is source.get_layer(last).output
         ours = {layer.name for layer in model.layers}
         assert not ours & {"Conv_1", "top_conv", "avg_pool"}
-        # It is a network whose maps can be found, itself.
+        # It is a network whose feature maps can be found, itself.
         assert [*pyramid_outputs(model).values()][-1] is features
 
 
@@ -323,7 +323,7 @@ def test_saving(model, logits, x, tmp_path):
     ours = DeepLabV3(shallow_network(SHAPE), 5, filters=16, weights=path)
     assert_near(outputs(ours, x), logits, 1e-6)
 
-    # With other classes, the rest is of use.
+    # With other classes, the other weights are useful.
     with pytest.raises(ValueError, match="5 outputs.*3 .pass `skip_mismatch=True`"):
         DeepLabV3(shallow_network(SHAPE), 3, filters=16, weights=path)
     with pytest.warns(UserWarning, match="5 outputs, the network's 3"):

@@ -1,4 +1,4 @@
-"""Training by one function: what it writes, refuses and keeps."""
+"""The training function: its files, its errors, and resuming."""
 
 import csv
 import json

@@ -38,7 +38,7 @@ def short(short_stages):
 
 @pytest.fixture
 def short_state():
-    """Gives a state dict for `short`, with the names of the official code."""
+    """Returns a state dict for `short`, with the names of the official code."""
 
     def state_dict(alpha=0.25, classes=3):
         stem, first, second = {0.25: (8, 8, 8), 1.0: (32, 16, 24)}[alpha]
@@ -99,7 +99,7 @@ def save_torch():
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """Serves files by name; `answers` lists what was asked for, and the status."""
+    """Serves files by name; `answers` lists the requests and their status."""
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)

@@ -1,4 +1,4 @@
-"""Files of Keras are compared as a whole with models of every kind."""
+"""Keras's files are compared completely with models of every kind."""
 
 import keras
 import numpy as np
@@ -71,7 +71,7 @@ def test_subclassed_models(tmp_path, suffix):
     other = subclassed()
     load_weights(other, path)
     assert_same(other, model)
-    assert other.seen.result() == 0  # a metric's state is no weight
+    assert other.seen.result() == 0  # a metric's state is not a weight
     assert_refused(subclassed(4), path, "misshapen: blocks/dense/vars/0")
     assert_refused(subclassed(3, 3), path, "missing: blocks/dense_2/vars/0")
     assert_refused(subclassed(3, 1), path, "unexpected: blocks/dense_1/vars/0")
@@ -257,7 +257,7 @@ def test_a_network_behind_layers_with_weights(tmp_path, suffix, short):
     np.testing.assert_allclose(
         *map(ops.convert_to_numpy, (model(x, training=False), expected)), atol=1e-6
     )
-    # And what was saved of it as a whole
+    # And the file of the complete model
     if suffix != ".safetensors":
         again = build(save(model, tmp_path / f"whole{suffix}"))[1]
         assert_same(again, model)

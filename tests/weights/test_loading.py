@@ -1,4 +1,4 @@
-"""A file is loaded as a whole, or the network stays as it was."""
+"""A file is loaded completely, or the network does not change."""
 
 import json
 import sys
@@ -56,7 +56,7 @@ def tiny(
 
 
 def randomized(model, seed=0):
-    """Gives every weight a value that no initializer gives."""
+    """Sets every weight to values that no initializer draws."""
     rng = np.random.default_rng(seed)
     model.set_weights([rng.uniform(0.5, 1.5, w.shape) for w in model.weights])
     return model
@@ -219,7 +219,7 @@ def test_files_of_keras_2(save):
     assert_same(weights_of(tiny(weights=path)), weights_of(model))
 
 
-# What is made to fit
+# Adapted weights
 
 
 @EACH
@@ -284,7 +284,7 @@ def test_nothing_is_adapted_by_default(save, refuses, suffix):
         refuses(tiny(**other), path, message)
 
 
-# What does not fit
+# Mismatches
 
 
 @EACH
@@ -552,7 +552,7 @@ def test_configurations_are_not_executed(save, tmp_path):
     assert not canary.exists()
 
 
-# What is no network
+# Other models
 
 
 @pytest.mark.parametrize(
@@ -595,7 +595,7 @@ def test_no_such_file(tmp_path, suffix):
 
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
-    """Stands in for huggingface_hub; `asked` lists what was downloaded."""
+    """Stands in for huggingface_hub; `asked` lists the downloads."""
     hub = types.ModuleType("huggingface_hub")
     hub.asked = []
 

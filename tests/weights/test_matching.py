@@ -1,4 +1,4 @@
-"""What fits, what is made to fit, and what is told."""
+"""Matching of arrays to a network, adaptation, and messages."""
 
 import warnings
 
@@ -187,7 +187,7 @@ def test_nothing_is_told_of_what_is_then_refused():
             fitted(with_classes(7), arrays, skip_mismatch=True)
 
 
-# What does not fit
+# Mismatches
 
 
 @pytest.mark.parametrize(

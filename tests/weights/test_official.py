@@ -62,7 +62,7 @@ def kernel(array):
     return ours
 
 
-# What goes where
+# Names
 
 
 def test_every_weight_of_a_network_has_its_place(short, short_state):
@@ -260,7 +260,7 @@ def test_channels_first_takes_the_same_weights(golden):
         np.testing.assert_array_equal(a, b)
 
 
-# What does not fit
+# Mismatches
 
 
 def damaged(state, damages):

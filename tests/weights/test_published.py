@@ -24,9 +24,9 @@ from keras_coordatt.weights.verify import verify_weights
 
 DOWNLOADED = [name for name, record in CATALOG.items() if record.url]
 SHAPE = (32, 32, 3)
-# What does not depend on the backend is tested on the one that builds fastest.
+# Tests that don't depend on the backend run on the one that builds fastest.
 needs_torch = pytest.mark.skipif(BACKEND != "torch", reason="tested on PyTorch")
-# One name per network, for what does not depend on the record.
+# One name per network, for tests that do not depend on the record.
 PLAIN = "mobilenetv2_025_imagenet"
 NETWORKS = ["mobilenetv2_ca_imagenet", PLAIN, "mobilenext_imagenet"]
 NETWORKS += ["efficientnetb0_imagenet"]
@@ -398,7 +398,7 @@ def test_efficientnet_of_other_preprocessing(tmp_path):
         load_weights(build_like(name, weights=None), path)
 
 
-# What users see
+# Messages and lists
 
 
 def test_list_models():

@@ -491,7 +491,7 @@ def test_torchscript_is_refused(read):
         (named("torch", "Size") + b"(" + text("x") + b"tR", "calls"),
         (ORDERED_DICT + b"(](" + integer(3) + b"etR", "key and a value"),
         (ORDERED_DICT + b"(](" + text("abc") + b"etR", "key and a value"),
-        (b"](" + integer(3) + b"}eN}s", "damaged|no dict"),
+        (b"](" + integer(3) + b"}eN}s", "damaged|than a dict"),
         (b"})}s", "key"),
         (tensor(kind="ComplexFloatStorage"), "ComplexFloatStorage"),
         (tensor(shape=(3, 3)), "does not lie within its storage of 6 numbers"),
