@@ -24,6 +24,7 @@ from keras_coordatt.applications.blocks import (
     pool,
 )
 from keras_coordatt.applications.docstring import shared_docstring
+from keras_coordatt.checked_model import Functional
 from keras_coordatt.layers import SqueezeExcite
 from keras_coordatt.layers.batch_normalization import BatchNormalization
 from keras_coordatt.preprocessing import decode_predictions, preprocess_input
@@ -165,7 +166,7 @@ def EfficientNetCA(
     else:
         x = pool(x, pooling)
 
-    model = keras.Model(inputs, x, name=name)
+    model = Functional(inputs, x, name=name)
     load_weights(
         model, "EfficientNetCA", weights, arguments, input_tensor, skip_mismatch
     )

@@ -24,6 +24,7 @@ from keras_coordatt.applications.blocks import (
     relu6,
 )
 from keras_coordatt.applications.docstring import shared_docstring
+from keras_coordatt.checked_model import Functional
 from keras_coordatt.preprocessing import decode_predictions, preprocess_input
 from keras_coordatt.validation import check_number, check_positive_int
 from keras_coordatt.weights.by_name import is_plain
@@ -146,7 +147,7 @@ def MobileNetV2CA(
     else:
         x = pool(x, pooling)
 
-    model = keras.Model(inputs, x, name=name)
+    model = Functional(inputs, x, name=name)
     load_weights(
         model, "MobileNetV2CA", weights, arguments, input_tensor, skip_mismatch
     )

@@ -1,8 +1,5 @@
 """Checks of the boxes and labels that a detector is trained on."""
 
-import itertools
-import types
-
 import keras
 import numpy as np
 
@@ -57,33 +54,3 @@ def check_keys(y) -> None:
             "`y` must be a dict of 'boxes', (N, M, 4), and 'labels', (N, M). "
             f"Received: {type(y) if not isinstance(y, dict) else list(y)}"
         )
-
-
-def check_first_batch(data, classes: int):
-    """Checks the objects of the first batch of training data.
-
-    Args:
-        data: A dataset, a `keras.utils.PyDataset`, a generator or another iterable of
-            batches `(images, objects)`.
-        classes: Number of classes, without the background.
-
-    Returns:
-        `data`, or a generator of the same batches if `data` is a generator.
-
-    Raises:
-        ValueError: Same as in `check_objects`.
-    """
-    if isinstance(data, types.GeneratorType):
-        first = list(itertools.islice(data, 1))
-        _check_batches(first, classes)
-        return (batch for batch in itertools.chain(first, data))
-    if isinstance(data, keras.utils.PyDataset):
-        _check_batches([data[0]], classes)
-    else:
-        _check_batches(itertools.islice(data, 1), classes)
-    return data
-
-
-def _check_batches(batches, classes):
-    for batch in batches:
-        check_objects(keras.utils.unpack_x_y_sample_weight(batch)[1], classes)

@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_coordatt import weights as weights_lib
 from keras_coordatt.applications.arguments import check_weights_path
+from keras_coordatt.checked_model import CheckedModel
 from keras_coordatt.detection.decoding import DecodeDetections
 from keras_coordatt.detection.default_boxes import default_boxes, ssd_box_shapes
 from keras_coordatt.detection.heads import (
@@ -23,17 +24,13 @@ from keras_coordatt.detection.losses import (
     total_loss,
 )
 from keras_coordatt.detection.matching import training_targets
-from keras_coordatt.detection.objects import (
-    check_first_batch,
-    check_keys,
-    check_objects,
-)
+from keras_coordatt.detection.objects import check_keys, check_objects
 from keras_coordatt.detection.suppression import NonMaxSuppression
 from keras_coordatt.validation import check_choice, check_positive_int
 
 
 @keras.saving.register_keras_serializable("keras_coordatt")
-class SSDLite(keras.Model):
+class SSDLite(CheckedModel):
     """SSDLite object detector on a backbone of this package.
 
     Boxes are predicted from six feature maps: the expanded feature map of the block
@@ -50,7 +47,7 @@ class SSDLite(keras.Model):
     Boxes are `(N, M, 4)` in the format `"rel_xyxy"`: (x1, y1, x2, y2) as fractions of
     the image's width and height. Labels are `(N, M)`, from 0 to `classes - 1`, or -1
     where an image has fewer than `M` objects. `keras_coordatt.data.load_detection`
-    yields such batches. `fit` checks them before the first step.
+    yields such batches. `fit` checks them.
 
     The last feature maps have one position, so a batch of one image has one value per
     channel there. Batch normalization then uses its moving statistics, and does not
@@ -172,33 +169,8 @@ class SSDLite(keras.Model):
         self.compile(**keras.saving.deserialize_keras_object(config))
         self.optimizer.build(self.trainable_variables)
 
-    def fit(self, x=None, y=None, *args, **kwargs):
-        """Trains the model, after checking the boxes and labels.
-
-        Arrays are checked completely, and of datasets and generators the first batch,
-        also those of `validation_data`. Without this check, labels out of range and
-        boxes in pixels would train without an error.
-
-        Args:
-            x, y, *args, **kwargs: Same as in `keras.Model.fit`.
-
-        Returns:
-            Same as `keras.Model.fit`.
-
-        Raises:
-            ValueError: If the labels are not integers from -1 to `classes - 1`, or
-                the boxes are not `"rel_xyxy"`.
-        """
-        if y is not None:
-            check_objects(y, self.classes)
-        elif x is not None:
-            x = check_first_batch(x, self.classes)
-        validation = kwargs.get("validation_data")
-        if isinstance(validation, (tuple, list)):
-            check_objects(validation[1], self.classes)
-        elif validation is not None:
-            kwargs["validation_data"] = check_first_batch(validation, self.classes)
-        return super().fit(x, y, *args, **kwargs)
+    def check_targets(self, y):
+        check_objects(y, self.classes)
 
     def compute_loss(
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True

@@ -14,6 +14,7 @@ from keras import layers
 from keras_coordatt.applications.arguments import check_weights_path
 from keras_coordatt.applications.blocks import channel_axis, conv_bn
 from keras_coordatt.applications.pyramid import convolutions, pyramid_outputs
+from keras_coordatt.checked_model import Functional
 from keras_coordatt.segmentation.resize_like import ResizeLike
 from keras_coordatt.validation import check_choice, check_number, check_positive_int
 from keras_coordatt.weights import load_weights
@@ -76,9 +77,9 @@ def DeepLabV3(
     Example:
 
     Masks are integers `(N, H, W)`, from 0 to `classes - 1` or 255 for ignored pixels,
-    as from `keras_coordatt.data.load_segmentation`, which checks them; Keras does not
-    on every backend. The loss is the mean over the other pixels. (The metric
-    `"accuracy"` would count ignored pixels as errors.)
+    as from `keras_coordatt.data.load_segmentation`. `fit` checks them. The loss is the
+    mean over the other pixels. (The metric `"accuracy"` would count ignored pixels as
+    errors.)
 
     >>> backbone = MobileNetV2CA((64, 64, 3), include_top=False, output_stride=16,
     ...                          weights=None)
@@ -142,7 +143,7 @@ def DeepLabV3(
     )(x)
     x = ResizeLike(data_format, dtype="float32", name="logits")([x, image])
 
-    model = keras.Model(image, x, name=name)
+    model = Functional(image, x, name=name)
     if weights is not None:
         load_weights(model, weights, skip_mismatch=skip_mismatch)
     return model
