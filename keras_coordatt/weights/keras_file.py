@@ -21,6 +21,7 @@ import h5py
 import keras
 import numpy as np
 
+from keras_coordatt.layers.freezing import nested_layers
 from keras_coordatt.weights import bfloat16
 from keras_coordatt.weights.matching import ExpectedWeight, match_arrays
 
@@ -316,14 +317,16 @@ def _check_dataset(path, dataset):
 def _by_layer(datasets, names, model):
     """Returns the paths of the weights, by paths with the names of layers in them.
 
-    Keras numbers the layers of a class, and stores a layer's name beside its weights.
-    The name distinguishes the gates of coordinate attention, which have one class. A
-    name that Keras made by numbering says less than the number in the path, and is
-    not used.
+    Keras numbers the layers of a class in a list, and stores a layer's name beside its
+    weights. The name distinguishes the gates of coordinate attention, which have one
+    class. Names that Keras made itself differ from one model in a process to the next,
+    so they are not used; nor is that of a layer with an attribute of its own, whose
+    name is in the path.
     """
+    automatic = {_snake_case(type(layer).__name__) for layer in nested_layers(model)}
     state = _training_state(datasets, model)
     weights = [path for path in datasets if path not in state]
-    by_name = {_layer_path(path, names): path for path in weights}
+    by_name = {_layer_path(path, names, automatic): path for path in weights}
     if len(by_name) < len(weights):  # some have the same
         return {path: path for path in weights}
     return by_name
@@ -351,11 +354,14 @@ def _training_state(datasets, model):
     }
 
 
-def _layer_path(path, names):
+def _layer_path(path, names, automatic):
     parts = path.split("/")
     for i, part in enumerate(path.split("/")):
         name = names.get("/".join(path.split("/")[: i + 1]), part)
-        kind = re.escape(re.sub(r"_\d+$", "", part))
-        if not re.fullmatch(rf"{kind}(_\d+)?", name):
+        if _kind(part) in automatic and _kind(name) not in automatic:
             parts[i] = name
     return "/".join(parts)
+
+
+def _kind(name):
+    return re.sub(r"_\d+$", "", name)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
+from keras_coordatt import CoordinateAttention
 from keras_coordatt.weights import load_weights
 
 NATIVE = pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
@@ -55,6 +56,23 @@ class Subclassed(keras.Model):
         return self.named["last"](x) * self.scale
 
 
+@keras.saving.register_keras_serializable("test_keras_file")
+class WithAttributes(keras.Model):
+    """Layers are attributes, with names that Keras made and names of one's own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = layers.Dense(3)
+        self.second = layers.Dense(3)
+        self.attention = CoordinateAttention(2)
+        self.dense = layers.EinsumDense("...a,ab->...b", output_shape=2)
+        self.head = layers.Dense(2, name="scores")
+
+    def call(self, x):
+        x = self.attention(self.second(self.first(x)))
+        return self.head(self.dense(x))
+
+
 def subclassed(*arguments):
     model = Subclassed(*arguments)
     model(np.ones((1, 3)))
@@ -79,6 +97,15 @@ def test_subclassed_models(tmp_path, suffix):
     assert_refused(functional, path, "of another architecture")
     path = save(functional, tmp_path / f"functional{suffix}")
     assert_refused(subclassed(), path, "of another architecture")
+
+
+@NATIVE
+def test_layers_that_are_attributes(tmp_path, suffix):
+    models = [WithAttributes() for _ in range(2)]
+    for model in models:
+        model(np.ones((1, 4, 4, 3)))
+    load_weights(models[1], save(randomized(models[0]), tmp_path / f"it{suffix}"))
+    assert_same(*models)
 
 
 @keras.saving.register_keras_serializable("test_keras_file")
