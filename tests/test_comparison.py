@@ -112,6 +112,43 @@ def test_it_goes_on_where_it_was_cut_off(trained, tmp_path):
     assert len(output.read_text().splitlines()) == 8
 
 
+def test_it_starts_from_a_file(trained, tmp_path):
+    trained.append("so that the next but one isn't interrupted")
+    trained.append("nor the next")
+    options = {"seeds": [0], "verbose": False, "start": tmp_path / "plain.keras"}
+    compare = functools.partial(
+        comparison.compare, "classification", tmp_path, tmp_path / "runs.jsonl"
+    )
+    (run,) = compare(attentions=["coordinate"], **options)
+    assert run["start"] == "plain.keras" and run["changes"] == {"zero_init": False}
+    # Another start is another experiment.
+    compare(attentions=["coordinate"], **{**options, "start": "other.keras"})
+    assert trained[2:] == [("coordinate", 0), ("coordinate", 0)]
+    with pytest.raises(ValueError, match="`attentions`.*se"):
+        compare(attentions=["se"], **options)
+    with pytest.raises(ValueError, match="must not have started from a file"):
+        comparison.latency([run])
+
+
+def test_retrofit(tmp_path):
+    model = MobileNetV2CA((32, 32, 3), 0.1, weights=None, classes=3, attention=None)
+    model.save(tmp_path / "plain.keras")
+    retrofit = functools.partial(
+        comparison_runs.retrofit, start=str(tmp_path / "plain.keras")
+    )
+    x = np.random.default_rng(0).random((2, 32, 32, 3), "float32")
+    expected = model.predict(x, verbose=0)
+    plain = retrofit((32, 32, 3), 3, attention=None)
+    np.testing.assert_array_equal(plain.predict(x, verbose=0), expected)
+    inserted = retrofit((32, 32, 3), 3, attention="coordinate")
+    np.testing.assert_allclose(inserted.predict(x, verbose=0), expected, rtol=1e-5)
+    attention = inserted.get_layer("block_2_depthwise_attention")
+    assert attention.identity_init and attention.axes == "both"
+    for shape, classes in (((64, 64, 3), 3), ((32, 32, 3), 4)):
+        with pytest.raises(ValueError, match="`start` must be a classifier of images"):
+            retrofit(shape, classes, attention="height")
+
+
 @needs_tensorflow
 def test_it_trains(eager, image_folder, tmp_path):
     (result,) = comparison.compare(

@@ -21,6 +21,7 @@ def compare(
         "MobileNetV2CA", "MobileNeXtCA", "EfficientNetCA"
     ] = "MobileNetV2CA",
     alpha: float | None = None,
+    start: pathlib.Path | None = None,
     recipe: Literal["scratch", "paper"] = "scratch",
     epochs: int | None = None,
     image_size: int | None = None,
@@ -46,6 +47,8 @@ def compare(
         seeds: One run for each attention and seed.
         network: Builder of the network.
         alpha: Width multiplier. By default the builder's.
+        start: `.keras` file of a classifier without attention, into which attention is
+            inserted, and which is trained on, with it and without.
         recipe: Named values of the training.
         epochs: Passes over the training images. By default the recipe's.
         image_size: Height and width in pixels. By default the recipe's.
@@ -59,6 +62,10 @@ def compare(
         measure: Latency in the picture, as in `keras-coordatt benchmark`.
     """
     # Fail before the training, which takes hours, rather than after.
+    if picture and start:
+        raise ValueError(
+            "--picture needs networks that are built here, without --start"
+        )
     if (curves or picture) and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("A picture needs matplotlib: pip install matplotlib")
     for path in (curves, picture):
@@ -78,6 +85,7 @@ def compare(
         seeds=seeds,
         network=network,
         arguments={} if alpha is None else {"alpha": alpha},
+        start=start,
         recipe=recipe,
         changes={
             **parse_changes(set),

@@ -96,10 +96,15 @@ def latency(
         Dict from attentions to median seconds per picture.
 
     Raises:
-        ValueError: If an argument is out of its range, or the backend isn't TensorFlow.
+        ValueError: If an argument is out of its range, if the runs started from a file,
+            or if the backend isn't TensorFlow.
     """
     check_choice("measure", measure, [x for x in MEASURES if not x.startswith("train")])
     check_positive_int("rounds", rounds)
+    if any(run.get("start") for run in runs):
+        raise ValueError(
+            "`runs` must not have started from a file: its network is unknown"
+        )
     if keras.config.backend() != "tensorflow":
         raise ValueError(
             "`latency` needs the TensorFlow backend: set KERAS_BACKEND=tensorflow. "

@@ -12,12 +12,14 @@ from collections.abc import Iterable, Mapping
 
 import keras
 
-from keras_coordatt import applications
+from keras_coordatt import CoordinateAttention, applications, insert_attention
 from keras_coordatt.files import atomic_file
 from keras_coordatt.training import train
 from keras_coordatt.validation import check_choice
 
 ATTENTIONS = (None, "se", "cbam", "height", "width", "coordinate")
+# Of these, the ones that can start as the identity
+INSERTED = (None, "height", "width", "coordinate")
 BUILDERS = ("MobileNetV2CA", "MobileNeXtCA", "EfficientNetCA")
 # The metrics of each task, the most important first
 METRICS = {
@@ -36,12 +38,13 @@ def compare(
     seeds: Iterable[int] = (0, 1),
     network: str = "MobileNetV2CA",
     arguments: Mapping | None = None,
+    start: str | os.PathLike | None = None,
     recipe: str = "scratch",
     changes: Mapping | None = None,
     validation_split: float = 0.2,
     verbose: bool = True,
 ) -> list[dict]:
-    """Trains a network from random weights with each attention and each seed.
+    """Trains a network with each attention and each seed, from random weights.
 
     All attentions get the same images in the same order, the same augmentation, the
     same schedule and the same number of steps. Seeds differ in the order and in the
@@ -59,6 +62,10 @@ def compare(
         seeds: Non-negative integers.
         network: `"MobileNetV2CA"`, `"MobileNeXtCA"` or `"EfficientNetCA"`.
         arguments: Dict of further arguments of the builder, such as `{"alpha": 0.5}`.
+        start: `.keras` file of a classifier without attention, to train on instead of
+            `network`: as it is for the attention `None`, and for the others after
+            `insert_attention` with gates that start at 1. Runs are identified by the
+            file's name, without its path. Defaults to `None`.
         recipe, changes, validation_split, verbose: Same as in
             `keras_coordatt.training.train`.
 
@@ -80,15 +87,19 @@ def compare(
     check_choice("network", network, BUILDERS)
     attentions, seeds = tuple(attentions), tuple(seeds)
     for attention in attentions:
-        check_choice("attentions", attention, ATTENTIONS)
+        check_choice("attentions", attention, INSERTED if start else ATTENTIONS)
+    if start and task != "classification":
+        raise ValueError(f"`start` is for classification. Received: task={task!r}")
     output = pathlib.Path(output)
     settings = {
         "task": task,
         "data": _name(data),
         "network": network,
         "arguments": dict(arguments or {}),
+        "start": start and pathlib.Path(start).name,
         "recipe_name": recipe,
-        "changes": dict(changes or {}),
+        # It would undo the training of `start`.
+        "changes": {**(changes or {}), **({"zero_init": False} if start else {})},
         "validation_split": validation_split,
     }
     # As they come out of the file: a tuple is a list there.
@@ -112,13 +123,9 @@ def compare(
                 task,
                 data,
                 model,
-                build=functools.partial(
-                    getattr(applications, network),
-                    attention=attention,
-                    **(arguments or {}),
-                ),
+                build=_builder(network, arguments, start, attention),
                 recipe=recipe,
-                changes=changes,
+                changes=settings["changes"],
                 validation_split=validation_split,
                 seed=seed,
                 verbose=verbose,
@@ -128,6 +135,53 @@ def compare(
             _append(output, {**run, **report})
             runs.append(read_runs(output)[-1])
     return runs
+
+
+def _builder(network, arguments, start, attention):
+    if start is None:
+        function, arguments = getattr(applications, network), arguments or {}
+    else:
+        function, arguments = retrofit, {"start": os.fspath(start)}
+    return functools.partial(function, attention=attention, **arguments)
+
+
+def retrofit(
+    input_shape: tuple,
+    classes: int,
+    weights: None = None,
+    *,
+    start: str,
+    attention: str | None,
+) -> keras.Model:
+    """Loads a classifier, and inserts attention that starts as the identity.
+
+    Args:
+        input_shape: Shape of the images that it must take.
+        classes: Number of classes that it must have.
+        weights: Not used: the classifier has its weights.
+        start: Path of a `.keras` file.
+        attention: `None`, `"height"`, `"width"` or `"coordinate"`.
+
+    Returns:
+        A `keras.Model`.
+
+    Raises:
+        ValueError: If the classifier takes other images or has other classes.
+    """
+    model = keras.saving.load_model(start, compile=False)
+    shapes = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
+    if shapes != (tuple(input_shape), (classes,)):
+        raise ValueError(
+            f"`start` must be a classifier of images {tuple(input_shape)} into {classes} "
+            f"classes. Received: {start}, from {shapes[0]} to {shapes[1]}"
+        )
+    if attention is None:
+        return model
+    axes = "both" if attention == "coordinate" else attention
+    return insert_attention(
+        model,
+        layer=functools.partial(CoordinateAttention, axes=axes, identity_init=True),
+    )
 
 
 def read_runs(path: str | os.PathLike) -> list[dict]:
