@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 from backends import needs_tensorflow
+from keras import ops
 
 from keras_coordatt import MobileNetV2CA, comparison
 from keras_coordatt.comparison import runs as comparison_runs
@@ -137,16 +138,14 @@ def test_retrofit(tmp_path):
         comparison_runs.retrofit, start=str(tmp_path / "plain.keras")
     )
     x = np.random.default_rng(0).random((2, 32, 32, 3), "float32")
-    expected = model.predict(x, verbose=0)
-    plain = retrofit((32, 32, 3), 3, attention=None)
-    np.testing.assert_array_equal(plain.predict(x, verbose=0), expected)
     inserted = retrofit((32, 32, 3), 3, attention="coordinate")
-    np.testing.assert_allclose(inserted.predict(x, verbose=0), expected, rtol=1e-5)
+    np.testing.assert_allclose(
+        *map(ops.convert_to_numpy, (inserted(x), model(x))), 1e-5
+    )
     attention = inserted.get_layer("block_2_depthwise_attention")
     assert attention.identity_init and attention.axes == "both"
-    for shape, classes in (((64, 64, 3), 3), ((32, 32, 3), 4)):
-        with pytest.raises(ValueError, match="`start` must be a classifier of images"):
-            retrofit(shape, classes, attention="height")
+    with pytest.raises(ValueError, match="`start` must be a classifier of images"):
+        retrofit((32, 32, 3), 4, attention="height")
 
 
 @needs_tensorflow
