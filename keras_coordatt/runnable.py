@@ -296,7 +296,9 @@ def _known(path):
             **{name: value for name, value in how.items() if name in fields}
         )
         known["data_format"] = how["data_format"]
-        known["image_size"] = how["input_size"] and tuple(how["input_size"])
+        # Files of earlier versions lack the size of the training.
+        size = how["input_size"] or metadata.get("image_size")
+        known["image_size"] = size and tuple(size)
     return known
 
 

@@ -171,6 +171,9 @@ def test_labels_are_exported(classifier):
     described = describe("onnx", classifier, image, None)
     assert described["labels"] == ["cat", "dog", "fox"]
     assert described["task"] == "classification"
+    record = record_of(classifier)
+    assert described["image_size"] == list(record.image_size)
+    assert described["metrics"] == record.metrics != {}
     described = describe("onnx", classifier, image, ["x", "y", "z"])
     assert described["labels"] == ["x", "y", "z"]
     with pytest.raises(ValueError, match="`labels`.*3 of them.*Received"):

@@ -35,6 +35,7 @@ def export(
     data: str | None = None,
     split: str = "test",
     validation_split: float | None = None,
+    on_error: Literal["raise", "skip", "repair"] = "raise",
     max_drop: float | None = None,
     labels: str | None = None,
     image_size: int | None = None,
@@ -69,6 +70,7 @@ def export(
         split: Split of DATA to measure on.
         validation_split: Part of the training images that is the split `validation`, if
             DATA has none.
+        on_error: What to do with files of DATA that cannot be used.
         max_drop: Largest loss of accuracy, average precision or mean IoU, of 1, with
             which the file is written.
         labels: UTF-8 file with one class name per line, if the network does not record
@@ -126,9 +128,13 @@ def export(
         options["labels"] = read_labels(pathlib.Path(labels))
     measured = None
     if data is not None:
-        measured = _Measured(
-            model, data, split, validation_split, labels, prepared, image_size
+        from keras_coordatt.data import find_task, open_data
+
+        task = record_of(model).task or find_task(data)
+        builder = open_data(
+            data, task, on_error=on_error, validation_split=validation_split
         )
+        measured = _Measured(model, builder, split, task, labels, prepared, image_size)
         options |= measured.options(precision)
     write = {".tflite": writers.litert, ".onnx": writers.onnx}
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -148,14 +154,10 @@ def export(
 class _Measured:
     """A network's figures on labelled pictures, to compare a file's with."""
 
-    def __init__(
-        self, model, data, split, validation_split, labels, preprocessing, image_size
-    ):
-        from keras_coordatt.data import class_names, find_task, open_data, splits
+    def __init__(self, model, builder, split, task, labels, preprocessing, image_size):
+        from keras_coordatt.data import class_names, splits
 
-        self.split = split
-        task = record_of(model).task or find_task(data)
-        self.builder = open_data(data, task, validation_split=validation_split)
+        self.split, self.builder = split, builder
         check_split(split, self.builder)
         # Calibration must not see the pictures that the file is measured on.
         self.training = "train" if "train" in splits(self.builder) else split

@@ -30,6 +30,8 @@ def describe(format, model, image, labels):
         "format": format,
         "task": record.task,
         "labels": labels,
+        "image_size": record.image_size and list(record.image_size),
+        "metrics": dict(record.metrics),
         "preprocessing": how
         and {
             "input_size": image.size and list(image.size),
@@ -57,6 +59,7 @@ def read_metadata(path: str | os.PathLike) -> dict:
     Returns:
         A dictionary: `"name"` of the model, `"format"`, `"task"` (as in
         `keras_coordatt.record.Record`, or `None`), `"labels"` (a list, or `None`),
+        `"image_size"` and `"metrics"` of the training (as in `Record`),
         `"preprocessing"` (`None`, or `"input_size"`, `"color"`, `"data_format"`,
         `"interpolation"`, `"antialias"`, `"scale"`, `"mean"` and `"std"`: the input is
         `(image / scale - mean) / std`), `"versions"`, and for LiteRT `"precision"`.
