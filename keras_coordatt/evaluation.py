@@ -273,6 +273,8 @@ def read_examples(model, builder, split):
     """Reads a split in its order, with pictures resized for the model."""
     import tensorflow as tf
 
+    # AutoGraph cannot convert it, and warns; nothing here depends on values.
+    @tf.autograph.experimental.do_not_convert
     def resize(example):
         image = example["image"]
         if image.shape[-1] == 1:
