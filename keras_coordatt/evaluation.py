@@ -53,6 +53,8 @@ class Evaluation:
         by_class: One dict per class.
         confusion: For classification, the number of images by true class (row) and
             predicted class (column).
+        precision_recall: For detection, a dict from each class with objects to its
+            precision at an IoU of 0.5 and recalls of 0, 0.01, ..., 1.
     """
 
     model: str
@@ -65,6 +67,7 @@ class Evaluation:
     confidence: float
     by_class: list[dict]
     confusion: list[list[int]] | None = None
+    precision_recall: dict[str, list[float]] | None = None
 
     @property
     def main(self) -> str:
@@ -202,6 +205,7 @@ def evaluate(
         confidence=confidence,
         by_class=figures.by_class(),
         confusion=figures.confusion(),
+        precision_recall=figures.precision_recall(),
     )
 
 
@@ -212,9 +216,8 @@ def check_split(split, builder):
     name = split.split("[")[0] if isinstance(split, str) else None
     if not name or ("+" not in split and name not in known):
         raise ValueError(
-            f"`split` must be one of the data's splits, {known}; `validation_split=0.2` "
-            "sets aside the images as 'validation' that training did with that value. "
-            f"Received: {split!r}"
+            f"`split` must be one of the data's splits, {known}; `validation_split` "
+            f"makes a part of the training images one. Received: {split!r}"
         )
 
 

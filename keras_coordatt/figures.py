@@ -44,6 +44,10 @@ class Figures:
         """Returns the number of images by true class (row) and predicted class."""
         return None
 
+    def precision_recall(self) -> dict[str, list[float]] | None:
+        """Returns the precision of each class at recalls of 0, 0.01, ..., 1."""
+        return None
+
 
 class ClassificationFigures(Figures):
     """Top-1 and top-5 accuracy, precision, recall and F1 per class, confusion."""
@@ -197,6 +201,15 @@ class DetectionFigures(Figures):
             }
             for i, label in enumerate(self.labels)
         ]
+
+    def precision_recall(self):
+        evaluation, evaluation.evalImgs = self._evaluation("all")
+        precision = _accumulate(evaluation)[0, :, :, 0]
+        return {
+            label: precision[:, i].tolist()
+            for i, label in enumerate(self.labels)
+            if precision[:, i].max() > -1
+        }
 
     def _evaluation(self, name, **params):
         """Matches detections with objects once; returns a COCOeval and its matches."""

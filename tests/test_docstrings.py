@@ -30,8 +30,9 @@ NOT_RUN = {
     "comparison.runs.compare": "trains for hours",
     "benchmark.measure.benchmark": "takes minutes",
     "benchmark.references.build_times": "its result depends on the machine",
+    "training.fine_tuning.fine_tune": "downloads the ImageNet weights",
+    "training.trainer.train": "downloads the ImageNet weights",
     "detection.ssdlite.SSDLite": "downloads the ImageNet weights",
-    "training.classifier.train_classifier": "downloads CIFAR-10 and trains for an hour",
 }
 # Run on TensorFlow; the others run on PyTorch, which builds networks fastest.
 NEEDS_TENSORFLOW = ("benchmark.", "export.", "files.atomic_folder")

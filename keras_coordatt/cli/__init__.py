@@ -21,7 +21,7 @@ from keras_coordatt.cli import (
     train,
     weights,
 )
-from keras_coordatt.cli.parser import CommandParser, add_command
+from keras_coordatt.cli.parser import CommandParser, add_command, first_choices
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "data": data.data,
@@ -58,10 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name, function in COMMANDS.items():
         add_command(commands, name, function)
     arguments = parser.parse_args(argv)
-    options = vars(arguments[arguments.subcommand])
+    function = COMMANDS[arguments.subcommand]
+    options = {**first_choices(function), **vars(arguments[arguments.subcommand])}
     del options["config"]
     try:
-        COMMANDS[arguments.subcommand](**options)
+        function(**options)
     except (ArithmeticError, ImportError, OSError, TypeError, ValueError) as error:
         message = " ".join(str(error).split())
         print(f"keras-coordatt: error: {message}", file=sys.stderr)

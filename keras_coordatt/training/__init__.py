@@ -1,5 +1,6 @@
 """Training for three tasks, with recipes, and state on disk to continue from."""
 
+from keras_coordatt.training.fine_tuning import fine_tune
 from keras_coordatt.training.recipes import (
     RECIPES,
     Recipe,
@@ -13,6 +14,7 @@ __all__ = [
     "RECIPES",
     "Recipe",
     "Training",
+    "fine_tune",
     "recipe",
     "train",
     "warmup_cosine",

@@ -128,6 +128,11 @@ class Output:
         with backup.writing(self.folder / name) as temporary:
             model.save(temporary)
 
+    def save_figure(self, backup: Backup, figure, name: str) -> None:
+        """Saves a figure as PNG in the folder."""
+        with backup.writing(self.folder / name) as temporary:
+            figure.savefig(temporary, format="png", dpi=110)
+
     def write_json(self, backup: Backup, content: dict, name: str) -> None:
         """Writes JSON into the folder."""
         with backup.writing(self.folder / name) as temporary:

@@ -56,3 +56,24 @@ def phases(recipe: Recipe) -> list[Phase]:
         found.append(Phase("head", 0, recipe.head_epochs, rate))
     all_layers = Phase("all", recipe.head_epochs, recipe.epochs, recipe.learning_rate)
     return [*found, all_layers]
+
+
+def find_head(model: keras.Model, task: str) -> list[keras.Layer]:
+    """Returns the layers that are trained first.
+
+    Args:
+        model: Model for the task.
+        task: `"classification"`, `"detection"` or `"segmentation"`.
+    """
+    if task == "detection":
+        backbone = {id(layer) for layer in model.backbone.layers}
+        return [layer for layer in model.layers if id(layer) not in backbone]
+    with_weights = [layer for layer in model.layers if layer.weights]
+    decoder = [
+        layer
+        for layer in with_weights
+        if layer.name.startswith("aspp_") or layer.name == "predictions"
+    ]
+    if task == "segmentation" and decoder:
+        return decoder
+    return with_weights[-1:]

@@ -1,13 +1,13 @@
 """Callback for the end of each epoch: validates, saves, prints and stops early."""
 
-import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import keras
 
 from keras_coordatt.training.augmentation import reseed
+from keras_coordatt.training.averaging import averaged
 from keras_coordatt.training.backup import Backup
 from keras_coordatt.training.tasks import Task
 
@@ -100,29 +100,6 @@ class Epochs(keras.callbacks.Callback):
             f"{values}{'  best' if best else ''}",
             flush=True,
         )
-
-
-@contextlib.contextmanager
-def averaged(model: keras.Model) -> Iterator[None]:
-    """Swaps in the moving average of the weights of a compiled model, if it has one."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
-    if not optimizer.use_ema:
-        yield
-        return
-    swap = keras.callbacks.SwapEMAWeights()
-    swap.set_model(model)
-    swap.on_test_begin()
-    try:
-        yield
-    finally:
-        swap.on_test_end()
-
-
-class AveragedValidation(keras.callbacks.SwapEMAWeights):
-    """Validates the moving average, and leaves the weights themselves in the model."""
-
-    def on_train_end(self, logs=None):
-        """Does nothing."""
 
 
 def best_epoch(rows: list[dict], metric: str) -> int:

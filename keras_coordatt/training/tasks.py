@@ -83,14 +83,15 @@ class Task:
             **self.options(training),
         }
         if training:
-            # The statistics of one image would ruin batch normalization.
+            # The statistics of few images would harm batch normalization. The order
+            # differs in every epoch, so no image is left out for good.
             count = self.builder.info.splits[split].num_examples
             options |= {
                 "augment": self.augmentation.augment,
                 "shuffle": True,
                 "seed": self.seed,
                 "drop_remainder": count > recipe.batch_size
-                and count % recipe.batch_size == 1,
+                and 2 * (count % recipe.batch_size) <= recipe.batch_size,
             }
         batches = self.load(self.builder, split, **options)
         if training and recipe.steps_per_epoch is not None:
@@ -107,10 +108,6 @@ class Task:
 
     def compile(self, model: keras.Model, optimizer: keras.Optimizer) -> keras.Model:
         """Compiles a model, and returns the model to call `fit` on."""
-        raise NotImplementedError
-
-    def head(self, model: keras.Model) -> list[keras.Layer]:
-        """Returns the layers that are trained first."""
         raise NotImplementedError
 
     def class_weights(self) -> dict[int, float] | None:
@@ -163,9 +160,6 @@ class Classification(Task):
         model.compile(optimizer, loss, metrics=["accuracy"])
         return model
 
-    def head(self, model):
-        return [layer for layer in model.layers if layer.weights][-1:]
-
     def class_weights(self):
         if not self.recipe.class_weights:
             return None
@@ -193,10 +187,6 @@ class Detection(Task):
     def compile(self, model, optimizer):
         model.compile(optimizer)
         return model
-
-    def head(self, model):
-        backbone = {id(layer) for layer in model.backbone.layers}
-        return [layer for layer in model.layers if id(layer) not in backbone]
 
     def measure(self, model, batches):
         found = evaluate_detections(model, batches)
@@ -250,13 +240,6 @@ class Segmentation(Task):
             ],
         )
         return model
-
-    def head(self, model):
-        return [
-            layer
-            for layer in model.layers
-            if layer.name.startswith("aspp_") or layer.name == "predictions"
-        ]
 
 
 TASKS = {task.name: task for task in (Classification, Detection, Segmentation)}

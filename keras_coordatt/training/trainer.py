@@ -16,10 +16,11 @@ import keras
 from keras_coordatt.applications import MobileNetV2CA
 from keras_coordatt.preprocessing import preprocessing_of
 from keras_coordatt.record import set_record
+from keras_coordatt.training.averaging import AveragedValidation, averaged
 from keras_coordatt.training.backup import Backup
 from keras_coordatt.training.optimizers import make_optimizer
 from keras_coordatt.training.output import BEST, LAST, REPORT, Output
-from keras_coordatt.training.phases import phases
+from keras_coordatt.training.phases import find_head, phases
 from keras_coordatt.training.recipes import Recipe
 from keras_coordatt.validation import check_choice, check_number
 
@@ -121,6 +122,8 @@ def train(
     }
     settings = settings_of(job, data, build, weights, options)
     if report := out.finished(settings):
+        # There still, if the process was killed as it deleted it.
+        Backup(out.state, settings).delete()
         if verbose:
             print(f"{output} is finished already")
         return Training(keras.saving.load_model(out.folder / BEST), report)
@@ -161,11 +164,7 @@ class Session:
 
     def fit(self, config: dict) -> None:
         """Trains the epochs that are not complete yet."""
-        from keras_coordatt.training.progress import (
-            AveragedValidation,
-            Epochs,
-            stops_early,
-        )
+        from keras_coordatt.training.progress import Epochs, stops_early
 
         job, backup = self.job, self.backup
         batches = job.batches("train", training=True)
@@ -214,7 +213,7 @@ class Session:
 
     def finish(self) -> dict:
         """Measures and saves the models, and returns the report."""
-        from keras_coordatt.training.progress import averaged, best_epoch
+        from keras_coordatt.training.progress import best_epoch
 
         job, backup = self.job, self.backup
         backup.load(self.compiled)
@@ -236,19 +235,35 @@ class Session:
         }
         metrics = {name: float(x) for name, x in metrics.items() if math.isfinite(x)}
         record_training(self.twin, job, metrics)
-        if self.out.folder is not None:
-            self.out.save(backup, self.twin, BEST)
-        self.out.write_file(self.twin)
-        return {
+        report = {
             "best_epoch": best,
             "split": split,
             "metrics": metrics,
             "parameters": self.twin.count_params(),
             "history": backup.rows,
         }
+        if self.out.folder is not None:
+            self.out.save(backup, self.twin, BEST)
+            report["evaluation"] = self._evaluate(split)
+        self.out.write_file(self.twin)
+        return report
+
+    def _evaluate(self, split):
+        """Evaluates the best model on the original pictures, and draws figures."""
+        from keras_coordatt.training.result import can_draw, curves, evaluate_result
+
+        evaluation, figures = evaluate_result(self.twin, self.job, split)
+        if can_draw():
+            figures["curves.png"] = curves(self.backup.rows)
+        elif self.verbose:
+            print("No figures: pip install 'keras_coordatt[figures]'", flush=True)
+        for name, figure in figures.items():
+            self.out.save_figure(self.backup, figure, name)
+        return evaluation.as_dict()
 
     def _compile(self, phase, steps):
-        phase.set_trainable(self.network, self.job.head(self.network), self.job.recipe)
+        head = find_head(self.network, self.job.name)
+        phase.set_trainable(self.network, head, self.job.recipe)
         optimizer = make_optimizer(
             self.job.recipe, phase.learning_rate, (phase.last - phase.first) * steps
         )

@@ -6,7 +6,12 @@ whose names begin with `plot_` return a `matplotlib.figure.Figure`: notebooks di
 it, and `figure.savefig("name.png")` writes it, without a window system.
 """
 
-from keras_coordatt.visualize.charts import plot_confusion_matrix, plot_history
+from keras_coordatt.visualize.charts import (
+    plot_class_scores,
+    plot_confusion_matrix,
+    plot_history,
+    plot_precision_recall,
+)
 from keras_coordatt.visualize.galleries import (
     plot_attention,
     plot_detections,
@@ -22,9 +27,11 @@ __all__ = [
     "grad_cam",
     "overlay",
     "plot_attention",
+    "plot_class_scores",
     "plot_confusion_matrix",
     "plot_detections",
     "plot_gallery",
     "plot_history",
     "plot_masks",
+    "plot_precision_recall",
 ]

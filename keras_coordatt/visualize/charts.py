@@ -1,4 +1,4 @@
-"""Charts of a training and of its result: curves and confusion matrices."""
+"""Charts of a training and of its result: curves, bars and confusion matrices."""
 
 from collections.abc import Mapping, Sequence
 
@@ -100,6 +100,77 @@ def plot_confusion_matrix(matrix, labels: Sequence[str] | None = None):
                 fontsize=8,
                 color="white" if shares[row, column] > 0.5 else "black",
             )
+    return figure
+
+
+def plot_precision_recall(curves: Mapping[str, Sequence[float]]):
+    """Plots the precision of a detector against its recall, one curve per class.
+
+    Args:
+        curves: Dict from each class to its precision at evenly spaced recalls from 0
+            to 1, such as `precision_recall` of an `Evaluation`.
+
+    Returns:
+        A `matplotlib.figure.Figure`. The legend says the mean of each curve.
+
+    Raises:
+        ValueError: If there are no curves.
+
+    Example:
+
+    >>> figure = plot_precision_recall({"cat": [1.0, 0.9, 0.5, 0.0]})
+    """
+    if not curves:
+        raise ValueError(f"`curves` must have a class. Received: {curves!r}")
+    figure, axes = subplots(1, 1, (6.5, 4.5))
+    axis = axes[0, 0]
+    for label, precision in curves.items():
+        recall = np.linspace(0, 1, len(precision))
+        axis.plot(recall, precision, label=f"{label} {np.mean(precision):.2f}")
+    axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axis.grid(alpha=0.3)
+    columns = -(-len(curves) // 20)
+    axis.legend(
+        title="average precision",
+        loc="upper left",
+        bbox_to_anchor=(1, 1),
+        ncols=columns,
+    )
+    return figure
+
+
+def plot_class_scores(
+    values: Sequence[float], labels: Sequence[str], name: str = "score"
+):
+    """Plots one number per class as bars, the highest on top.
+
+    Args:
+        values: One number in [0, 1] per class. NaN is left out.
+        labels: Class names.
+        name: What the numbers are.
+
+    Returns:
+        A `matplotlib.figure.Figure`. A dashed line is the mean.
+
+    Raises:
+        ValueError: If `labels` has another length, or no value is a number.
+
+    Example:
+
+    >>> figure = plot_class_scores([0.9, 0.4], ["road", "sign"], "IoU")
+    """
+    values = np.asarray(values, "float64")
+    names = _labels(labels, len(values))
+    order = [i for i in np.argsort(values) if not np.isnan(values[i])]
+    if not order:
+        raise ValueError(f"`values` must have a number. Received: {values}")
+    figure, axes = subplots(1, 1, (6, 1.2 + 0.25 * len(order)))
+    axis = axes[0, 0]
+    bars = axis.barh([names[i] for i in order], values[order], color="tab:blue")
+    axis.bar_label(bars, fmt="%.2f", padding=3)
+    mean = values[order].mean()
+    axis.axvline(mean, color="black", linestyle="--", linewidth=1)
+    axis.set(xlabel=name, xlim=(0, 1.1), title=f"mean {name} {mean:.3f}")
     return figure
 
 

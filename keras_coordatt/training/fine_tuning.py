@@ -1,0 +1,198 @@
+"""Fine-tunes a model on batches: the head first, then all layers."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import keras
+
+from keras_coordatt.detection import SSDLite, evaluate_detections
+from keras_coordatt.layers.freezing import nested_layers
+from keras_coordatt.training.averaging import averaged
+from keras_coordatt.training.optimizers import make_optimizer
+from keras_coordatt.training.phases import find_head, phases
+from keras_coordatt.training.recipes import recipe as named_recipe
+
+METRICS = {
+    "classification": "accuracy",
+    "detection": "AP",
+    "segmentation": "mean_iou",
+}
+# The batches and the model have these already.
+_NOT_HERE = (
+    "image_size",
+    "batch_size",
+    "steps_per_epoch",
+    "zero_init",
+    "augmentation",
+    "rand_augment",
+    "mixup",
+    "cutmix",
+    "erasing",
+    "class_weights",
+    "precision",
+)
+
+
+def fine_tune(
+    model: keras.Model,
+    train: Iterable,
+    validation: Iterable | None = None,
+    *,
+    head: Sequence[keras.Layer] | None = None,
+    loss=None,
+    changes: Mapping | None = None,
+    verbose: int | str = "auto",
+) -> dict[str, list[float]]:
+    """Fine-tunes a pretrained model on batches, in two phases.
+
+    First only the head is trained, and the rest is frozen. Then all layers are trained
+    at a lower rate, while the batch normalization outside of the head stays at its
+    statistics. `train` does the same from a folder of pictures.
+
+    With `validation`, the model ends with the weights of the best epoch by accuracy,
+    average precision or mean IoU. What was frozen before is frozen again afterwards.
+
+    Args:
+        model: A classifier, an `SSDLite` or a segmenter such as `DeepLabV3`.
+        train: Training batches of known number, such as from
+            `keras_coordatt.data.load_classification`.
+        validation: Validation batches. Defaults to none.
+        head: Layers to train first. Defaults to the last layer with weights of a
+            classifier, and to everything but the backbone of the others.
+        loss: A Keras loss. Defaults to cross-entropy, for integer or one-hot labels, by
+            the activation of the last layer; `SSDLite` has its own.
+        changes: Dict of values to change in the recipe `"fine-tune"`, such as
+            `{"epochs": 5, "learning_rate": 1e-4}`. See `Recipe`.
+        verbose: Same as in `model.fit`.
+
+    Returns:
+        Dict from the name of each measure to its values, one per epoch.
+
+    Raises:
+        ValueError: If an argument is invalid.
+        FloatingPointError: If the loss becomes NaN or infinite.
+
+    Example:
+
+    >>> model = MobileNetV2CA((224, 224, 3), classes=5, skip_mismatch=True)
+    >>> history = fine_tune(model, train, validation, changes={"epochs": 8})
+    >>> max(history["val_accuracy"])
+    0.94
+    """
+    task = _task_of(model)
+    for name in changes or {}:
+        if name in _NOT_HERE:
+            raise ValueError(
+                f"`changes` can't have {name!r} here: the batches and the model are "
+                f"given. Received: {changes}"
+            )
+    recipe = named_recipe("fine-tune", task, changes)
+    head = find_head(model, task) if head is None else list(head)
+    in_model = {id(layer) for layer in nested_layers(model)}
+    if not head or any(id(layer) not in in_model for layer in head):
+        raise ValueError(f"`head` must be layers of the model. Received: {head}")
+    steps = len(train)
+    compiled = (
+        {}
+        if task == "detection"
+        else _compile_arguments(model, task, train, loss, recipe.label_smoothing)
+    )
+    flags = [(layer, layer.trainable) for layer in nested_layers(model)]
+    epochs = _Epochs(task, validation, recipe)
+    history: dict[str, list[float]] = {}
+    try:
+        for phase in phases(recipe):
+            phase.set_trainable(model, head, recipe)
+            length = (phase.last - phase.first) * steps
+            optimizer = make_optimizer(recipe, phase.learning_rate, length)
+            model.compile(optimizer, **compiled)
+            done = model.fit(
+                train,
+                validation_data=validation,
+                epochs=phase.last,
+                initial_epoch=phase.first,
+                callbacks=[epochs],
+                verbose=verbose,
+            )
+            for name, values in done.history.items():
+                history.setdefault(name, []).extend(values)
+        epochs.load_best(model)
+    finally:
+        for layer, trainable in flags:
+            layer.trainable = trainable
+    return history
+
+
+class _Epochs(keras.callbacks.Callback):
+    """Measures every epoch, keeps the weights of the best one, and stops in time."""
+
+    def __init__(self, task, validation, recipe):
+        super().__init__()
+        self.task, self.validation, self.recipe = task, validation, recipe
+        self.value, self.epoch, self.weights = -math.inf, 0, None
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not math.isfinite(logs["loss"]):
+            raise FloatingPointError(
+                f"The loss is {float(logs['loss'])} since step {batch + 1}. Try a lower "
+                "learning rate or clip_norm"
+            )
+
+    def on_epoch_end(self, epoch, logs=None):
+        with averaged(self.model):
+            if self.validation is not None and self.task == "detection":
+                found = evaluate_detections(self.model, self.validation)
+                logs.update({f"val_{name}": found[name] for name in ("AP", "AP50")})
+            value = logs.get(f"val_{METRICS[self.task]}")
+            # Without validation, the last epoch is kept.
+            if value is None or value > self.value or self.weights is None:
+                self.value = self.value if value is None else value
+                self.epoch, self.weights = epoch, self.model.get_weights()
+        since = epoch - max(self.epoch, self.recipe.head_epochs - 1)
+        if self.recipe.patience and since >= self.recipe.patience:
+            self.model.stop_training = True
+
+    def load_best(self, model):
+        model.set_weights(self.weights)
+
+
+def _task_of(model):
+    if not isinstance(model, keras.Model) or not model.built:
+        raise ValueError(f"`model` must be a built keras.Model. Received: {model!r}")
+    if isinstance(model, SSDLite):
+        return "detection"
+    ranks = {2: "classification", 4: "segmentation"}
+    rank = None if isinstance(model.output, (dict, list)) else len(model.output.shape)
+    if rank not in ranks:
+        raise ValueError(
+            "`model` must be an SSDLite, or have one output of rank 2 (classes) or 4 "
+            f"(masks). Received: {model.name} with {model.output}"
+        )
+    return ranks[rank]
+
+
+def _compile_arguments(model, task, train, loss, smoothing):
+    losses = keras.losses
+    if task == "segmentation":
+        if keras.config.image_data_format() == "channels_first":
+            raise ValueError(
+                "Keras's loss needs the classes on the last axis: `fine_tune` can't "
+                "train segmenters in channels_first; `train` can"
+            )
+        ignored = 255
+        metric = keras.metrics.MeanIoU(
+            model.output.shape[-1],
+            ignore_class=ignored,
+            sparse_y_pred=False,
+            name="mean_iou",
+        )
+        default = losses.SparseCategoricalCrossentropy(True, ignore_class=ignored)
+        return {"loss": loss or default, "metrics": [metric]}
+    _, labels, *_ = next(iter(train))
+    last = [layer for layer in model.layers if hasattr(layer, "activation")][-1:]
+    linear = bool(last) and last[0].activation is keras.activations.linear
+    if len(labels.shape) == 2 and labels.shape[-1] > 1:
+        default = losses.CategoricalCrossentropy(linear, label_smoothing=smoothing)
+    else:
+        default = losses.SparseCategoricalCrossentropy(linear)
+    return {"loss": loss or default, "metrics": ["accuracy"]}

@@ -1,0 +1,150 @@
+"""Result of a training: evaluation of its best model, and figures as PNG files."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+import keras
+import numpy as np
+
+from keras_coordatt import visualize
+from keras_coordatt.evaluation import (
+    SCORE_THRESHOLD,
+    Evaluation,
+    evaluate,
+    read_examples,
+)
+from keras_coordatt.preprocessing import IMAGENET, preprocessing_of
+from keras_coordatt.runnable import Runnable, open_model
+from keras_coordatt.training.augmentation import pair
+
+if TYPE_CHECKING:
+    from keras_coordatt.training.tasks import Task
+
+_SAMPLES = 12
+_RESAMPLES = 200
+# Detections with lower scores are not drawn in the samples.
+_DRAWN_SCORE = 0.3
+
+
+def evaluate_result(model: keras.Model, task: Task, split: str):
+    """Evaluates a trained model as `keras_coordatt.evaluation.evaluate` does.
+
+    Args:
+        model: The model.
+        task: Its task.
+        split: `"train"`, `"validation"` or `"test"`.
+
+    Returns:
+        The `Evaluation`, and a dict from file names to figures.
+    """
+    labels = task.labels or [str(i) for i in range(task.classes)]
+    runnable = open_model(
+        model,
+        task=task.name,
+        labels=labels,
+        # Builders of other packages have no place for a record.
+        preprocessing=None if preprocessing_of(model) else IMAGENET,
+        image_size=pair(task.recipe.image_size),
+        score_threshold=SCORE_THRESHOLD,
+    )
+    evaluation = evaluate(
+        runnable, task.builder, split=task.splits[split], resamples=_RESAMPLES
+    )
+    if not can_draw():
+        return evaluation, {}
+    figures = {**_chart(evaluation), **_samples(runnable, task, split)}
+    return evaluation, {name: x for name, x in figures.items() if x is not None}
+
+
+def can_draw() -> bool:
+    """Tells whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def curves(rows: list[dict]):
+    """Returns a figure of a history, one dict per epoch."""
+    names = dict.fromkeys(name for row in rows for name in row)
+    history = {
+        name: [np.nan if row.get(name) is None else row[name] for row in rows]
+        for name in names
+        if name not in ("epoch", "phase")
+    }
+    return visualize.plot_history(history)
+
+
+def _chart(evaluation: Evaluation) -> dict:
+    if evaluation.confusion is not None:
+        figure = visualize.plot_confusion_matrix(
+            evaluation.confusion, evaluation.labels
+        )
+        return {"confusion.png": figure}
+    if evaluation.precision_recall is not None:
+        found = evaluation.precision_recall
+        return {
+            "precision_recall.png": visualize.plot_precision_recall(found)
+            if found
+            else None
+        }
+    ious = [row["iou"] for row in evaluation.by_class]
+    return {
+        "iou.png": visualize.plot_class_scores(ious, evaluation.labels, "IoU")
+        if np.isfinite(ious).any()
+        else None
+    }
+
+
+def _samples(model: Runnable, task: Task, split: str) -> dict:
+    """Draws predictions for pictures from all over the split."""
+    name = task.splits[split]
+    count = task.builder.info.splits[name].num_examples
+    step = max(1, count // _SAMPLES)
+    examples = read_examples(model, task.builder, name).shard(step, 0).take(_SAMPLES)
+    examples = list(examples.as_numpy_iterator())
+    pictures = np.stack([example["image"] for example in examples])
+    outputs = model.run(model.prepare(pictures))
+    labels = model.labels
+    if task.name == "classification":
+        figure = _draw_classes(pictures, examples, outputs["scores"], labels)
+    elif task.name == "detection":
+        most = max(1, *(len(x["objects"]["label"]) for x in examples))
+        truth = {
+            "boxes": np.zeros((len(examples), most, 4), "float32"),
+            "labels": np.full((len(examples), most), -1, "int32"),
+        }
+        for i, example in enumerate(examples):
+            objects = example["objects"]
+            found = len(objects["label"])
+            truth["boxes"][i, :found] = objects["bbox"][:, [1, 0, 3, 2]]
+            truth["labels"][i, :found] = objects["label"]
+        figure = visualize.plot_detections(
+            pictures, outputs, labels, truth=truth, score_threshold=_DRAWN_SCORE
+        )
+    else:
+        figure = _draw_masks(pictures, examples, outputs["mask"], labels)
+    return {"predictions.png": figure}
+
+
+def _draw_classes(pictures, examples, scores, labels):
+    truth = np.array([example["label"] for example in examples])
+    predicted = scores.argmax(-1)
+    titles = [
+        f"{labels[p]} {s:.0%}" if p == t else f"{labels[p]} {s:.0%}\n(is {labels[t]})"
+        for p, t, s in zip(predicted, truth, scores.max(-1))
+    ]
+    return visualize.plot_gallery(pictures, titles, wrong=predicted != truth, columns=6)
+
+
+def _draw_masks(pictures, examples, masks, labels):
+    from keras_coordatt.prediction import resize_mask
+
+    truth = [
+        resize_mask(example["segmentation_mask"][..., 0], masks.shape[1:])
+        for example in examples
+    ]
+    both = np.concatenate([masks, np.stack(truth)], axis=2).astype("int32")
+    twice = np.concatenate([pictures, pictures], axis=2)
+    figure = visualize.plot_masks(twice, both, labels, columns=2)
+    figure.suptitle("left: predicted, right: truth", fontsize=9)
+    return figure
