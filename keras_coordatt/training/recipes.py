@@ -198,6 +198,7 @@ def recipe(name: str, task: str, changes: Mapping | None = None) -> Recipe:
         name: `"fine-tune"`, `"scratch"` or `"paper"`.
         task: `"classification"`, `"detection"` or `"segmentation"`.
         changes: Dict of the values to change, by the names of `Recipe`'s attributes.
+            `head_epochs` changes in proportion to `epochs` unless it is given.
 
     Returns:
         A `Recipe`.
@@ -230,6 +231,11 @@ def recipe(name: str, task: str, changes: Mapping | None = None) -> Recipe:
                 )
         if changes.get("class_weights"):
             raise ValueError(f"`class_weights` is for classification, not for {task}")
+    epochs = changes.get("epochs")
+    if isinstance(epochs, int):
+        # In proportion, so that `epochs` can be changed alone.
+        head_epochs = values.get("head_epochs", 0)
+        values["head_epochs"] = head_epochs * max(epochs, 0) // values["epochs"]
     return Recipe(name=name, **{**values, **changes})
 
 

@@ -8,6 +8,7 @@ from networks import images, quick_initial_weights
 
 from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 from keras_coordatt.training import warmup_cosine, zero_init_residuals
+from keras_coordatt.training.recipes import recipe
 
 
 @pytest.mark.parametrize(
@@ -35,6 +36,15 @@ def test_other_networks_have_no_residual_blocks():
     plain = keras.Model(inputs, keras.layers.Conv2D(4, 3)(inputs), name="plain")
     with pytest.raises(ValueError, match=r"`model`.*Received: plain"):
         zero_init_residuals(plain)
+
+
+@pytest.mark.parametrize(
+    "changes, head_epochs",
+    [({}, 4), ({"epochs": 10}, 2), ({"epochs": 2}, 0), ({"head_epochs": 1}, 1)],
+)
+def test_the_head_has_its_share_of_the_epochs(changes, head_epochs):
+    fine_tune = recipe("fine-tune", "classification", changes)
+    assert fine_tune.head_epochs == head_epochs
 
 
 def test_warmup_cosine():
