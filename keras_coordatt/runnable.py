@@ -122,6 +122,8 @@ class Runnable:
         if set(outputs) == {"boxes", "scores"}:
             self._check_classes(outputs["scores"].shape[-1])
             outputs = _suppress(outputs, self.score_threshold)
+        # Detectors of LiteRT count them too; the labels behind them are -1.
+        outputs = {name: x for name, x in outputs.items() if name != "count"}
         if set(outputs) != DETECTIONS:
             raise ValueError(
                 "A detector's outputs must be boxes, scores and labels, or boxes and "

@@ -15,6 +15,7 @@ from PIL import Image
 
 from keras_coordatt import export
 from keras_coordatt.cli import main
+from keras_coordatt.detection import NonMaxSuppression
 from keras_coordatt.prediction import draw, predict
 from keras_coordatt.preprocessing import IMAGENET, RAW_PIXELS, Preprocessing
 from keras_coordatt.runnable import open_model
@@ -71,6 +72,13 @@ def test_files(models, task, write, name, tmp_path):
     (prediction,) = predict(tmp_path / name, tmp_path / "scene.png")
     assert prediction.file == str(tmp_path / "scene.png")
     check_scene(prediction, task)
+
+
+@each_format
+def test_files_of_detectors_with_suppression(models, write, name, tmp_path):
+    raw = models["detection"]
+    write(keras.Model(raw.input, NonMaxSuppression(0.3)(raw.output)), tmp_path / name)
+    check_scene(predict(tmp_path / name, SCENE)[0], "detection")
 
 
 @needs_tensorflow
