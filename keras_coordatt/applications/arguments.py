@@ -47,8 +47,9 @@ def network_input(
     check_choice("include_preprocessing", include_preprocessing, (True, False))
     check_choice("skip_mismatch", skip_mismatch, (True, False))
     _check_head(include_top, pooling, classes, classifier_activation)
-    record = _published(network, weights, arguments)
-    if record is not None:
+    published = find_published(network, weights, arguments)
+    if published is not None:
+        record = weights_lib.CATALOG[published]
         _check_classes(record, weights, include_top, classes, skip_mismatch)
         default_size = record.input_size
     elif weights is not None:
@@ -69,12 +70,6 @@ def _check_head(include_top, pooling, classes, classifier_activation):
                 "`classifier_activation` must be the name of a Keras activation, a "
                 f"function, or None. Received: {classifier_activation!r}"
             ) from None
-
-
-def _published(network, weights, arguments):
-    """The record of published weights, or None."""
-    name = find_published(network, weights, arguments)
-    return name and weights_lib.CATALOG[name]
 
 
 def _check_classes(record, weights, include_top, classes, skip_mismatch):

@@ -1,4 +1,4 @@
-"""Published weights by the names that a builder's `weights` argument takes."""
+"""Finds published weights by the names that a builder's `weights` argument takes."""
 
 from keras_coordatt.validation import check_choice
 from keras_coordatt.weights.cache import published_path
@@ -9,9 +9,10 @@ from keras_coordatt.weights.catalog import (
     published,
 )
 
-# Weights of the network without attention, for one whose attention is the identity.
+# The weights of the network without attention, under attention that starts as the
+# identity.
 PLAIN = "imagenet-plain"
-# The attentions that can be.
+# The attentions that can start as the identity.
 IDENTITIES = ("coordinate", "height", "width")
 
 
@@ -62,13 +63,13 @@ def find_published(network: str, weights, arguments: dict) -> str | None:
 
 
 def only_arguments(network: str, weights) -> dict:
-    """Returns the arguments of the only network that weights fit, or an empty dict."""
+    """Returns a network's arguments if there is one for these weights, or else `{}`."""
     records = [r for r in published(network).values() if r.weights == weights]
     return dict(records[0].arguments) if len(records) == 1 else {}
 
 
 def _calls(records, arguments):
-    """Lines of code that load published weights: of the same size if there are any."""
+    """Returns lines of code that load published weights, of the same size if possible."""
     size = "variant" if "variant" in arguments else "alpha"
     same = [r for r in records if r.arguments[size] == arguments[size]]
     attention = arguments["attention"]
@@ -97,9 +98,9 @@ def list_weights(network: str | None = None) -> list[dict]:
     Returns:
         One dict per file, with the keys `name`, `network`, `arguments` and `weights`
         (those of the builder), `classes`, `dataset`, `top1` (in percent, as the source
-        reports it), `license`, `source`, `megabytes` (of the file, about), `cached`
-        (the path of the file on this machine, or `None`) and `checked` (what the
-        authors of this package could check).
+        reports it), `license`, `source`, `megabytes` (approximate), `cached`
+        (the path of the file on this machine, or `None`) and `checked` (`"opened and
+        measured"` by the authors of this package, or `"hash only"`).
 
     Raises:
         ValueError: If there is no such network.

@@ -1,5 +1,6 @@
 """Downloads, verifies and caches published weights."""
 
+import contextlib
 import hashlib
 import os
 import pathlib
@@ -17,14 +18,14 @@ _DAY = 24 * 60 * 60
 def cached_weights(name: str) -> pathlib.Path:
     """Returns the path of a published file, which is downloaded once.
 
-    Its hash is verified at every call, so a file that was put into the cache by hand
-    is as good as a download, and a damaged one is an error.
+    The hash is verified at every call, also that of a file that was put into the cache
+    by hand.
 
     Args:
         name: A name in the catalog.
 
     Returns:
-        The path of a file that `load_weights` reads.
+        The path of the file as it was published, which `load_weights` reads.
 
     Raises:
         OSError: If the file can't be downloaded.
@@ -38,9 +39,12 @@ def cached_weights(name: str) -> pathlib.Path:
         # Other processes see the complete file or none.
         with atomic_file(path) as temporary:
             _download(record, temporary, path)
-            check_file(temporary, record, f"What {record.url} gave")
+            check_file(temporary, record, f"The file downloaded from {record.url}")
+    elif record.url:
+        what = f"{path} (delete it to download {record.url} again)"
+        check_file(path, record, what)
     else:
-        check_file(path, record, f"{path} (delete it to download it again)")
+        check_file(path, record, f"{path} (install the package again)")
     return path
 
 
@@ -58,10 +62,11 @@ def published_path(name: str) -> pathlib.Path:
 
 
 def _remove_leftovers(path):
-    """Removes what killed processes left of their downloads."""
+    """Removes the unfinished downloads of killed processes."""
     for left in path.parent.glob(f".{path.name}-*"):
-        if time.time() - left.stat().st_mtime > _DAY:
-            shutil.rmtree(left, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):  # finished or removed meanwhile
+            if time.time() - left.stat().st_mtime > _DAY:
+                shutil.rmtree(left, ignore_errors=True)
 
 
 def _download(record, temporary, path):
@@ -92,7 +97,7 @@ def check_file(path: pathlib.Path, record: Record, what: str) -> None:
             digest.update(chunk)
     if digest.hexdigest() != expected:
         raise ValueError(
-            f"{what} is not the published file of {record.url or record.source}: it is truncated or was "
-            f"changed. Nothing was loaded. Expected: {record.hash}. "
-            f"Received: {algorithm}:{digest.hexdigest()}, {size} bytes"
+            f"{what} is not the published file: it is truncated or was changed. Nothing "
+            f"was loaded. Expected: {record.hash}. Received: "
+            f"{algorithm}:{digest.hexdigest()}, {size} bytes"
         )

@@ -28,7 +28,7 @@ class Record:
         url: The URL of the file; `None` if it is in the package.
         filename: Its name in the cache or in the package.
         hash: `"git:"` and git's blob SHA-1, which covers its size and bytes; or
-            `"md5:"` or `"sha256:"` and that of its bytes.
+            `"md5:"` or `"sha256:"` and the digest of its bytes.
         parameters: The number of weights in the network, trainable or not.
         top1: Accuracy on the data set's test or validation images, in percent, as the
             source reports it.
@@ -119,7 +119,7 @@ class Record:
 
 
 def _mobilenetv2(alpha, top1, parameters, filename, blob):
-    """A network of d-li14's, on whose code the official network is built."""
+    """A network by d-li14, whose code the official network is built on."""
     repository = "https://github.com/d-li14/mobilenetv2.pytorch"
     commit = "1733532bd43743442077326e1efc556d7cfd025d"
     return Record(
@@ -136,7 +136,7 @@ def _mobilenetv2(alpha, top1, parameters, filename, blob):
 
 
 def _efficientnet(variant, top1, parameters, input_size, md5):
-    """A network of keras.applications, whose file Keras caches at the same path."""
+    """A network of keras.applications. Keras caches its file at the same path."""
     filename = f"efficientnet{variant}.h5"
     return Record(
         network="EfficientNetCA",
@@ -261,7 +261,7 @@ def published(network: str) -> dict[str, Record]:
         network: Name of the builder, such as `"MobileNetV2CA"`.
 
     Returns:
-        Dict from values of the builder's `weights` to records.
+        Dict from names in the catalog to records.
     """
     return {name: r for name, r in CATALOG.items() if r.network == network}
 

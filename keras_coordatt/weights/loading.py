@@ -30,8 +30,8 @@ def load_weights(
         model: A built model.
         path: The path of a file: `.keras`, `.weights.h5`, legacy `.h5`; or with the
             PyTorch names of `load_torch`, `.pth`, `.pth.tar`, `.pt` or `.safetensors`.
-            `"hf://user/repository/file"` is downloaded from the Hugging Face Hub, as
-            of `"hf://user/repository@revision/file"` if one is given.
+            `"hf://user/repository/file"` or `"hf://user/repository@revision/file"` is
+            downloaded from the Hugging Face Hub.
         skip_mismatch: Whether the file may be for another number of classes, or for
             RGB images where the network takes other channels. The network then keeps
             its own classifier; the first kernel is summed over its channels for 1

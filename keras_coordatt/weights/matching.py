@@ -235,6 +235,11 @@ def _cause(problems, expected, arrays):
         return "it holds no weights"
     if not expected.keys() & arrays.keys():
         return "it is of another architecture"
+    if any(name.endswith("gate_scale") for name in expected.keys() ^ arrays.keys()):
+        return (
+            "only one of them has attention with `identity_init=True`, whose gates have "
+            "a factor (`keras_coordatt.surgery.fuse_attention` removes it)"
+        )
     if (
         heads
         and not unexpected

@@ -251,7 +251,8 @@ def _attention(layer, prefix, names):
     if getattr(layer, "identity_init", False):
         raise ValueError(
             f"{layer.name} scales its gates (`identity_init=True`) and the official "
-            "layer does not, so the same weights would give other outputs."
+            "layer does not, so the same weights would give other outputs. To save it, "
+            "pass the model through `keras_coordatt.surgery.fuse_attention` first."
         )
     return [
         entry

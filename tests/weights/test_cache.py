@@ -111,6 +111,14 @@ def test_damaged_downloads(publish, server, cache, damage, length, error):
     assert cached_weights(NAME).read_bytes() == DATA
 
 
+def test_another_process_ends_meanwhile(publish, cache):
+    publish(NAME, DATA)
+    cache.mkdir(parents=True)
+    # Its folder is listed and then gone, as this link's target is.
+    (cache / ".mbv2_ca.pth-other").symlink_to(cache / "gone")
+    assert cached_weights(NAME).read_bytes() == DATA
+
+
 def test_offline(publish, server, cache):
     record = publish(NAME, DATA)
     server.shutdown()

@@ -8,8 +8,7 @@ import pytest
 from keras import ops
 
 from keras_coordatt import CoordinateAttention, MobileNetV2CA, MobileNeXtCA
-from keras_coordatt.applications import mobilenext_ca
-from keras_coordatt.weights import load_torch, save_safetensors
+from keras_coordatt.weights import load_torch
 from keras_coordatt.weights.official import official_state
 from keras_coordatt.weights.torch_checkpoint import read_checkpoint
 
@@ -116,18 +115,6 @@ def test_networks_without_attention(golden, builder, alpha, name, assert_within)
     for key, array in theirs.items():
         if not key.endswith("num_batches_tracked"):
             np.testing.assert_array_equal(ours[key], array, err_msg=key)
-
-
-def test_mobilenext_with_attention_there_and_back(monkeypatch, tmp_path):
-    stages = ((2, 96, 1, 2), (6, 96, 2, 1), (6, 144, 2, 2))
-    monkeypatch.setattr(mobilenext_ca, "STAGES", stages)
-    models = [MobileNeXtCA((32, 32, 3), 0.25, classes=3) for _ in range(2)]
-    path = tmp_path / "network.safetensors"
-    save_safetensors(models[0], path)
-    load_torch(models[1], path)
-    for a, b in zip(*(model.get_weights() for model in models), strict=True):
-        np.testing.assert_array_equal(a, b)
-    assert "features.2.conv.3.conv2.weight" in official_state(models[0])
 
 
 @pytest.mark.parametrize("attention", ["coordinate", None])
