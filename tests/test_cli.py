@@ -354,6 +354,8 @@ def test_lists_the_catalog(tmp_path, monkeypatch, capsys):
         for value in (name, source, record.hash, f"{record.top1} %", record.license):
             assert value in printed
     assert "not downloaded yet" in printed
+    start = 'MobileNeXtCA(alpha=1.0, attention="coordinate", weights="imagenet-plain")'
+    assert f"{start}, whose attention is not trained" in printed
 
     (tmp_path / "models").mkdir()
     path = tmp_path / "models" / "mbv2_ca.pth"

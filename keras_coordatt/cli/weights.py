@@ -1,6 +1,6 @@
 """`keras-coordatt weights`: the catalog."""
 
-from keras_coordatt.weights.by_name import list_weights
+from keras_coordatt.weights.by_name import PLAIN, list_weights
 from keras_coordatt.weights.catalog import CATALOG, builder_call
 from keras_coordatt.weights.verify import verify_weights
 
@@ -39,9 +39,13 @@ def weights(*, verify: str | None = None, data: str | None = None) -> None:
 def _print(entry):
     record = CATALOG[entry["name"]]
     cached = entry["cached"] or "not downloaded yet"
+    network = builder_call(record)
+    if record.plain:
+        start = builder_call(record, attention="coordinate", weights=PLAIN)
+        network += f"\n            {start}, whose attention is not trained"
     print(
         f"{entry['name']}\n"
-        f"  network   {builder_call(record)}\n"
+        f"  network   {network}\n"
         f"  accuracy  {record.top1} % top-1 on {record.dataset}, {record.input_size} x "
         f"{record.input_size}\n"
         f"  size      about {entry['megabytes']} MB\n"

@@ -20,7 +20,7 @@ def names_of(network: str) -> tuple[str, ...]:
     """Returns the names that a builder's `weights` argument takes."""
     records = published(network).values()
     names = dict.fromkeys(record.weights for record in records)
-    has_plain = any(record.arguments["attention"] is None for record in records)
+    has_plain = any(record.plain for record in records)
     return (*names, *((PLAIN,) if has_plain else ()))
 
 
@@ -77,16 +77,11 @@ def _calls(records, arguments):
     lines = []
     for record in same or records:
         lines.append(builder_call(record))
-        if record.arguments["attention"] is None:
+        if record.plain:
             lines.append(builder_call(record, attention=attention, weights=PLAIN))
         elif record.arguments["attention"] == "se":
             lines.append(f"insert_attention({builder_call(record)})")
     return lines
-
-
-def check_name(name: str) -> str:
-    """Returns a name of the catalog, or says which there are."""
-    return check_choice("name", name, CATALOG)
 
 
 def list_weights(network: str | None = None) -> list[dict]:
@@ -97,10 +92,12 @@ def list_weights(network: str | None = None) -> list[dict]:
 
     Returns:
         One dict per file, with the keys `name`, `network`, `arguments` and `weights`
-        (those of the builder), `classes`, `dataset`, `top1` (in percent, as the source
-        reports it), `license`, `source`, `megabytes` (approximate), `cached`
-        (the path of the file on this machine, or `None`) and `checked` (`"opened and
-        measured"` by the authors of this package, or `"hash only"`).
+        (those of the builder), `plain` (whether `weights="imagenet-plain"` loads the
+        file too, under attention that is not trained), `classes`, `dataset`, `top1` (in
+        percent, as the source reports it), `license`, `source`, `megabytes`
+        (approximate), `cached` (the path of the file on this machine, or `None`) and
+        `checked` (`"opened and measured"` by the authors of this package, or `"hash
+        only"`).
 
     Raises:
         ValueError: If there is no such network.
@@ -118,6 +115,7 @@ def list_weights(network: str | None = None) -> list[dict]:
             "network": record.network,
             "arguments": dict(record.arguments),
             "weights": record.weights,
+            "plain": record.plain,
             "classes": record.classes,
             "dataset": record.dataset,
             "top1": record.top1,

@@ -72,6 +72,11 @@ class Record:
         return len(self.labels)
 
     @property
+    def plain(self) -> bool:
+        """Whether the network has no attention."""
+        return self.arguments["attention"] is None
+
+    @property
     def checked(self) -> str:
         """How the file was checked by us: opened and measured, or by its hash only."""
         return "opened and measured" if self.training else "hash only"

@@ -6,7 +6,7 @@ import os
 import keras
 import numpy as np
 
-from keras_coordatt.weights.by_name import check_name
+from keras_coordatt.validation import check_choice
 from keras_coordatt.weights.cache import cached_weights
 from keras_coordatt.weights.catalog import CATALOG, IMAGENET_CLASSES, Record
 
@@ -41,7 +41,7 @@ def verify_weights(name: str, data: str | os.PathLike | None = None) -> dict:
     # The networks import the package of this module.
     from keras_coordatt import applications
 
-    record = CATALOG[check_name(name)]
+    record = CATALOG[check_choice("name", name, CATALOG)]
     path = cached_weights(name)
     build = getattr(applications, record.network)
     model = build(weights=record.weights, classes=record.classes, **record.arguments)

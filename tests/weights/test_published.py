@@ -445,6 +445,7 @@ def test_list_weights(cache):
     (entry,) = list_weights("MobileNeXtCA")
     assert entry["top1"] == 74.0
     assert entry["megabytes"] == 14
+    assert entry["plain"] is True
     assert entry["cached"] is None
     cache.mkdir(parents=True)
     (cache / "mnext.pth.tar").write_bytes(b"")
