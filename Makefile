@@ -57,8 +57,10 @@ package: .venv/installed-for-tests
 	build/package/bin/pip install --quiet keras numpy h5py safetensors 'jsonargparse[signatures]' jax
 	cd build/package && KERAS_BACKEND=jax bin/python ../../tests/smoke.py
 
-# The oldest and the newest Keras that setup.cfg allows, on each Python.
+# Thousands of damaged files and arguments; then the oldest and the newest Keras that
+# setup.cfg allows, on each Python.
 nightly: .venv/installed-for-tests
+	FUZZ=nightly KERAS_BACKEND=torch $(BIN)/python -m pytest -n 2 tests/fuzzing
 	@set -e; for python in 3.11 3.12 3.13; do for keras in "keras==3.15.*" "keras"; do \
 		echo "== Python $$python, $$keras"; \
 		$(BIN)/uv venv --quiet --clear --python $$python build/nightly; \

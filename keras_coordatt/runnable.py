@@ -6,7 +6,6 @@ model.run(model.prepare([picture]))         the same outputs in every format
 """
 
 import dataclasses
-import functools
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Sequence
@@ -14,7 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 import keras
 import numpy as np
 
-from keras_coordatt.detection import NonMaxSuppression, SSDLite
+from keras_coordatt.detection import SSDLite
+from keras_coordatt.detection.suppression import suppress
 from keras_coordatt.export.litert_runtime import LiteRTFile, fixed_batches
 from keras_coordatt.export.metadata import packages_for_onnx, read_metadata
 from keras_coordatt.graph import is_network
@@ -121,7 +121,7 @@ class Runnable:
     def _detections(self, outputs):
         if set(outputs) == {"boxes", "scores"}:
             self._check_classes(outputs["scores"].shape[-1])
-            outputs = _suppress(outputs, self.score_threshold)
+            outputs = suppress(outputs, self.score_threshold)
         # Detectors of LiteRT count them too; the labels behind them are -1.
         outputs = {name: x for name, x in outputs.items() if name != "count"}
         if set(outputs) != DETECTIONS:
@@ -388,21 +388,3 @@ def _check_one_input(path, others):
             "`model` must have one input, a batch of images. "
             f"Received: {os.fspath(path)!r} with {1 + len(others)}"
         )
-
-
-def _suppress(outputs, score_threshold):
-    """Drops overlapping boxes of a detector without suppression."""
-    inputs = {name: outputs[name] for name in ("boxes", "scores")}
-    model = _suppression(*inputs["scores"].shape[1:], score_threshold)
-    found = model.predict_on_batch(inputs)
-    return {name: keras.ops.convert_to_numpy(x) for name, x in found.items()}
-
-
-@functools.lru_cache(maxsize=4)
-def _suppression(boxes, classes, score_threshold):
-    # As a model, it is compiled.
-    inputs = {
-        "boxes": keras.Input((boxes, 4), name="boxes"),
-        "scores": keras.Input((boxes, classes), name="scores"),
-    }
-    return keras.Model(inputs, NonMaxSuppression(score_threshold)(inputs))

@@ -60,6 +60,7 @@ def network_input(
 
 
 def _check_head(include_top, pooling, classes, classifier_activation):
+    check_choice("include_top", include_top, (True, False))
     check_positive_int("classes", classes)
     check_choice("pooling", pooling, (None, "avg", "max"))
     if include_top:

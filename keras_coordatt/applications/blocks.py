@@ -255,7 +255,7 @@ def classifier(
     half = keras.config.dtype_policy().compute_dtype in ("float16", "bfloat16")
     dtype = "float32" if half else None
     return layers.Dense(
-        classes,
+        int(classes),
         activation=activation,
         kernel_initializer=initializer,
         dtype=dtype,

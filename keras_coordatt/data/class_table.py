@@ -130,7 +130,7 @@ class ClassTable(LabelledImages, skip_registration=True):
             raise ValueError(f"There is no image that can be used in {path}")
         names = {label for examples in found.values() for _, label in examples}
         if classes is None:
-            are_numbers = all(name.isdecimal() for name in names)
+            are_numbers = all(n.isdecimal() and len(n) < 20 for n in names)
             classes = sorted(names, key=int if are_numbers else None)
         classes = check_classes(classes)
         if unknown := sorted(names.difference(classes)):

@@ -162,7 +162,13 @@ class _COCOFile:
                     f"have, such as {min(lost)}",
                     stacklevel=2,
                 )
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
+        except (
+            LookupError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            RecursionError,
+        ) as error:
             raise ValueError(
                 f"{file} is not a COCO file: {type(error).__name__}: {error}"
             ) from error
@@ -177,7 +183,7 @@ class _COCOFile:
                 raise ValueError("height and width must be positive")
             found = self._coco.imgToAnns.get(id, [])
             boxes = [self._read_box(annotation, size) for annotation in found]
-        except (LookupError, TypeError, ValueError) as error:
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
             what = f"no {error}" if isinstance(error, KeyError) else error
             raise ValueError(
                 f"{self._file}: image {id} cannot be used: {what}"

@@ -126,12 +126,21 @@ class MaskFolder(Folder, skip_registration=True):
         check_on_error(on_error)
         path = Path(path).expanduser()
         pairs, faults = _find_pairs(path)
+        is_written = False
         if classes is None:
             classes, written = _read_labels(path)
+            is_written = classes is not None
             values = written if values is None else values
         if classes is None:
             classes = _number_classes([mask for p in pairs.values() for _, mask in p])
-        self._set_classes(classes, values, ignored)
+        try:
+            self._set_classes(classes, values, ignored)
+        except ValueError as error:
+            if not is_written:
+                raise
+            raise ValueError(
+                f"{path / 'labels.txt'} cannot be used: {error}"
+            ) from error
         report_faults(faults, on_error, "files cannot be used", "left out")
         if not pairs:
             raise ValueError(f"There is no image that can be used in {path}")

@@ -141,7 +141,7 @@ def check_mask(file: str | os.PathLike) -> None:
     try:
         with Image.open(file) as image:
             fits = image.format == "PNG" and image.mode in _MASK_MODES
-    except OSError:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         fits = False
     if not fits:
         raise ValueError(

@@ -160,7 +160,13 @@ def _read_annotation(example: _Example) -> Annotation:
         if min(size) < 1:
             raise ValueError("its <size> must be positive")
         boxes = [_read_box(element, size) for element in root.findall("object")]
-    except (OSError, ElementTree.ParseError, ValueError, ArithmeticError) as error:
+    except (
+        OSError,
+        ElementTree.ParseError,
+        ValueError,
+        ArithmeticError,
+        LookupError,  # an unknown encoding
+    ) as error:
         raise ValueError(f"{file} cannot be used: {error}") from error
     return Annotation(image, file, boxes, size)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import yaml
 
 from keras_coordatt.data.box_folder import Annotation, Box, BoxFolder
+from keras_coordatt.data.folder import check_classes
 from keras_coordatt.data.reading import (
     IMAGE_SUFFIXES,
     check_on_error,
@@ -28,6 +29,8 @@ from keras_coordatt.data.split_names import (
 _NAMES = ("classes.txt", "obj.names", "labels/classes.txt")
 # Boxes may reach this far out of the image, as their numbers are rounded.
 _TOLERANCE = 0.01
+# Larger numbers of classes are mistakes, and would fill the memory.
+_MOST_CLASSES = 100_000
 
 
 class YOLOFolder(BoxFolder, skip_registration=True):
@@ -113,6 +116,12 @@ class YOLOFolder(BoxFolder, skip_registration=True):
             raise ValueError(f"There are no images with YOLO's labels in {path}")
         if classes is None:
             classes = _class_names(config, path)
+            try:
+                check_classes(classes)
+            except ValueError as error:
+                raise ValueError(
+                    f"The class names of {path} cannot be used: {error}"
+                ) from error
         _check_same_images(splits, path)
         if splits.get("validation") == splits.get("train") and validation_split:
             del splits["validation"]
@@ -131,7 +140,8 @@ class YOLOFolder(BoxFolder, skip_registration=True):
 def _read_config(file: Path) -> dict:
     try:
         config = yaml.safe_load(read_text(file))
-    except yaml.YAMLError as error:
+    # PyYAML passes on what int() and datetime raise.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be used: {error}") from error
     return config if isinstance(config, dict) else {}
 
@@ -237,7 +247,10 @@ def _is_number(word: str) -> bool:
 
 
 def _class_names(config: dict, path: Path) -> list[str]:
-    names = config.get("names")
+    names, count = config.get("names"), config.get("nc")
+    numbers = names if isinstance(names, dict) else [count]
+    if any(isinstance(i, int) and i > _MOST_CLASSES for i in numbers):
+        raise ValueError(f"{path} cannot have more than {_MOST_CLASSES} classes")
     if isinstance(names, dict) and all(isinstance(i, int) for i in names):
         return [
             str(names.get(i, f"class_{i}")) for i in range(max(names, default=-1) + 1)
@@ -248,8 +261,8 @@ def _class_names(config: dict, path: Path) -> list[str]:
         if file.is_file():
             lines = [line.strip() for line in read_text(file).splitlines()]
             return [line for line in lines if line]
-    if isinstance(config.get("nc"), int):
-        return [f"class_{i}" for i in range(config["nc"])]
+    if isinstance(count, int):
+        return [f"class_{i}" for i in range(count)]
     raise ValueError(
         f"{path} must name the classes: `names` in data.yaml, or classes.txt"
     )

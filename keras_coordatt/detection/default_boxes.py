@@ -14,7 +14,7 @@ import numpy as np
 from keras import ops
 from keras.utils import bounding_boxes
 
-from keras_coordatt.validation import check_number, check_positive_int
+from keras_coordatt.validation import check_choice, check_number, check_positive_int
 
 RATIOS = (1, 2, 1 / 2, 3, 1 / 3)
 
@@ -63,6 +63,7 @@ def ssd_box_shapes(
           (ECCV 2016), section 2.2
         - [MobileNetV2](https://arxiv.org/abs/1801.04381) (CVPR 2018), section 6.2
     """
+    check_choice("reduce_first", reduce_first, (True, False))
     if check_positive_int("maps", maps) < 2:
         raise ValueError(f"`maps` must be at least 2. Received: {maps}")
     check_number("min_scale", min_scale, 0, 1)

@@ -108,7 +108,7 @@ class SSDLite(CheckedModel):
         skip_mismatch: bool = False,
         name: str = "ssdlite",
     ):
-        check_positive_int("classes", classes)
+        classes = check_positive_int("classes", classes)
         check_choice("skip_mismatch", skip_mismatch, (True, False))
         box_shapes = _check_shapes(
             ssd_box_shapes() if box_shapes is None else box_shapes

@@ -1,3 +1,5 @@
+import functools
+
 import keras
 from keras import ops
 
@@ -126,3 +128,29 @@ class NonMaxSuppression(keras.layers.Layer):
             "iou_threshold": self.iou_threshold,
             "max_detections": self.max_detections,
         }
+
+
+def suppress(outputs: dict, score_threshold: float) -> dict:
+    """Applies non-maximum suppression to the outputs of a detector.
+
+    Args:
+        outputs: Arrays `boxes`, `(N, A, 4)`, and `scores`, `(N, A, classes)`.
+        score_threshold: Minimum score of a detection.
+
+    Returns:
+        The outputs of `NonMaxSuppression`, as arrays.
+    """
+    inputs = {name: outputs[name] for name in ("boxes", "scores")}
+    model = _model(*inputs["scores"].shape[1:], score_threshold)
+    found = model.predict_on_batch(inputs)
+    return {name: ops.convert_to_numpy(x) for name, x in found.items()}
+
+
+@functools.lru_cache(maxsize=4)
+def _model(boxes, classes, score_threshold):
+    # As a model, it is compiled.
+    inputs = {
+        "boxes": keras.Input((boxes, 4), name="boxes"),
+        "scores": keras.Input((boxes, classes), name="scores"),
+    }
+    return keras.Model(inputs, NonMaxSuppression(score_threshold)(inputs))

@@ -41,7 +41,7 @@ class GatedAttention(keras.layers.Layer):
         self.gate_activation = keras.activations.get(gate_activation)
         self.data_format = check_choice(
             "data_format",
-            data_format or keras.config.image_data_format(),
+            keras.config.image_data_format() if data_format is None else data_format,
             ("channels_last", "channels_first"),
         )
         self.kernel_initializer = keras.initializers.get(kernel_initializer)

@@ -105,8 +105,8 @@ def DeepLabV3(
         - [Coordinate Attention for Efficient Mobile Network Design](
           https://arxiv.org/abs/2103.02907) (CVPR 2021)
     """
-    check_positive_int("classes", classes)
-    check_positive_int("filters", filters)
+    classes = check_positive_int("classes", classes)
+    filters = check_positive_int("filters", filters)
     check_number("dropout", dropout, 0, 1, closed=True)
     check_choice("skip_mismatch", skip_mismatch, (True, False))
     if weights is not None:

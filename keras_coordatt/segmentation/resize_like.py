@@ -44,7 +44,7 @@ class ResizeLike(keras.layers.Layer):
         super().__init__(**kwargs)
         self.data_format = check_choice(
             "data_format",
-            data_format or keras.config.image_data_format(),
+            keras.config.image_data_format() if data_format is None else data_format,
             ("channels_last", "channels_first"),
         )
         first = self.data_format == "channels_first"
