@@ -112,8 +112,9 @@ def export(
     prepared = read_preprocessing(preprocessing, mean, std)
     arguments = network_arguments(alpha, classes, attention, reduction, top)
     model = read_network(source, **arguments)
+    detects = isinstance(model, SSDLite)
     if detector:
-        if not isinstance(model, SSDLite):
+        if not detects:
             raise ValueError(f"--detector needs an SSDLite. Received: {model.name}")
         model = model.detector(
             score_threshold, iou_threshold, max_detections, suppression
@@ -130,7 +131,7 @@ def export(
     if data is not None:
         from keras_coordatt.data import find_task, open_data
 
-        task = record_of(model).task or find_task(data)
+        task = record_of(model).task or ("detection" if detects else find_task(data))
         builder = open_data(
             data, task, on_error=on_error, validation_split=validation_split
         )

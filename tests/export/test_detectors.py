@@ -8,6 +8,7 @@ from exports import litert_description, run_lite
 from keras import layers
 
 from keras_coordatt import MobileNetV2CA, export
+from keras_coordatt.cli import export as cli_export
 from keras_coordatt.cli import main
 from keras_coordatt.detection import NonMaxSuppression, SSDLite
 from keras_coordatt.export.detections import compare_detections
@@ -192,7 +193,7 @@ def command(*arguments):
 
 @needs_tensorflow
 @pytest.mark.slow
-def test_the_command_exports_a_detector(tmp_path, capsys):
+def test_the_command_exports_a_detector(tmp_path, capsys, monkeypatch):
     backbone = MobileNetV2CA((64, 64, 3), alpha=0.25, weights=None, include_top=False)
     SSDLite(backbone, 2).save(tmp_path / "it.keras")
     it = (tmp_path / "it.keras", tmp_path / "it.tflite", "--detector")
@@ -200,6 +201,15 @@ def test_the_command_exports_a_detector(tmp_path, capsys):
     assert "scores: largest difference" in capsys.readouterr().out
     assert command(*it, "--score-threshold", 0.001, "--max-detections", 7) == 0
     assert "detections compared" in capsys.readouterr().out
+
+    def measure(model, builder, split, task, *_):
+        raise ValueError(f"measures {task}")
+
+    # These data have boxes and masks, and no task is recorded.
+    with monkeypatch.context() as patch:
+        patch.setattr(cli_export, "_Measured", measure)
+        assert command(*it, "--data", "digits/scenes") == 1
+    assert "measures detection" in capsys.readouterr().err
     detector().save(tmp_path / "it.keras")
     assert command(*it) == 1
     assert "--detector needs an SSDLite" in capsys.readouterr().err
