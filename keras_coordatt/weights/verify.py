@@ -35,8 +35,8 @@ def verify_weights(name: str, data: str | os.PathLike | None = None) -> dict:
 
     Example:
 
-    >>> verify_weights("mobilenetv2_ca_cifar10", "cifar10")["top1"]
-    83.2
+    >>> verify_weights("mobilenetv2_ca_cifar10")["parameters"]
+    846226
     """
     # The networks import the package of this module.
     from keras_coordatt import applications
