@@ -1,18 +1,23 @@
-"""What the README tells users to type, typed: on one epoch of small images."""
+"""Runs the code of the README and the guide, on one epoch of small images."""
 
 import pathlib
 import re
 import runpy
+import shlex
 
 import keras
 import pytest
 from backends import needs_tensorflow
 
-README = pathlib.Path(__file__).parent.parent / "README.md"
+from keras_coordatt.cli import main
+
+ROOT = pathlib.Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+GUIDE = (ROOT / "docs" / "guide.md").read_text()
 
 
 @needs_tensorflow
-def test_readme(eager, monkeypatch, tmp_path):
+def test_python(eager, monkeypatch, tmp_path):
     for name in ("onnxruntime", "tf2onnx", "pycocotools"):
         pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
@@ -20,7 +25,7 @@ def test_readme(eager, monkeypatch, tmp_path):
     # It would be downloaded.
     untrained = keras.applications.MobileNetV2((32, 32, 3), weights=None)
     monkeypatch.setattr(keras.applications, "MobileNetV2", lambda: untrained)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", README + GUIDE, re.DOTALL)
     assert len(blocks) >= 5
     code = re.sub(r"\b(64|128)\b", "32", "\n".join(blocks))
     # Three steps of training, and a batch to quantize with.
@@ -33,3 +38,39 @@ def test_readme(eager, monkeypatch, tmp_path):
     assert names["network"].count_params() > untrained.count_params()
     for file in ("digits.keras", "digits_saved_model", "served", "phone.tflite"):
         assert (tmp_path / file).exists()
+
+
+@needs_tensorflow
+def test_commands(eager, image_folder, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    image_folder.rename("photos")
+    (tmp_path / "new_photos").symlink_to("photos/test/cat")
+    block = README.partition("## Thirty seconds of use")[2].split("```")[1]
+    commands = re.findall("^keras-coordatt (.*)$", block, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == [
+        "train",
+        "predict",
+        "export",
+    ]
+    for command in commands:
+        quick = ["--epochs=2", "--image-size=32"] if command.startswith("train") else []
+        assert main(shlex.split(command) + quick) == 0
+    assert (tmp_path / "photos.tflite").stat().st_size > 1e6
+
+
+def test_links():
+    """Pages link to files and sections that exist."""
+    for page in [
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *(ROOT / "docs").glob("*.md"),
+    ]:
+        for link in re.findall(r"\]\((?!http)(.*?)\)", page.read_text()):
+            file, _, section = link.partition("#")
+            target = page.parent / file if file else page
+            assert target.exists(), f"{page}: {link}"
+            titles = re.findall(r"^#+ (.*)$", target.read_text(), re.MULTILINE)
+            anchors = [
+                re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles
+            ]
+            assert not section or section in anchors, f"{page}: {link}"

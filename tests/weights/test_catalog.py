@@ -11,7 +11,7 @@ from keras_coordatt.applications import efficientnet_ca, mobilenet_v2_ca, mobile
 from keras_coordatt.weights import CATALOG
 from keras_coordatt.weights.catalog import table
 
-README = pathlib.Path(__file__).parents[2] / "README.md"
+PAGE = pathlib.Path(__file__).parents[2] / "docs" / "weights.md"
 MODULES = {
     "MobileNetV2CA": mobilenet_v2_ca,
     "MobileNeXtCA": mobilenext_ca,
@@ -113,7 +113,7 @@ def test_images_are_transformed_as_pillow_does(name, size):
 
 
 def test_the_readme_has_the_table():
-    assert table() in README.read_text()
+    assert table() in PAGE.read_text()
 
 
 @pytest.mark.parametrize("name", CATALOG)
