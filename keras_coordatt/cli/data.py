@@ -40,4 +40,5 @@ def data(
     print(report)
     if json is not None:
         text = json_lib.dumps(dataclasses.asdict(report), indent=2)
+        json.parent.mkdir(parents=True, exist_ok=True)
         json.write_text(text, encoding="utf-8")

@@ -90,7 +90,7 @@ def voc(tmp_path):
 
 
 def test_a_detection_folder(voc, tmp_path, capsys):
-    output = tmp_path / "report.json"
+    output = tmp_path / "new" / "report.json"
     arguments = ["data", str(voc), "--image-size", "96", "--json", str(output)]
     assert cli.main(arguments) == 0
     text = capsys.readouterr().out
