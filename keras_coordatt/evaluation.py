@@ -216,8 +216,9 @@ def check_split(split, builder):
     name = split.split("[")[0] if isinstance(split, str) else None
     if not name or ("+" not in split and name not in known):
         raise ValueError(
-            f"`split` must be one of the data's splits, {known}; `validation_split` "
-            f"makes a part of the training images one. Received: {split!r}"
+            f"`split` must be one of the data's splits, {known}; `validation_split=0.2` "
+            "sets aside the images as 'validation' that training did with that value. "
+            f"Received: {split!r}"
         )
 
 

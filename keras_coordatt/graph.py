@@ -26,16 +26,19 @@ class StandIn(keras.Operation):
         return self.op.compute_output_spec(*args, **kwargs)
 
 
+def input_and_output(model):
+    """Returns both in their structure, also of a `Sequential` model."""
+    if isinstance(model, keras.Sequential):
+        return model.inputs[0], model.outputs[0]
+    return model.input, model.output
+
+
 class Graph:
     """The calls of a functional or `Sequential` model, in execution order."""
 
     def __init__(self, model):
-        if isinstance(model, keras.Sequential):
-            struct = model.inputs[0], model.outputs[0]
-        else:
-            struct = model.input, model.output
         # The same graph as a plain model, since a subclass may not be cloned.
-        self.model = keras.Model(*struct, name=model.name)
+        self.model = keras.Model(*input_and_output(model), name=model.name)
         self.calls = []
         copy = keras.models.clone_model(
             self.model, clone_function=StandIn, call_function=self._record

@@ -17,7 +17,7 @@ import keras
 
 from keras_coordatt.applications.blocks import channel_axis
 from keras_coordatt.detection import NonMaxSuppression
-from keras_coordatt.graph import Graph, is_network
+from keras_coordatt.graph import Graph, input_and_output, is_network
 from keras_coordatt.layers.freezing import nested_layers
 from keras_coordatt.preprocessing import record_layers
 from keras_coordatt.validation import check_choice, check_positive_int
@@ -190,7 +190,7 @@ def _check_metrics(metrics):
 
 def classes_of(model: keras.Model) -> int | None:
     """Returns the number of classes of a classifier, detector or segmenter, or `None`."""
-    outputs = model.output
+    images, outputs = input_and_output(model)
     if isinstance(outputs, dict):
         if set(outputs) == {"boxes", "classes"}:  # logits, the background's first
             return outputs["classes"].shape[-1] - 1
@@ -208,9 +208,9 @@ def classes_of(model: keras.Model) -> int | None:
     if len(outputs) == 1 and len(outputs[0].shape) == 4:
         size = list(outputs[0].shape[1:])
         classes = size.pop(channel_axis() - 1)
-        images = list(model.input.shape[1:])
-        images.pop(channel_axis() - 1)
-        return classes if size == images and "float" in outputs[0].dtype else None
+        image_size = list(images.shape[1:])
+        image_size.pop(channel_axis() - 1)
+        return classes if size == image_size and "float" in outputs[0].dtype else None
     return None
 
 

@@ -17,7 +17,7 @@ from keras_coordatt.detection import SSDLite
 from keras_coordatt.detection.suppression import suppress
 from keras_coordatt.export.litert_runtime import LiteRTFile, fixed_batches
 from keras_coordatt.export.metadata import packages_for_onnx, read_metadata
-from keras_coordatt.graph import is_network
+from keras_coordatt.graph import input_and_output, is_network
 from keras_coordatt.preprocessing import Preprocessing, preprocessing_of
 from keras_coordatt.record import TASKS, check_labels, record_of
 from keras_coordatt.validation import check_choice, check_number, check_positive_int
@@ -262,7 +262,13 @@ def _from_file(path, score_threshold):
             "`model` must be a SavedModel, or end in .tflite, .onnx or one of "
             f"{FILE_TYPES}. Received: {os.fspath(path)!r}"
         )
-    call, shape, dtype = read(path)
+    try:
+        call, shape, dtype = read(path)
+    except ImportError:
+        raise
+    except Exception as error:
+        # Each runtime has exceptions of its own for a damaged file.
+        raise ValueError(f"Cannot read {os.fspath(path)!r}: {error}") from error
     # Pictures have 3 channels, so a file without metadata still tells where they are.
     first = len(shape) == 4 and shape[1] == 3 and shape[3] != 3
     source = Runnable(
@@ -323,7 +329,8 @@ def _from_keras(model, score_threshold):
             "`model` must have one input, a batch of images. "
             f"Received: inputs={model.inputs}"
         )
-    detects = isinstance(model.output, dict) and set(model.output) == DETECTIONS
+    _, output = input_and_output(model)
+    detects = isinstance(output, dict) and set(output) == DETECTIONS
 
     def call(batch):
         outputs = model.predict_on_batch(batch)

@@ -435,13 +435,16 @@ def test_benchmarks(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ([], "error: expected .*train.*convert.*not provided"),
+        ([], "error: COMMAND is required"),
         (["no-such"], "invalid choice: 'no-such'.*convert"),
         (["convert", "one"], "arguments are required: OUT"),
         (["--alpha"], "--alpha"),
         (["convert", "one", "two", "--alpha", "wide"], "--alpha: .*float.*'?wide"),
         (["convert", "one", "two", "--aplha", "1"], "--aplha.*mean --alpha[?]"),
-        (["convert", "one", "two", "--attention", "z"], "--attention: .*coordinate.*z"),
+        (
+            ["convert", "one", "two", "--attention", "z"],
+            "--attention: Expected one of 'coordinate', .*'none'. Received: z[.]",
+        ),
         (
             ["compare", "classify", "one", "--seeds", "0", "x"],
             "--seeds element 2: .*int.*x",
@@ -478,6 +481,7 @@ def test_every_option_has_help_and_shows_its_default(capsys, monkeypatch, comman
     with pytest.raises(SystemExit):
         main([command, "--help"])
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert not any("Literal" in line for line in lines)  # the choices are shown
     text = r"[A-Z`].*\."
     for name, option in inspect.signature(COMMANDS[command]).parameters.items():
         heading, end = rf"--{name.replace('_', '-')}\b", "required"

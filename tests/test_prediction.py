@@ -160,10 +160,12 @@ def test_what_is_unknown_is_asked_for(models, tmp_path):
     settings["preprocessing"] = RAW_PIXELS
     with pytest.raises(ValueError, match="`labels`.*3 classes.*Received"):
         predict(foreign, SCENE, labels=["a", "b"], **settings)
-    (prediction,) = predict(foreign, SCENE, labels=COLORS, **settings)
-    assert dict(prediction.classes) == pytest.approx(
-        dict(zip(COLORS, SCENE.mean((0, 1)))), abs=1
-    )
+    sequential = keras.Sequential(foreign.layers)
+    for model in (foreign, sequential):
+        (prediction,) = predict(model, SCENE, labels=COLORS, **settings)
+        assert dict(prediction.classes) == pytest.approx(
+            dict(zip(COLORS, SCENE.mean((0, 1)))), abs=1
+        )
 
 
 def test_bad_arguments(models, tmp_path):
@@ -182,6 +184,10 @@ def test_bad_arguments(models, tmp_path):
             predict(model, images)
     with pytest.raises(ValueError, match="`model`.*notes.txt"):
         predict(tmp_path / "notes.txt", SCENE)
+    for name in ("cut.tflite", "cut.onnx", "cut/saved_model.pb"):
+        write(tmp_path / name, "not a model")
+        with pytest.raises(ValueError, match="Cannot read .*cut"):
+            predict(tmp_path / name.removesuffix("/saved_model.pb"), SCENE)
     with pytest.raises(FileNotFoundError, match="missing.keras"):
         predict("missing.keras", SCENE)
     for arguments in (

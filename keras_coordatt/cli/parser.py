@@ -21,8 +21,20 @@ import jsonargparse
 METAVARS = {"source": "IN", "output": "OUT", "images": "IMAGE"}
 
 
+class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
+    """Help without types that the choices before it show already."""
+
+    def _expand_help(self, action):
+        text = super()._expand_help(action)
+        text = re.sub(r"type: (Optional\[)?Literal\[.*?\]+(, )?", "", text)
+        return text.removesuffix(" ()")
+
+
 class CommandParser(jsonargparse.ArgumentParser):
     """Parser that reports an error in one line."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, formatter_class=_HelpFormatter, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
         """Prints the error of an argument, and ends the process."""
@@ -37,8 +49,19 @@ class CommandParser(jsonargparse.ArgumentParser):
             name = action.option_strings[0] if action.option_strings else action.metavar
             message = re.sub(rf'Parser key "{action.dest}"', str(name), message)
         message = re.sub(r"typing\.Literal\[(.*?)\]", r"one of \1", message)
-        message = re.sub(r"<class '(\w+)'>", r"\1", message)
+        message = re.sub(r"<class '([\w.]+)'>", r"\1", message)
+        message = re.sub(
+            r"Does not validate against any of the Union subtypes Subtypes: "
+            r"\[(.*), NoneType\] Errors: .* Given value type: \S+ Given value: (.*)",
+            r"Expected \1. Received: \2",
+            message,
+        )
         message = message.replace("Expected a one of", "Expected one of")
+        message = re.sub(
+            'expected "subcommand" to be .* not provided',
+            "COMMAND is required",
+            message,
+        )
         message = re.sub(
             r"(?<=required: )[\w., ]+$",
             lambda found: ", ".join(
@@ -89,12 +112,14 @@ def _add_parameter(parser, parameter, kind, text):
     if parameter.default is parameter.empty:
         names = [parameter.name]
         options["metavar"] = _metavar(parameter.name)
-        if typing.get_origin(kind) is typing.Literal:
+        if _is_literal(kind):
             # Without a default, which would replace the value of a `--config` file.
             options |= {"nargs": "?", "default": argparse.SUPPRESS}
     else:
         names = [f"--{parameter.name.replace('_', '-')}"]
         options["default"] = parameter.default
+        if choices := _choices(kind):
+            options["metavar"] = f"{{{','.join(choices)}}}"
     if kind is bool:
         options["action"] = jsonargparse.ActionYesNo(no_prefix="no-")
     elif (items := _type_of_items(kind)) is not None:
@@ -119,6 +144,16 @@ def first_choices(function: Callable) -> dict:
 
 def _metavar(name):
     return METAVARS.get(name, name.upper())
+
+
+def _choices(kind):
+    """Returns the values of a `Literal`, or of one that may be `None`."""
+    literals = [x for x in (kind, *typing.get_args(kind)) if _is_literal(x)]
+    return typing.get_args(literals[0]) if literals else ()
+
+
+def _is_literal(kind):
+    return typing.get_origin(kind) is typing.Literal
 
 
 def _type_of_items(kind):
