@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             process.
 
     Returns:
-        The exit status: 0, or 1 if the command failed. If the arguments can't be
+        The exit status: 0, 1 if the command failed, or 130 if it was interrupted. If the arguments can't be
         parsed, the process ends with status 2.
     """
     parser = CommandParser(
@@ -67,4 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         message = " ".join(str(error).split())
         print(f"keras-coordatt: error: {message}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt as stop:
+        print(f"keras-coordatt: interrupted. {stop}".strip(), file=sys.stderr)
+        return 130
     return 0

@@ -132,6 +132,7 @@ class Backup:
 
 def check_settings(saved: dict, settings: dict, folder: pathlib.Path) -> None:
     """Raises a ValueError if a folder is of a training with other settings."""
+    saved, settings = _flat(saved), _flat(settings)
     differing = [
         f"{name}: {saved.get(name)!r} there, {settings.get(name)!r} now"
         for name in {**saved, **settings}
@@ -142,3 +143,14 @@ def check_settings(saved: dict, settings: dict, folder: pathlib.Path) -> None:
             f"{folder} is of another training. Repeat its settings to continue it, "
             f"choose another OUT, or delete it. Different: {'; '.join(differing)}"
         )
+
+
+def _flat(settings):
+    """Returns nested settings with names such as `recipe.epochs`."""
+    flat = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": x for key, x in _flat(value).items()}
+        else:
+            flat[name] = value
+    return flat

@@ -131,7 +131,7 @@ class Output:
     def save_figure(self, backup: Backup, figure, name: str) -> None:
         """Saves a figure as PNG in the folder."""
         with backup.writing(self.folder / name) as temporary:
-            figure.savefig(temporary, format="png", dpi=110)
+            figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
 
     def write_json(self, backup: Backup, content: dict, name: str) -> None:
         """Writes JSON into the folder."""

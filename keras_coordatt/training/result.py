@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_coordatt import visualize
+from keras_coordatt.data import IGNORED
 from keras_coordatt.evaluation import (
     SCORE_THRESHOLD,
     Evaluation,
@@ -66,6 +67,8 @@ def can_draw() -> bool:
 def curves(rows: list[dict]):
     """Returns a figure of a history, one dict per epoch."""
     names = dict.fromkeys(name for row in rows for name in row)
+    # The loss first, and the learning rate last.
+    names = sorted(names, key=lambda x: ("loss" not in x) + (x == "learning_rate"))
     history = {
         name: [np.nan if row.get(name) is None else row[name] for row in rows]
         for name in names
@@ -143,8 +146,11 @@ def _draw_masks(pictures, examples, masks, labels):
         resize_mask(example["segmentation_mask"][..., 0], masks.shape[1:])
         for example in examples
     ]
-    both = np.concatenate([masks, np.stack(truth)], axis=2).astype("int32")
-    twice = np.concatenate([pictures, pictures], axis=2)
-    figure = visualize.plot_masks(twice, both, labels, columns=2)
-    figure.suptitle("left: predicted, right: truth", fontsize=9)
+    # A white line between the two
+    line = np.full_like(pictures[:, : 1 + pictures.shape[1] // 40], 255)
+    twice = np.concatenate([pictures, line, pictures], axis=1)
+    ignored = np.full(line.shape[:3], IGNORED)
+    both = np.concatenate([masks, ignored, np.stack(truth)], axis=1).astype("int32")
+    figure = visualize.plot_masks(twice, both, labels, columns=4)
+    figure.supxlabel("above: predicted, below: truth", fontsize=9)
     return figure

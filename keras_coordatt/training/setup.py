@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import inspect
 import json
 import os
+import pathlib
 from collections.abc import Callable, Mapping
 
 import tensorflow as tf
@@ -120,6 +122,7 @@ def settings_of(
     return {
         "task": job.name,
         "data": os.fspath(data) if is_path else job.builder.info.full_name,
+        "files": fingerprint(data) if is_path else None,
         "images": {
             name: job.builder.info.splits[split].num_examples
             for name, split in job.splits.items()
@@ -130,6 +133,39 @@ def settings_of(
         "recipe": dataclasses.asdict(job.recipe),
         **options,
     }
+
+
+def fingerprint(data: str | os.PathLike) -> str | None:
+    """Returns a hash of the names and sizes of the files in a folder.
+
+    Args:
+        data: A folder or file. Other names, such as TFDS's, have none.
+    """
+    root = pathlib.Path(data)
+    if not root.exists():
+        return None
+    files = []
+    for folder, folders, names in os.walk(root) if root.is_dir() else ():
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = pathlib.Path(folder, name)
+            if not name.startswith(".") and path.exists():
+                relative = path.relative_to(root).as_posix()
+                files.append(f"{relative} {path.stat().st_size}")
+    text = "\n".join(sorted(files) or [str(root.stat().st_size)])
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
+
+
+def check_outside(data, folder: pathlib.Path | None) -> None:
+    """Raises a ValueError if OUT is in DATA, where figures would become images."""
+    if folder is None or not isinstance(data, str | os.PathLike):
+        return
+    root = pathlib.Path(data)
+    if root.is_dir() and folder.resolve().is_relative_to(root.resolve()):
+        raise ValueError(
+            f"OUT must not be inside DATA, as its figures would become images. "
+            f"Received: OUT={folder}, DATA={root}"
+        )
 
 
 def describe(build: Callable) -> dict:

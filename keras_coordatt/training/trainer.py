@@ -104,13 +104,19 @@ def train(
     0.94
     """
     # Imports TensorFlow, which training with other backends needs for its data only.
-    from keras_coordatt.training.setup import config_of, open_task, settings_of
+    from keras_coordatt.training.setup import (
+        check_outside,
+        config_of,
+        open_task,
+        settings_of,
+    )
 
     check_number("validation_split", validation_split, 0, 1, closed=True)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"`seed` must be a non-negative integer. Received: {seed!r}")
     check_choice("deterministic", deterministic, (True, False))
     out = Output(output)
+    check_outside(data, out.folder)
     job = open_task(
         task, data, build, weights, recipe, changes, validation_split, on_error
     )
@@ -209,6 +215,13 @@ class Session:
                     )
                 except FloatingPointError as error:
                     raise FloatingPointError(f"{error}. {self._keep()}") from error
+                except KeyboardInterrupt as stop:
+                    done = len(backup.rows)
+                    raise KeyboardInterrupt(
+                        f"The same call continues after epoch {done}"
+                        if done
+                        else "No epoch was complete, so nothing is left behind"
+                    ) from stop
             previous = phase
 
     def finish(self) -> dict:
@@ -277,6 +290,9 @@ class Session:
             return "No epoch was complete, so nothing is left behind"
         best = best_epoch(self.backup.rows, self.job.metric)
         self.backup.load_best(self.twin, best)
+        if self.out.folder is not None:
+            # Missing if the process was killed before it was written.
+            self.out.save(self.backup, self.twin, BEST)
         self.out.write_file(self.twin)
         place = self.out.file or (self.out.folder and self.out.folder / BEST)
         return f"The best model so far, of epoch {best}, is {place}"

@@ -2,7 +2,8 @@
 
     python killed.py DATA OUT KILLS SEED
 
-Prints how many processes were killed. All are forked from this one, which has imported
+Trains without kills into OUT/whole and with them into OUT/killed, and prints how many
+processes were killed in each. All are forked from this one, which has imported
 everything and computed nothing, so that none has to start anew.
 """
 
@@ -18,6 +19,9 @@ import tensorflow as tf
 
 from keras_coordatt.training import train, trainer  # noqa: F401
 
+# A process is killed after as many seconds, even before its first epoch.
+LONGEST = 60
+
 
 def child(data, out):
     tf.config.threading.set_intra_op_parallelism_threads(1)
@@ -26,22 +30,24 @@ def child(data, out):
     changes = {
         "image_size": 32,
         "batch_size": 4,
-        "epochs": 12,
-        "head_epochs": 4,
+        "epochs": 4,
+        "head_epochs": 2,
         "ema": 0.9,
         "rand_augment": 0.5,
         "mixup": 0.2,
         "zero_init": False,
-        "patience": 11,
+        "patience": 3,
     }
     options = {"deterministic": True, "verbose": False, "recipe": "scratch"}
     train(None, data, out, build=conftest.tiny, changes=changes, **options)
 
 
-def main(data, out, kills, seed):
-    draw = random.Random(int(seed))
-    killed, longest = 0, 20.0
+def train_and_kill(data, out, kills, draw):
+    """Returns the number of killed processes, when one has ended by itself."""
+    state = out / ".training" / "state.json"
+    killed = 0
     while True:
+        before = last_change(state)
         pid = os.fork()
         if not pid:
             status = 1
@@ -50,25 +56,30 @@ def main(data, out, kills, seed):
                 status = 0
             finally:
                 os._exit(status)
-        start = time.monotonic()
-        if killed < int(kills):
-            # Wait until it trains, then a random time of up to about two epochs.
-            state, seen = pathlib.Path(out) / ".training" / "state.json", None
-            before = state.stat().st_mtime_ns if state.exists() else None
-            while time.monotonic() - start < longest:
-                seen = state.stat().st_mtime_ns if state.exists() else None
-                if seen != before and draw.random() < 0.9:
-                    break
+        if killed < kills:
+            # Usually after an epoch, so that kills are spread over the training.
+            deadline = time.monotonic() + LONGEST
+            while time.monotonic() < deadline and last_change(state) == before:
                 time.sleep(0.01)
-            time.sleep(draw.uniform(0, 1.0))
+            time.sleep(draw.uniform(0, 1))
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
-        if os.WIFSIGNALED(status):
-            killed += 1
-        else:
-            print(killed)
-            return os.waitstatus_to_exitcode(status)
+        if os.WIFEXITED(status):
+            if os.waitstatus_to_exitcode(status):
+                sys.exit("A training failed")
+            return killed
+        killed += 1
+
+
+def last_change(path):
+    return path.stat().st_mtime_ns if path.exists() else None
+
+
+def main(data, out, kills, seed):
+    draw = random.Random(int(seed))
+    for name, count in (("whole", 0), ("killed", int(kills))):
+        print(train_and_kill(data, pathlib.Path(out) / name, count, draw), flush=True)
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    main(*sys.argv[1:])

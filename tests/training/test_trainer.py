@@ -25,7 +25,11 @@ def test_a_folder_has_all_that_is_known(eager, image_folder, tmp_path, build, qu
         "last.keras",
         "config.json",
         "history.csv",
+        "curves.png",
+        "confusion.png",
+        "predictions.png",
         "report.json",
+        "logs",
     } <= (set(files(out)))
     assert not (out / ".training").exists()
     report = json.loads((out / "report.json").read_text())
@@ -46,11 +50,26 @@ def test_a_folder_has_all_that_is_known(eager, image_folder, tmp_path, build, qu
     expected = (scores.argmax(-1) == labels).mean()
     assert report["metrics"]["accuracy"] == pytest.approx(expected)
 
+    # Of the pictures in the folder, by other code
+    evaluation = report["evaluation"]
+    table = np.zeros((3, 3), int)
+    np.add.at(table, (np.asarray(labels), scores.argmax(-1)), 1)
+    assert evaluation["confusion"] == table.tolist()
+    assert evaluation["metrics"]["top1"] == pytest.approx(expected)
+    for name in ("curves", "confusion", "predictions"):
+        picture = keras.utils.img_to_array(keras.utils.load_img(out / f"{name}.png"))
+        assert min(picture.shape[:2]) > 200 and picture.std() > 10
+
     # The same command again has nothing to do; another one would lose the results.
     again = train(None, image_folder, out, build=build, changes=quick)
     assert again.report == report
     with pytest.raises(ValueError, match="another training.*seed: 0 there, 1 now"):
         train(None, image_folder, out, build=build, changes=quick, seed=1)
+    with pytest.raises(ValueError, match=r"Different: recipe.epochs: 2 there, 3 now$"):
+        train(None, image_folder, out, build=build, changes={**quick, "epochs": 3})
+    keras.utils.save_img(image_folder / "train" / "cat" / "0.png", np.zeros((9, 9, 3)))
+    with pytest.raises(ValueError, match=r"Different: files: '\w+' there, '\w+' now$"):
+        train(None, image_folder, out, build=build, changes=quick)
 
 
 def test_a_file_is_the_model_alone(eager, image_folder, tmp_path, build, quick):
@@ -74,6 +93,7 @@ def test_a_file_is_the_model_alone(eager, image_folder, tmp_path, build, quick):
         ({"changes": {"head_epochs": 16}}, "`head_epochs` must be fewer"),
         ({"recipe": "paper2"}, "`recipe`.*paper2"),
         ({"output": "model.pth"}, "OUT must be a folder, or.*model.pth"),
+        ({"output": "images/out"}, "OUT must not be inside DATA"),
         ({"seed": -1}, "`seed`.*-1"),
         ({"validation_split": 1}, "`validation_split`.*1"),
     ],
@@ -110,7 +130,7 @@ def test_a_loss_of_nan_keeps_the_best(
     def breaks(model, *data):
         logs = train_step(model, *data)
         steps.append(logs)
-        return {**logs, "loss": np.nan} if len(steps) == 5 else logs
+        return {**logs, "loss": np.nan} if len(steps) == 4 else logs
 
     out, arguments = tmp_path / "out", {"build": build, "changes": quick}
     monkeypatch.setattr(keras.Model, "train_step", breaks)
@@ -121,7 +141,7 @@ def test_a_loss_of_nan_keeps_the_best(
         train(None, image_folder, out, **arguments)
     assert keras.saving.load_model(out / "best.keras").built
     # In the first epoch, there is nothing to keep.
-    steps[:] = [None] * 4
+    steps[:] = [None] * 3
     with pytest.raises(FloatingPointError, match="epoch 1.*nothing is left behind"):
         train(None, image_folder, tmp_path / "other", **arguments)
     assert files(tmp_path) == ["images", "out"]

@@ -1,0 +1,66 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from keras_coordatt.training import fine_tune
+from keras_coordatt.training.phases import Phase
+
+CHANGES = {"epochs": 3, "head_epochs": 1, "learning_rate": 0.02}
+
+
+@pytest.fixture
+def batches():
+    rng = np.random.default_rng(0)
+    labels = np.tile([0, 1, 2], 4)
+    images = rng.normal(size=(12, 32, 32, 3)) + labels[:, None, None, None]
+    dataset = tf.data.Dataset.from_tensor_slices((images.astype("float32"), labels))
+    return dataset.batch(4)
+
+
+def test_the_head_first_and_then_all_but_statistics(eager, monkeypatch, build, batches):
+    model = build((32, 32, 3))
+    layers = {type(layer).__name__: layer for layer in model.layers}
+    layers["Conv2D"].trainable = False
+    weights = [[x.copy() for x in layer.get_weights()] for layer in layers.values()]
+    before = dict(zip(layers, weights))
+    set_trainable, rates = Phase.set_trainable, []
+
+    def seen(phase, *arguments):
+        set_trainable(phase, *arguments)
+        rates.append((phase.name, phase.learning_rate))
+        if phase.name == "all":
+            # After the head's epochs, the base is as it was.
+            for name in ("Conv2D", "BatchNormalization"):
+                for a, b in zip(layers[name].get_weights(), before[name]):
+                    np.testing.assert_array_equal(a, b)
+            assert (layers["Dense"].get_weights()[0] != before["Dense"][0]).any()
+
+    monkeypatch.setattr(Phase, "set_trainable", seen)
+    history = fine_tune(model, batches, batches, changes=CHANGES, verbose=0)
+    assert rates == [("head", 3e-3), ("all", 0.02)]
+    assert len(history["loss"]) == len(history["val_accuracy"]) == 3
+    assert (layers["Conv2D"].get_weights()[0] != before["Conv2D"][0]).any()
+    for a, b in zip(
+        layers["BatchNormalization"].get_weights(), before["BatchNormalization"]
+    ):
+        np.testing.assert_array_equal(a, b)
+    assert not layers["Conv2D"].trainable and layers["BatchNormalization"].trainable
+    # The weights are those of the best epoch.
+    right = [
+        model.predict_on_batch(x.numpy()).argmax(-1) == y.numpy() for x, y in batches
+    ]
+    assert np.mean(right) == pytest.approx(max(history["val_accuracy"]))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"changes": {"batch_size": 4}}, "`changes` can't have 'batch_size'"),
+        ({"changes": {"epochs": 2}}, "`head_epochs` must be fewer"),
+        ({"head": [keras.layers.Dense(2)]}, "`head` must be layers of the model"),
+    ],
+)
+def test_wrong_arguments(build, batches, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        fine_tune(build((32, 32, 3)), batches, **arguments)
