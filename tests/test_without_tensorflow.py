@@ -14,7 +14,8 @@ import keras  # PyTorch asks whether packages are there, and would not take an e
 class Absent:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in {"tensorflow", "tensorflow_datasets",
-                "matplotlib", "pycocotools", "cv2", "PIL"}:
+                "matplotlib", "pycocotools", "cv2", "PIL", "flatbuffers", "onnx",
+                "ai_edge_litert", "importlib_resources"}:
             raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 sys.meta_path.insert(0, Absent())

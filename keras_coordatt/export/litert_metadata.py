@@ -8,8 +8,6 @@ Reference:
     metadata_schema.fbs of https://github.com/tensorflow/tflite-support
 """
 
-import flatbuffers
-
 # Values of the enumerations and unions in the schema.
 IMAGE_PROPERTIES = 2
 BOUNDING_BOX_PROPERTIES = 3
@@ -54,6 +52,8 @@ def add_metadata(content: bytes, metadata: dict) -> bytes:
     entry.name, entry.buffer = "TFLITE_METADATA", len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or []), entry]
+    import flatbuffers
+
     builder = flatbuffers.Builder(len(content))
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
@@ -118,6 +118,8 @@ class _Builder:
     """Builds a flatbuffer from the inside out; a field is (how to put it, value)."""
 
     def __init__(self):
+        import flatbuffers
+
         self.builder = flatbuffers.Builder()
 
     def byte(self, value):
