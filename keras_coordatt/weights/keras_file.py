@@ -355,12 +355,15 @@ def _training_state(datasets, model):
 
 
 def _layer_path(path, names, automatic):
-    parts = path.split("/")
-    for i, part in enumerate(path.split("/")):
-        name = names.get("/".join(path.split("/")[: i + 1]), part)
-        if _kind(part) in automatic and _kind(name) not in automatic:
-            parts[i] = name
-    return "/".join(parts)
+    old = path.split("/")
+    new = list(old)
+    for i, part in enumerate(old):
+        name = names.get("/".join(old[: i + 1]), part)
+        # Keras also numbers the layers of a class that only the file has.
+        numbered = _kind(part) in automatic or old[i - 1 : i] == ["layers"]
+        if numbered and _kind(name) not in (*automatic, _kind(part)):
+            new[i] = name
+    return "/".join(new)
 
 
 def _kind(name):

@@ -653,3 +653,13 @@ def test_without_a_hub(monkeypatch):
         ImportError, match=r"needs huggingface_hub.*keras_coordatt\[hf\]"
     ):
         load_weights(tiny(), "hf://user/repository/it.safetensors")
+
+
+@EACH
+def test_a_class_of_layers_that_only_the_file_has(save, suffix):
+    whole = randomized(tiny(attention=False))
+    headless = tiny(attention=False, include_top=False)
+    assert not any(isinstance(la, keras.layers.Dense) for la in headless.layers)
+    load_weights(headless, save(whole, suffix))
+    kernel = whole.get_layer("Conv1").get_weights()[0]
+    np.testing.assert_array_equal(headless.get_layer("Conv1").get_weights()[0], kernel)
