@@ -31,7 +31,9 @@ class Phase:
         self, model: keras.Model, head: Sequence[keras.Layer], recipe: Recipe
     ) -> None:
         """Sets which layers are trained in this phase."""
-        model.trainable = True
+        # One by one: with TensorFlow, `model.trainable = True` reaches no layer after `fit`.
+        for layer in nested_layers(model):
+            layer.trainable = True
         in_head = {id(layer) for top in head for layer in nested_layers(top)}
         base = [
             layer
