@@ -28,10 +28,10 @@ def test_python(eager, monkeypatch, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README + GUIDE, re.DOTALL)
     assert len(blocks) >= 5
     code = re.sub(r"\b(64|128)\b", "32", "\n".join(blocks))
-    # Three steps of training, and a batch to quantize with.
-    code = code.replace('"image_size": 32', '"image_size": 32, "batch_size": 429')
+    # Two steps of training, and a batch to quantize with.
+    code = re.sub(r'"(train|test)"', r'"\1[:64]"', code)
     code = re.sub(r"take\(\d+\)", "take(1)", re.sub(r"epochs=\d+", "epochs=1", code))
-    code = re.sub(r"\.fit\((boxes|masks)", r".fit(\1.take(1)", code)
+    code = code.replace('"epochs": 8', '"epochs": 2')
     script = tmp_path / "readme.py"
     script.write_text(code)
     names = runpy.run_path(str(script))
