@@ -252,7 +252,7 @@ def test_images_may_be_jpegs_and_grey(folder):
 @pytest.mark.parametrize(
     ("mask", "message"),
     [
-        (np.full((30, 40), 4, "uint8"), r"00\.png.*no class"),
+        (np.full((30, 40), 4, "uint8"), r"00\.png.*unknown classes: \[4\]"),
         (np.eye(3, dtype="uint8")[np.ones((30, 40), int)], r"00\.png .*in colour"),
         (np.zeros((30, 41), "uint8"), r"00\.png is 41 x 30.*its image is 40 x 30"),
     ],
