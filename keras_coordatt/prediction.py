@@ -137,8 +137,9 @@ def predict(
 
     Example:
 
-    >>> predict("cats.keras", "photo.jpg")[0].classes[0]
-    ('cat', 0.98)
+    >>> label, score = predict("cats.keras", "photo.jpg")[0].classes[0]
+    >>> label
+    'cat'
     """
     check_choice("on_error", on_error, ("raise", "skip"))
     pictures = find_pictures(images)

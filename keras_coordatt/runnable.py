@@ -187,7 +187,7 @@ def open_model(
 
     Example:
 
-    >>> open_model("cats.tflite").labels
+    >>> open_model("cats.keras").labels
     ('cat', 'dog')
     """
     if isinstance(model, Runnable):

@@ -23,6 +23,7 @@ from keras_coordatt.data import load_classification
 from keras_coordatt.detection import SSDLite
 from keras_coordatt.export import saved_model
 from keras_coordatt.preprocessing import IMAGENET, PreprocessingRecord
+from keras_coordatt.record import set_record
 from keras_coordatt.segmentation import DeepLabV3
 
 # Examples that are not run here, and why.
@@ -60,6 +61,17 @@ def folder(tmp_path_factory):
     mask.putpalette(range(256))
     (folder / "SegmentationClass").mkdir()
     mask.save(folder / "SegmentationClass" / "2007_000032.png")
+    # Black cats and white dogs, and a network that tells them apart
+    for name, colour in ("cat", "black"), ("dog", "white"):
+        (folder / "photos" / name).mkdir(parents=True)
+        for i in range(4):
+            image = Image.new("RGB", (80, 60), colour)
+            image.save(folder / "photos" / name / f"{i}.jpg")
+    (folder / "photo.jpg").symlink_to(folder / "photos" / "cat" / "0.jpg")
+    cats = tiny_classifier()
+    cats.layers[-1].kernel.assign([[-1, 1]] * 3)
+    set_record(cats, task="classification", labels=("cat", "dog"), image_size=(64, 64))
+    cats.save(folder / "cats.keras")
     if BACKEND == "torch":
         import torch
         from safetensors.torch import load_file
@@ -70,16 +82,19 @@ def folder(tmp_path_factory):
     return folder
 
 
-def given_to_exports():
-    # As an export takes a while, this network is tiny.
+def tiny_classifier():
     image = keras.Input((64, 64, 3), name="image")
     x = keras.layers.GlobalAveragePooling2D()(PreprocessingRecord(IMAGENET)(image))
     x = keras.layers.Dense(2, "softmax", name="predictions")(x)
+    return keras.Model(image, x)
+
+
+def given_to_exports():
     return {
         "keras": keras,
         "np": np,
         "tf": tf,
-        "model": keras.Model(image, x),
+        "model": tiny_classifier(),  # as an export takes a while
         "images": np.zeros((2, 64, 64, 3), "float32"),
         "preprocess_input": preprocess_input,
         "load_classification": load_classification,

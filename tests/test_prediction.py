@@ -74,6 +74,7 @@ def test_files(models, task, write, name, tmp_path):
     check_scene(prediction, task)
 
 
+@needs_tensorflow  # the other backends refuse to export it
 @each_format
 def test_files_of_detectors_with_suppression(models, write, name, tmp_path):
     raw = models["detection"]

@@ -28,7 +28,8 @@ def list_models() -> list[str]:
 
     Example:
 
-    >>> build = getattr(keras_coordatt.applications, list_models()[0])
+    >>> from keras_coordatt import applications
+    >>> build = getattr(applications, applications.list_models()[0])
     >>> model = build(weights=None)
     """
     return ["MobileNetV2CA", "MobileNeXtCA", "EfficientNetCA"]

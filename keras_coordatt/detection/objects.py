@@ -54,3 +54,13 @@ def check_keys(y) -> None:
             "`y` must be a dict of 'boxes', (N, M, 4), and 'labels', (N, M). "
             f"Received: {type(y) if not isinstance(y, dict) else list(y)}"
         )
+
+
+def check_ranks(y) -> None:
+    """Checks the ranks of boxes and labels, as far as a graph knows them."""
+    ranks = [keras.ops.ndim(y[name]) for name in ("boxes", "labels")]
+    if None not in ranks and ranks != [3, 2]:
+        raise ValueError(
+            "`y` must have 'boxes' of shape (N, M, 4) and 'labels' of shape (N, M). "
+            f"Received: {ranks[0]} and {ranks[1]} axes"
+        )

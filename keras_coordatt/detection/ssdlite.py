@@ -24,7 +24,7 @@ from keras_coordatt.detection.losses import (
     total_loss,
 )
 from keras_coordatt.detection.matching import training_targets
-from keras_coordatt.detection.objects import check_keys, check_objects
+from keras_coordatt.detection.objects import check_keys, check_objects, check_ranks
 from keras_coordatt.detection.suppression import NonMaxSuppression
 from keras_coordatt.validation import check_choice, check_positive_int
 
@@ -176,6 +176,7 @@ class SSDLite(CheckedModel):
         self, x=None, y=None, y_pred=None, sample_weight=None, training=True
     ):
         check_keys(y)
+        check_ranks(y)
         if sample_weight is not None:
             raise ValueError(
                 "`sample_weight` must be None: boxes have no weights. "

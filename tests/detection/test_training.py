@@ -167,7 +167,11 @@ GOOD = (
         ("labels", lambda x: x + 1, r"`y\['labels'\]`.* from 0 to 1.*Received: 2"),
         ("labels", lambda x: x - 3, r"`y\['labels'\]`.*Received: -2"),
         ("labels", lambda x: x - 0.5, r"`y\['labels'\]`.*integers.*Received: 0.5"),
-        ("labels", lambda x: x[:, 0], r"`y`.*shape \(N, M\).*Received: .*\(2,\)"),
+        (
+            "labels",
+            lambda x: x[:, 0],
+            r"`y`.*shape \(N, M\).*Received: .*(\(2,\)|1 axes)",
+        ),
         ("boxes", lambda x: x * 64, r"`y\['boxes'\]`.*fractions.*Received: \[12"),
         ("boxes", lambda x: x[..., ::-1], r"`y\['boxes'\]`.*x1 <= x2.*Received"),
         ("boxes", lambda x: x + np.nan, r"`y\['boxes'\]`.*Received: \[nan"),

@@ -17,6 +17,7 @@ class Killed(BaseException):
     """Ends a training as a signal does."""
 
 
+@pytest.mark.skipif(BACKEND != "torch", reason="one backend is enough")
 def test_interrupted_at_any_write(
     eager, image_folder, tmp_path, monkeypatch, build, quick
 ):
