@@ -95,11 +95,24 @@ def test_lora_is_kept(attention, quantized, tmp_path):
         model.quantize("int8")
     copy = reloaded(model, tmp_path)
     assert len(copy.trainable_weights) == len(model.trainable_weights)
-    np.testing.assert_allclose(
-        copy.predict(X, verbose=0),
-        model.predict(X, verbose=0),
-        atol=0.02 if quantized else 1e-6,
-    )
+    if not quantized:
+        np.testing.assert_allclose(
+            copy.predict(X, verbose=0), model.predict(X, verbose=0), atol=1e-6
+        )
+        return
+    # Keras merges LoRA into the kernels that it saves, and rounds them to int8 again.
+    for layer, loaded in zip(layers_of(model), layers_of(copy)):
+        if isinstance(layer, layers.Dense):
+            kernel, rounded = effective_kernel(layer), effective_kernel(loaded)
+            step = np.abs(kernel).max(axis=0) / 127
+            assert (np.abs(rounded - kernel) <= step).all()
+
+
+def effective_kernel(dense):
+    """Returns what a Dense layer multiplies with, LoRA and int8 included."""
+    units = dense.input_spec.axes[-1]
+    outputs = [dense(rows) for rows in (np.eye(units), np.zeros((1, units)))]
+    return np.subtract(*map(keras.ops.convert_to_numpy, outputs))
 
 
 def test_configurations_without_changes_are_those_of_earlier_versions():
