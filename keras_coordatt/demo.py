@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import functools
 import io
 import pathlib
 import time
@@ -41,19 +42,20 @@ def tell(folder: pathlib.Path) -> None:
     """Fine-tunes, draws and exports, and prints each step."""
     folder.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
-    digits = {"name": "digits/classification", "image_size": SIZE, "seed": 0}
+    load_digits = functools.partial(
+        load_classification, "digits/classification", image_size=SIZE, seed=0
+    )
     # The first time, TFDS prints that it builds the data.
     with contextlib.redirect_stdout(io.StringIO()):
         open_data("digits/classification")
-    train = load_classification(
+    train = load_digits(
         split="train",
         batch_size=BATCH_SIZE,
         augment=keras.layers.RandomTranslation(0.1, 0.1, fill_mode="nearest", seed=0),
         preprocess=preprocess_input,
         shuffle=True,
-        **digits,
     )
-    test = load_classification(split="test", preprocess=preprocess_input, **digits)
+    test = load_digits(split="test", preprocess=preprocess_input)
 
     model = MobileNetV2CA((SIZE, SIZE, 3), alpha=0.5, weights="cifar10", classes=10)
     print(
@@ -89,7 +91,7 @@ def tell(folder: pathlib.Path) -> None:
     )
 
     print("4. Pictures of it:")
-    pictures = load_classification(split="test", **digits)
+    pictures = load_digits(split="test")
     pictures = np.concatenate([pictures for pictures, _ in pictures])
     for name, (figure, caption) in draw(
         model, history, pictures, images, labels, predictions

@@ -20,7 +20,12 @@ from keras_coordatt.export.metadata import packages_for_onnx, read_metadata
 from keras_coordatt.graph import input_and_output, is_network
 from keras_coordatt.preprocessing import Preprocessing, preprocessing_of
 from keras_coordatt.record import TASKS, check_labels, record_of
-from keras_coordatt.validation import check_choice, check_number, check_positive_int
+from keras_coordatt.validation import (
+    MAX_SIZE,
+    check_choice,
+    check_number,
+    check_positive_int,
+)
 from keras_coordatt.weights import FILE_TYPES
 from keras_coordatt.weights.network_file import read_network
 
@@ -233,7 +238,7 @@ def _image_size(source, given):
     own = tuple((sizes or source.shape[1:3])[:2])
     if given is not None:
         size = given if isinstance(given, (tuple, list)) else (given, given)
-        size = tuple(check_positive_int("image_size", side) for side in size)
+        size = tuple(check_positive_int("image_size", side, MAX_SIZE) for side in size)
         if len(size) != 2 or any(x not in (None, y) for x, y in zip(own, size)):
             raise ValueError(
                 f"`image_size` must be the model's, {own}. Received: {given!r}"
@@ -253,7 +258,8 @@ def _from_file(path, score_threshold):
     if not path.exists():
         raise FileNotFoundError(f"There is no file or folder {os.fspath(path)!r}")
     if path.name.endswith(FILE_TYPES):
-        return _from_keras(read_network(path), score_threshold)
+        network = _from_keras(read_network(path), score_threshold)
+        return dataclasses.replace(network, name=path.name)
     read = {".tflite": _from_litert, ".onnx": _from_onnx}.get(path.suffix)
     if (path / "saved_model.pb").exists():
         read = _from_saved_model

@@ -7,12 +7,20 @@ from collections.abc import Callable
 
 import keras
 
+# Larger values are mistakes, and would end in a failed allocation.
+MAX_ALPHA = 10
+MAX_CHANNELS = 2**13
+MAX_CLASSES = 2**20
+MAX_SIZE = 2**15
 
-def check_positive_int(name: str, value: int) -> int:
-    """Returns `value` if it is a positive integer, or raises a ValueError."""
+
+def check_positive_int(name: str, value: int, most: int | None = None) -> int:
+    """Returns `value` if it is a positive integer up to `most`, or raises a ValueError."""
     is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
     if not is_int or value < 1:
         raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}")
+    if most is not None and value > most:
+        raise ValueError(f"`{name}` must be at most {most:,}. Received: {value!r}")
     return int(value)
 
 

@@ -346,7 +346,10 @@ def test_command(photos, tmp_path, capsys):
     assert main([str(x) for x in [*arguments, "--json", json_file]]) == 0
     report = json.loads(json_file.read_text("utf-8"))
     assert report["metrics"]["top1"] == pytest.approx(2 / 3)
-    assert "top1" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith("it.keras: ") and "top1" in printed
     assert main([str(x) for x in [*arguments, "--split", "nowhere"]]) == 1
     error = capsys.readouterr().err
     assert "'nowhere'" in error and error.count("\n") == 1
+    # As it is typed, not as in Python
+    assert "--split must be" in error and "--validation-split 0.2 sets" in error

@@ -8,7 +8,13 @@ import keras
 from keras_coordatt import weights as weights_lib
 from keras_coordatt.applications.blocks import channel_axis, image_entrance
 from keras_coordatt.preprocessing import record_layers
-from keras_coordatt.validation import check_choice, check_positive_int
+from keras_coordatt.validation import (
+    MAX_CHANNELS,
+    MAX_CLASSES,
+    MAX_SIZE,
+    check_choice,
+    check_positive_int,
+)
 from keras_coordatt.weights.by_name import find_published, is_plain, names_of
 from keras_coordatt.weights.loading import is_on_hub
 
@@ -61,7 +67,7 @@ def network_input(
 
 def _check_head(include_top, pooling, classes, classifier_activation):
     check_choice("include_top", include_top, (True, False))
-    check_positive_int("classes", classes)
+    check_positive_int("classes", classes, MAX_CLASSES)
     check_choice("pooling", pooling, (None, "avg", "max"))
     if include_top:
         try:
@@ -138,9 +144,9 @@ def _check_image_shape(name, shape):
             f"`{name}` must have three entries, "
             f"{'(C, H, W)' if channel_axis() == 1 else '(H, W, C)'}. Received: {shape}"
         )
-    check_positive_int(f"{name}[{channel_axis() - 1}]", channels)
+    check_positive_int(f"{name}[{channel_axis() - 1}]", channels, MAX_CHANNELS)
     for size in sizes:
-        if size is not None and check_positive_int(name, size) < MIN_SIZE:
+        if size is not None and check_positive_int(name, size, MAX_SIZE) < MIN_SIZE:
             raise ValueError(
                 f"`{name}` must have a height and a width of at least {MIN_SIZE}, "
                 f"or None. Received: {shape}"

@@ -28,7 +28,7 @@ from keras_coordatt.applications.blocks import (
 from keras_coordatt.applications.docstring import shared_docstring
 from keras_coordatt.checked_model import Functional
 from keras_coordatt.preprocessing import decode_predictions, preprocess_input
-from keras_coordatt.validation import check_number, check_positive_int
+from keras_coordatt.validation import MAX_ALPHA, check_number, check_positive_int
 from keras_coordatt.weights.by_name import is_plain
 
 __all__ = ["MobileNeXtCA", "decode_predictions", "preprocess_input"]
@@ -107,7 +107,7 @@ def MobileNeXtCA(
         - [Rethinking Bottleneck Structure for Efficient Mobile Network Design](
           https://arxiv.org/abs/2007.02269) (ECCV 2020)
     """
-    check_number("alpha", alpha, 0)
+    check_number("alpha", alpha, 0, MAX_ALPHA)
     check_positive_int("reduction", reduction)
     blocks = _blocks(alpha, output_stride)
     make_attention = attention_factory(

@@ -21,7 +21,12 @@ from keras_coordatt.cli import (
     train,
     weights,
 )
-from keras_coordatt.cli.parser import CommandParser, add_command, first_choices
+from keras_coordatt.cli.parser import (
+    CommandParser,
+    add_command,
+    first_choices,
+    name_options,
+)
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "data": data.data,
@@ -63,8 +68,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     del options["config"]
     try:
         function(**options)
-    except (ArithmeticError, ImportError, OSError, TypeError, ValueError) as error:
-        message = " ".join(str(error).split())
+    except (
+        ArithmeticError,
+        ImportError,
+        MemoryError,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:
+        message = name_options(" ".join(str(error).split()), function)
         print(f"keras-coordatt: error: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:

@@ -12,6 +12,8 @@ from keras_coordatt.cli.options import (
     read_preprocessing,
 )
 from keras_coordatt.files import atomic_file
+from keras_coordatt.runnable import open_model
+from keras_coordatt_command import quiet_stderr
 
 
 def evaluate(
@@ -60,16 +62,23 @@ def evaluate(
         confidence: Probability of the intervals.
         seed: Seed of the bootstrap.
     """
+    names = None
+    if labels not in (None, "data"):
+        names = read_labels(pathlib.Path(labels))
+    with quiet_stderr():  # LiteRT tells how it runs the file
+        runnable = open_model(
+            model,
+            task=task,
+            labels=names,
+            preprocessing=read_preprocessing(preprocessing, mean, std),
+            image_size=image_size,
+            score_threshold=evaluation.SCORE_THRESHOLD,
+        )
     report = evaluation.evaluate(
-        model,
+        runnable,
         data,
         split=split,
-        task=task,
-        labels=labels
-        if labels in (None, "data")
-        else read_labels(pathlib.Path(labels)),
-        preprocessing=read_preprocessing(preprocessing, mean, std),
-        image_size=image_size,
+        labels="data" if labels == "data" else None,
         validation_split=validation_split,
         on_error=on_error,
         batch_size=batch_size,

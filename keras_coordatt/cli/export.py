@@ -8,6 +8,7 @@ from keras_coordatt import export as writers
 from keras_coordatt.cli.options import (
     Attention,
     PreprocessingName,
+    Task,
     check_not_a_folder,
     network_arguments,
     read_labels,
@@ -22,6 +23,7 @@ from keras_coordatt.runnable import open_model
 from keras_coordatt.validation import check_number
 from keras_coordatt.weights import FILE_TYPES
 from keras_coordatt.weights.network_file import read_network
+from keras_coordatt_command import quiet_stderr
 
 # Prepared images that are in memory at once.
 IMAGE_BYTES = 2**29
@@ -37,6 +39,7 @@ def export(
     validation_split: float | None = None,
     on_error: Literal["raise", "skip", "repair"] = "raise",
     max_drop: float | None = None,
+    task: Task | None = None,
     labels: str | None = None,
     image_size: int | None = None,
     preprocessing: PreprocessingName | None = None,
@@ -73,6 +76,8 @@ def export(
         on_error: What to do with files of DATA that cannot be used.
         max_drop: Largest loss of accuracy, average precision or mean IoU, of 1, with
             which the file is written.
+        task: What the network is for, if it does not record it and DATA is for several
+            tasks.
         labels: UTF-8 file with one class name per line, if the network does not record
             them; or `data` if they are those of DATA, in the same order.
         image_size: Height and width, if the network takes images of any size.
@@ -120,7 +125,7 @@ def export(
             score_threshold, iou_threshold, max_detections, suppression
         )
 
-    options = {"preprocessing": prepared}
+    options: dict = {"preprocessing": prepared}
     if suffix in (".tflite", ".onnx"):
         options["image_size"] = image_size
     if suffix == ".tflite":
@@ -131,7 +136,8 @@ def export(
     if data is not None:
         from keras_coordatt.data import find_task, open_data
 
-        task = record_of(model).task or ("detection" if detects else find_task(data))
+        known = "detection" if detects else record_of(model).task
+        task = known or task or find_task(data)
         builder = open_data(
             data, task, on_error=on_error, validation_split=validation_split
         )
@@ -145,7 +151,8 @@ def export(
         check_replaceable(output)
         place = atomic_folder(output)
     with place as temporary:
-        report = write.get(suffix, writers.saved_model)(model, temporary, **options)
+        with quiet_stderr():  # converters tell of their progress there
+            report = write.get(suffix, writers.saved_model)(model, temporary, **options)
         change = measured and measured.change(temporary, max_drop)
     print(dataclasses.replace(report, path=output))
     if change:
@@ -187,12 +194,13 @@ class _Measured:
 
     def change(self, path, max_drop):
         """Describes the change of the main figure, or raises a ValueError if it drops."""
-        file = open_model(
-            path,
-            task=self.model.task,
-            preprocessing=self.model.preprocessing,
-            image_size=self.model.image_size,
-        )
+        with quiet_stderr():
+            file = open_model(
+                path,
+                task=self.model.task,
+                preprocessing=self.model.preprocessing,
+                image_size=self.model.image_size,
+            )
         after = self._evaluate(file)
         name = self.before.main
         before, after = self.before.metrics[name], after.metrics[name]

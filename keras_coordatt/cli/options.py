@@ -23,7 +23,7 @@ def network_arguments(
     top: bool,
 ) -> dict:
     """Returns the builder's arguments for the options that were given."""
-    arguments = {
+    arguments: dict = {
         "alpha": alpha,
         "classes": classes,
         "attention": attention,
@@ -50,9 +50,9 @@ def read_preprocessing(
             "Give --mean and --std together, or --preprocessing alone. "
             f"Received: --preprocessing {name}, --mean {mean}, --std {std}"
         )
-    if mean is not None:
+    if mean is not None and std is not None:
         return Preprocessing(tuple(mean), tuple(std))
-    return PREPROCESSINGS.get(name)
+    return None if name is None else PREPROCESSINGS[name]
 
 
 def read_labels(path: pathlib.Path) -> list[str]:

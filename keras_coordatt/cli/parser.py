@@ -75,9 +75,9 @@ class CommandParser(jsonargparse.ArgumentParser):
             message += f". Did you mean {near[0]}?" if near else ""
         return message if message.endswith((".", "?")) else f"{message}."
 
-    def format_help(self) -> str:
+    def format_help(self, *args) -> str:
         """Returns the help text."""
-        return re.sub(r"<class\s+'Path'>", "path", super().format_help())
+        return re.sub(r"<class\s+'Path'>", "path", super().format_help(*args))
 
 
 def add_command(commands, name: str, function: Callable) -> None:
@@ -103,7 +103,7 @@ def add_command(commands, name: str, function: Callable) -> None:
     hints = typing.get_type_hints(function)
     for key, parameter in inspect.signature(function).parameters.items():
         _add_parameter(parser, parameter, hints[key], texts[key])
-    summary = documentation.short_description.rstrip(".")
+    summary = (documentation.short_description or "").rstrip(".")
     commands.add_subcommand(name, parser, help=f"{summary}.")
 
 
@@ -140,6 +140,30 @@ def first_choices(function: Callable) -> dict:
         if parameter.default is parameter.empty
         and typing.get_origin(hints[name]) is typing.Literal
     }
+
+
+def name_options(message: str, function: Callable) -> str:
+    """Writes the arguments that a message names as the user types them.
+
+    Args:
+        message: Such as "`validation_split=0.2` sets aside ..., not `data`".
+        function: The function of the command.
+
+    Returns:
+        Such as "--validation-split 0.2 sets aside ..., not DATA".
+    """
+    parameters = inspect.signature(function).parameters
+
+    def typed(found):
+        parameter = parameters.get(found[1])
+        if parameter is None:
+            return found[0]
+        if parameter.default is parameter.empty:
+            return _metavar(found[1])
+        option = f"--{found[1].replace('_', '-')}"
+        return option if found[2] is None else f"{option} {found[2]}"
+
+    return re.sub(r"`(\w+)(?:=([^`]*))?`", typed, message)
 
 
 def _metavar(name):

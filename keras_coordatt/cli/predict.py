@@ -16,6 +16,7 @@ from keras_coordatt.cli.options import (
 )
 from keras_coordatt.files import atomic_file
 from keras_coordatt.runnable import open_model
+from keras_coordatt_command import quiet_stderr
 
 
 def predict(
@@ -62,14 +63,15 @@ def predict(
         batch_size: Pictures per call of the model.
     """
     pictures = prediction.find_pictures(images)
-    runnable = open_model(
-        model,
-        task=task,
-        labels=None if labels is None else read_labels(labels),
-        preprocessing=read_preprocessing(preprocessing, mean, std),
-        image_size=image_size,
-        score_threshold=score_threshold,
-    )
+    with quiet_stderr():  # LiteRT tells how it runs the file
+        runnable = open_model(
+            model,
+            task=task,
+            labels=None if labels is None else read_labels(labels),
+            preprocessing=read_preprocessing(preprocessing, mean, std),
+            image_size=image_size,
+            score_threshold=score_threshold,
+        )
     if draw is not None and runnable.task == "classification":
         raise ValueError(
             "--draw is for boxes and masks, and this model is for classification. "

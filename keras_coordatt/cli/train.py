@@ -10,7 +10,6 @@ from keras_coordatt.training import train as train_model
 from keras_coordatt.weights.by_name import only_arguments
 
 TASKS = {
-    "auto": None,
     "classify": "classification",
     "detect": "detection",
     "segment": "segmentation",
@@ -84,7 +83,7 @@ def train(
         "learning_rate": learning_rate,
     }
     changes = {name: value for name, value in given.items() if value is not None}
-    arguments = {
+    arguments: dict = {
         "alpha": alpha,
         "variant": variant,
         "reduction": reduction,
@@ -94,7 +93,7 @@ def train(
     arguments["attention"] = None if attention == "none" else attention
     arguments = {**only_arguments(network, weights), **arguments}
     done = train_model(
-        TASKS[task],
+        TASKS.get(task),  # None for auto
         data,
         output,
         build=functools.partial(getattr(applications, network), **arguments),

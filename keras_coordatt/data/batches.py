@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import keras
 import tensorflow as tf
 
-from keras_coordatt.validation import check_choice, check_positive_int
+from keras_coordatt.validation import MAX_SIZE, check_choice, check_positive_int
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -87,6 +87,7 @@ class Batches:
             builder, tfds.ImageFolder
         )
         seed = None if self.seed is None else int(self.seed)
+        size = height_and_width(self.image_size)
         dataset = builder.as_dataset(
             split=self.split,
             shuffle_files=self.shuffle and not ordered,
@@ -100,7 +101,7 @@ class Batches:
                 f"batch_size={self.batch_size}"
             )
         dataset = dataset.map(
-            lambda example: (resize(example["image"], self.image_size), read(example)),
+            lambda example: (resize(example["image"], size), read(example)),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
         example = sum(
@@ -204,4 +205,5 @@ def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
             "`image_size` must be an integer or a pair (height, width). "
             f"Received: {image_size!r}"
         )
-    return tuple(check_positive_int("image_size", side) for side in size)
+    height, width = (check_positive_int("image_size", side, MAX_SIZE) for side in size)
+    return height, width

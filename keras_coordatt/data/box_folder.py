@@ -6,8 +6,9 @@ import collections
 import dataclasses
 import math
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import tensorflow as tf
@@ -15,6 +16,8 @@ import tensorflow_datasets as tfds
 
 from keras_coordatt.data.folder import Folder, check_classes, decode_image
 from keras_coordatt.data.reading import find_faults, image_size, report_faults
+
+Example = TypeVar("Example", bound=Hashable)
 
 
 @dataclasses.dataclass(slots=True)
@@ -98,7 +101,7 @@ class Annotation:
     size: tuple[int, int] | None = None
 
 
-class BoxFolder(Folder, skip_registration=True):
+class BoxFolder(Folder):
     """Base class of the builders of images with boxes around their objects.
 
     Args:
@@ -121,8 +124,8 @@ class BoxFolder(Folder, skip_registration=True):
     def __init__(
         self,
         path: Path,
-        splits: dict[str, Sequence[Hashable]],
-        read: Callable[[Hashable], Annotation],
+        splits: Mapping[str, Sequence[Example]],
+        read: Callable[[Example], Annotation],
         classes: Sequence[str] | None,
         on_error: str,
     ):
@@ -211,7 +214,7 @@ class BoxFolder(Folder, skip_registration=True):
         }
 
 
-def _check_boxes(annotations: dict[Hashable, Annotation], on_error: str) -> None:
+def _check_boxes(annotations: dict[Example, Annotation], on_error: str) -> None:
     """Reports the boxes that are wrong, and skips or repairs them in place."""
     wrong = {
         example: [box for box in annotation.boxes if box.fault]

@@ -109,7 +109,8 @@ def fit_box_shapes(boxes: np.ndarray, image_size: tuple[int, int]) -> Shapes:
         level, index = np.unravel_index(gains.argmax(), gains.shape)
         if gains[level, index] < _LEAST_GAIN:
             break
-        shapes[level].append(tuple(float(f"{x:.3g}") for x in candidates[index]))
+        height, width = (float(f"{x:.3g}") for x in candidates[index])
+        shapes[level].append((height, width))
         best = np.maximum(best, values[level, :, index])
     while len(shapes) > 2 and not shapes[-1]:
         shapes.pop()

@@ -41,7 +41,7 @@ _SPLIT = ["split", "subset", "set", "data_set", "dataset", "partition"]
 _BOXES = frozenset(("xmin", "x_min", "xmax", "x_max", "bbox", "x1"))
 
 
-class ClassTable(LabelledImages, skip_registration=True):
+class ClassTable(LabelledImages):
     """Images with one label each, listed in a CSV file.
 
     ```

@@ -29,7 +29,7 @@ _HEAD = 4096
 _KEYS = re.compile(rb'"(images|annotations|categories|licenses)"\s*:')
 
 
-class COCOFolder(BoxFolder, skip_registration=True):
+class COCOFolder(BoxFolder):
     """Images with boxes around their objects, in one or more JSON files of COCO's form.
 
     ```

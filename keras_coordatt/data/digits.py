@@ -153,7 +153,7 @@ def load_arrays() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _draw_digit(rng: np.random.Generator, digit: np.ndarray) -> np.ndarray:
-    side = rng.integers(18, 28, endpoint=True)
+    side = int(rng.integers(18, 28, endpoint=True))
     top, left = rng.integers(0, 32 - side, size=2, endpoint=True)
     image = np.broadcast_to(_dark(rng), (32, 32, 3)).copy()
     _paint(image[top : top + side, left : left + side], _ink(digit, side), _light(rng))
@@ -214,8 +214,8 @@ def _places(
     """Draws squares that do not overlap, as (top, left, side)."""
     places = []
     while len(places) < count:
-        side = rng.integers(16, 56, endpoint=True)
-        top, left = rng.integers(0, size - side, size=2, endpoint=True)
+        side = int(rng.integers(16, 56, endpoint=True))
+        top, left = rng.integers(0, size - side, size=2, endpoint=True).tolist()
         if all(
             top + side <= y or y + s <= top or left + side <= x or x + s <= left
             for y, x, s in places

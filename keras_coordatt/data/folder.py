@@ -22,7 +22,7 @@ from keras_coordatt.data.reading import (
 from keras_coordatt.data.split_names import split_name
 
 
-class Folder(tfds.core.DatasetBuilder, skip_registration=True):
+class Folder(tfds.core.DatasetBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Base class of the builders that read files where they are.
 
     A subclass recognizes its layout, lists the files, checks one example (`_check`)
@@ -40,6 +40,10 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     # Name of the layout, for messages.
     LAYOUT = ""
+
+    def __init_subclass__(cls, skip_registration=True):
+        # TFDS opens no folder by the name of its class.
+        super().__init_subclass__(skip_registration=skip_registration)
 
     def __init__(
         self, path: Path, features: dict, splits: dict[str, dict], on_error: str

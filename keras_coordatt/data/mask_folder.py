@@ -47,7 +47,7 @@ _IGNORED_NAME = "(ignored)"
 _MOST_UNNAMED = 64
 
 
-class MaskFolder(Folder, skip_registration=True):
+class MaskFolder(Folder):
     """Images with one mask each, which has the class of each pixel.
 
     ```
@@ -349,8 +349,8 @@ def _read_labels(path: Path) -> tuple[list[str] | None, list[int] | None]:
     if not file.is_file():
         return None, None
     lines = [line.strip() for line in read_text(file).strip().splitlines()]
-    matches = [_VALUE.fullmatch(line) for line in lines]
-    if not all(matches):
+    matches = [match for line in lines if (match := _VALUE.fullmatch(line))]
+    if len(matches) < len(lines):
         return lines, None
     return [match[2] for match in matches], [int(match[1]) for match in matches]
 

@@ -62,6 +62,8 @@ _TASKS = {
     ),
 }
 TASKS = tuple(_TASKS)
+# Folders of one folder each, above a data set.
+_MOST_NESTED = 4
 
 
 def open_data(
@@ -104,7 +106,7 @@ def open_data(
     path = _as_path(name)
     if path is not None:
         task = task or find_task(path)
-        layout, path = _find_layout(path, _TASKS[task].layouts)
+        layout, path = _find_layout(path, task)
         return layout(
             path,
             validation_split=validation_split,
@@ -182,7 +184,7 @@ def find_task(
     if found:
         layouts = ", ".join(f"{layout} ({task})" for task, layout in found.items())
         raise ValueError(
-            f"The task must be given, as {name} has data for several: {layouts}"
+            f"`task` must be given, as {name} has data for several: {layouts}"
         )
     layouts = "; ".join(
         f"{task}: {', '.join(layout.LAYOUT for layout in _TASKS[task].layouts)}"
@@ -260,12 +262,28 @@ def _as_builder(name, data_dir) -> tfds.core.DatasetBuilder:
     )
 
 
-def _find_layout(
-    path: Path, layouts: tuple[type[Folder], ...]
-) -> tuple[type[Folder], Path]:
-    """Returns the layout of a path, and the folder that has it."""
-    located = [(layout, _locate(path, layout)) for layout in layouts]
-    found = [(layout, where) for layout, where in located if where]
+def _find_layout(path: Path, task: str) -> tuple[Callable[..., Folder], Path]:
+    """Returns the layout of a path for a task, and the folder that has it."""
+    located = {
+        layout: where
+        for other in TASKS
+        for layout in _TASKS[other].layouts
+        if (where := _locate(path, layout))
+    }
+    layouts = _TASKS[task].layouts
+    found = [(layout, located[layout]) for layout in layouts if layout in located]
+    others = ", ".join(
+        f"{layout.LAYOUT}, for {other}"
+        for other in TASKS
+        for layout in _TASKS[other].layouts
+        if layout in located and other != task
+    )
+    if others and [layout for layout, _ in found] == [ClassFolder]:
+        # Folders such as JPEGImages or train2017 are not classes.
+        raise ValueError(
+            f"{path} is not for classification. It has {others}. If its folders are "
+            f"classes all the same, pass ClassFolder({str(found[0][1])!r})"
+        )
     if len(found) > 1:
         # Folders of images may be classes, unless a table says what they are.
         found = [(layout, w) for layout, w in found if layout is not ClassFolder]
@@ -275,18 +293,27 @@ def _find_layout(
         raise ValueError(f"{path} holds {names}. Pass one of them: {calls}")
     if not found:
         names = "; ".join(layout.LAYOUT for layout in layouts)
-        raise ValueError(f"{path} has none of the layouts that can be read: {names}")
+        raise ValueError(
+            f"{path} has none of the layouts for {task}: {names}"
+            + (f". It has {others}" if others else "")
+        )
     return found[0]
 
 
 def _locate(path: Path, layout: type[Folder]) -> Path | None:
-    """Returns the path that has a layout, or its only subfolder if that one has."""
-    if layout.recognizes(path):
-        return path
-    folders = list_folder(path)[2]
-    # The only subfolder of class folders is a split or a class.
-    is_alone = len(folders) == 1 and layout is not ClassFolder
-    return folders[0] if is_alone and layout.recognizes(folders[0]) else None
+    """Returns the path that has a layout, or the folder that has it below.
+
+    Archives are often unpacked into folders with nothing but one folder inside, such as
+    `archive/VOCdevkit/VOC2007`.
+    """
+    for _ in range(_MOST_NESTED):
+        if layout.recognizes(path):
+            return path
+        images, _, folders = list_folder(path)
+        if len(folders) != 1 or images:
+            return None
+        path = folders[0]
+    return None
 
 
 def _as_class_folder(builder: tfds.ImageFolder) -> tfds.core.DatasetBuilder:

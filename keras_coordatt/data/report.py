@@ -184,7 +184,7 @@ def describe_data(
     size = height_and_width(image_size)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        builder = name
+        builder: tfds.core.DatasetBuilder = name
         if isinstance(name, str | os.PathLike):
             on_error = "skip" if os.path.exists(os.path.expanduser(name)) else "raise"
             builder = open_data(
@@ -204,6 +204,8 @@ def describe_data(
     if classes is None:
         labels = np.concatenate([x["label"] for s in examples.values() for x in s])
         classes = [f"class_{i}" for i in range(int(labels.max(initial=-1)) + 1)]
+    if len(classes) < 2 and task != "detection":
+        remarks.append(f"One class is not enough to train for {task}")
     first = "train" if "train" in examples else next(iter(examples))
     return DataReport(
         str(name) if isinstance(name, str | os.PathLike) else builder.info.full_name,

@@ -21,7 +21,7 @@ _IMAGES = ("JPEGImages", "images", "Images")
 _ANNOTATIONS = ("Annotations", "annotations")
 
 
-class VOCFolder(BoxFolder, skip_registration=True):
+class VOCFolder(BoxFolder):
     """Images with boxes around their objects, in the layout of Pascal VOC.
 
     ```

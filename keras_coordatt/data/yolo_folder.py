@@ -33,7 +33,7 @@ _TOLERANCE = 0.01
 _MOST_CLASSES = 100_000
 
 
-class YOLOFolder(BoxFolder, skip_registration=True):
+class YOLOFolder(BoxFolder):
     """Images with boxes around their objects, in YOLO's text files.
 
     ```

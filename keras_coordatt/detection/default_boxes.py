@@ -14,7 +14,12 @@ import numpy as np
 from keras import ops
 from keras.utils import bounding_boxes
 
-from keras_coordatt.validation import check_choice, check_number, check_positive_int
+from keras_coordatt.validation import (
+    MAX_SIZE,
+    check_choice,
+    check_number,
+    check_positive_int,
+)
 
 RATIOS = (1, 2, 1 / 2, 3, 1 / 3)
 
@@ -64,7 +69,7 @@ def ssd_box_shapes(
         - [MobileNetV2](https://arxiv.org/abs/1801.04381) (CVPR 2018), section 6.2
     """
     check_choice("reduce_first", reduce_first, (True, False))
-    if check_positive_int("maps", maps) < 2:
+    if check_positive_int("maps", maps, MAX_SIZE) < 2:
         raise ValueError(f"`maps` must be at least 2. Received: {maps}")
     check_number("min_scale", min_scale, 0, 1)
     if check_number("max_scale", max_scale, 0) > 1 or max_scale < min_scale:

@@ -26,7 +26,7 @@ from keras_coordatt.detection.losses import (
 from keras_coordatt.detection.matching import training_targets
 from keras_coordatt.detection.objects import check_keys, check_objects, check_ranks
 from keras_coordatt.detection.suppression import NonMaxSuppression
-from keras_coordatt.validation import check_choice, check_positive_int
+from keras_coordatt.validation import MAX_CHANNELS, check_choice, check_positive_int
 
 
 @keras.saving.register_keras_serializable("keras_coordatt")
@@ -108,7 +108,7 @@ class SSDLite(CheckedModel):
         skip_mismatch: bool = False,
         name: str = "ssdlite",
     ):
-        classes = check_positive_int("classes", classes)
+        classes = check_positive_int("classes", classes, MAX_CHANNELS)
         check_choice("skip_mismatch", skip_mismatch, (True, False))
         box_shapes = _check_shapes(
             ssd_box_shapes() if box_shapes is None else box_shapes

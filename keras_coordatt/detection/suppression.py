@@ -6,6 +6,8 @@ from keras import ops
 from keras_coordatt.detection.default_boxes import iou
 from keras_coordatt.validation import check_number, check_positive_int
 
+MAX_DETECTIONS = 10_000
+
 # Number of the highest scores per image that are considered
 CANDIDATES = 1000
 
@@ -63,7 +65,9 @@ class NonMaxSuppression(keras.layers.Layer):
         self.iou_threshold = check_number(
             "iou_threshold", iou_threshold, 0, 1, closed=True
         )
-        self.max_detections = check_positive_int("max_detections", max_detections)
+        self.max_detections = check_positive_int(
+            "max_detections", max_detections, MAX_DETECTIONS
+        )
 
     def compute_output_spec(self, inputs):
         batch = inputs["boxes"].shape[0]

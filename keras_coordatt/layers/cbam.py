@@ -3,7 +3,7 @@ from keras import ops
 
 from keras_coordatt.layers.batch_normalization import BatchNormalization
 from keras_coordatt.layers.channel_attention import ChannelAttention
-from keras_coordatt.validation import check_number, check_positive_int
+from keras_coordatt.validation import MAX_CHANNELS, check_number, check_positive_int
 
 
 @keras.saving.register_keras_serializable("keras_coordatt")
@@ -93,7 +93,7 @@ class CBAM(ChannelAttention):
             sublayers=sublayers,
             **kwargs,
         )
-        self.kernel_size = check_positive_int("kernel_size", kernel_size)
+        self.kernel_size = check_positive_int("kernel_size", kernel_size, MAX_CHANNELS)
         if self.kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size` must be odd. Received: {kernel_size}")
         self.momentum = check_number("momentum", momentum, 0, 1, closed=True)

@@ -5,7 +5,12 @@ from keras import ops
 from keras_coordatt.layers.batch_normalization import BatchNormalization
 from keras_coordatt.layers.gated_attention import GatedAttention
 from keras_coordatt.layers.strip_pooling import strip_mean, strip_scale
-from keras_coordatt.validation import check_choice, check_number, check_positive_int
+from keras_coordatt.validation import (
+    MAX_CHANNELS,
+    check_choice,
+    check_number,
+    check_positive_int,
+)
 
 AXES = {"both": ("height", "width"), "height": ("height",), "width": ("width",)}
 
@@ -117,7 +122,9 @@ class CoordinateAttention(GatedAttention):
             sublayers=sublayers,
             **kwargs,
         )
-        self.min_channels = check_positive_int("min_channels", min_channels)
+        self.min_channels = check_positive_int(
+            "min_channels", min_channels, MAX_CHANNELS
+        )
         self.axes = check_choice("axes", axes, AXES)
         self.identity_init = check_choice("identity_init", identity_init, (True, False))
         self.momentum = check_number("momentum", momentum, 0, 1, closed=True)

@@ -16,7 +16,13 @@ from keras_coordatt.applications.blocks import channel_axis, conv_bn
 from keras_coordatt.applications.pyramid import convolutions, pyramid_outputs
 from keras_coordatt.checked_model import Functional
 from keras_coordatt.segmentation.resize_like import ResizeLike
-from keras_coordatt.validation import check_choice, check_number, check_positive_int
+from keras_coordatt.validation import (
+    MAX_CHANNELS,
+    MAX_SIZE,
+    check_choice,
+    check_number,
+    check_positive_int,
+)
 from keras_coordatt.weights import load_weights
 
 # By the output stride of the backbone: doubled at 8, for the same receptive field
@@ -105,8 +111,8 @@ def DeepLabV3(
         - [Coordinate Attention for Efficient Mobile Network Design](
           https://arxiv.org/abs/2103.02907) (CVPR 2021)
     """
-    classes = check_positive_int("classes", classes)
-    filters = check_positive_int("filters", filters)
+    classes = check_positive_int("classes", classes, MAX_CHANNELS)
+    filters = check_positive_int("filters", filters, MAX_CHANNELS)
     check_number("dropout", dropout, 0, 1, closed=True)
     check_choice("skip_mismatch", skip_mismatch, (True, False))
     if weights is not None:
@@ -185,4 +191,4 @@ def _check_rates(rates, output_stride):
         raise ValueError(
             f"`atrous_rates` must be a tuple of positive integers. Received: {rates!r}"
         )
-    return [check_positive_int("atrous_rates", rate) for rate in rates]
+    return [check_positive_int("atrous_rates", rate, MAX_SIZE) for rate in rates]

@@ -6,7 +6,12 @@ from collections.abc import Mapping
 
 import keras
 
-from keras_coordatt.validation import check_choice, check_number, check_positive_int
+from keras_coordatt.validation import (
+    MAX_SIZE,
+    check_choice,
+    check_number,
+    check_positive_int,
+)
 
 OPTIMIZERS = ("sgd", "adamw", "lamb")
 AUGMENTATIONS = ("none", "light", "strong")
@@ -98,7 +103,7 @@ class Recipe:
                 f"Received: {self.image_size!r}"
             )
         for side in sides if any(sides) else (self.image_size,):
-            check_positive_int("image_size", side)
+            check_positive_int("image_size", side, MAX_SIZE)
         for name in ("epochs", "gradient_accumulation"):
             check_positive_int(name, getattr(self, name))
         if self.steps_per_epoch is not None:

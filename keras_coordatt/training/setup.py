@@ -66,11 +66,17 @@ def open_task(
             "pip install 'keras_coordatt[detection]'"
         )
     builder, splits = _open_splits(task, data, validation_split, on_error)
+    labels = class_names(builder, task)
+    if labels is not None and len(labels) < 2 and task != "detection":
+        raise ValueError(
+            f"`data` must have at least two classes for {task}. "
+            f"Received: {data} with {labels}"
+        )
     return TASKS[task](
         recipe,
         builder,
         splits,
-        labels=class_names(builder, task),
+        labels=labels,
         augmentation=Augmentation(task, recipe),
         seed=tf.Variable(0, dtype="int64", trainable=False),
     )

@@ -82,7 +82,7 @@ def test_bad_arguments(folders, task, arguments, message):
 # Invalid examples of builders
 
 
-class Classes(ClassFolder, skip_registration=True):
+class Classes(ClassFolder):
     change = 0
 
     def _read(self, example):
@@ -90,7 +90,7 @@ class Classes(ClassFolder, skip_registration=True):
         return {**example, "label": example["label"] + self.change}
 
 
-class Boxes(VOCFolder, skip_registration=True):
+class Boxes(VOCFolder):
     change = 0
     scale = 1.0
 
@@ -101,7 +101,7 @@ class Boxes(VOCFolder, skip_registration=True):
         return {**example, "objects": {**objects, "label": label, "bbox": bbox}}
 
 
-class Masks(MaskFolder, skip_registration=True):
+class Masks(MaskFolder):
     change = 0
 
     def _read(self, example):

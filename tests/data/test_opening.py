@@ -93,3 +93,23 @@ def test_other_names():
 def test_nothing_is_found(tmp_path):
     with pytest.raises(ValueError, match="none of the layouts.*class folders.*VOC"):
         find_task(tmp_path)
+
+
+def test_folders_with_nothing_but_one_folder(tmp_path):
+    for name in ("VOCdevkit/VOC2007", "kept"):
+        write(tmp_path / name / "JPEGImages/a.jpg", encode(IMAGE))
+        write(tmp_path / name / "Annotations/a.xml", annotation(IMAGE.size, BOX))
+    (tmp_path / "devkit").mkdir()
+    (tmp_path / "VOCdevkit").rename(tmp_path / "devkit/VOCdevkit")
+    assert find_task(tmp_path / "devkit") == "detection"
+    assert splits(open_data(tmp_path / "devkit")) == {"train": 1}
+    for name in ("archive/photos/train/cat/a", "archive/photos/train/dog/b"):
+        write(tmp_path / f"{name}.jpg", encode(IMAGE))
+    assert class_names(open_data(tmp_path / "archive")) == ["cat", "dog"]
+
+
+def test_data_for_another_task(classes, voc):
+    with pytest.raises(ValueError, match=r"not for classification.*VOC.*for detection"):
+        open_data(voc, "classification")
+    with pytest.raises(ValueError, match="layouts for detection.*It has class folders"):
+        open_data(classes, "detection")

@@ -66,6 +66,18 @@ def test_a_wrong_command_is_told(saved, tmp_path, capsys, out, options, message)
     assert list(tmp_path.iterdir()) == [saved]
 
 
+def test_a_task_for_data_of_several(tmp_path, capsys):
+    # A model of keras.applications records nothing.
+    image = keras.Input((32, 32, 3))
+    x = keras.layers.GlobalAveragePooling2D()(image)
+    keras.Model(image, keras.layers.Dense(2)(x)).save(tmp_path / "it.keras")
+    arguments = [tmp_path / "it.keras", tmp_path / "out", "--data", "digits/scenes"]
+    assert command(*arguments) == 1
+    assert "--task must be given" in capsys.readouterr().err
+    assert command(*arguments, "--task", "detection") == 1
+    assert "--preprocessing must be given" in capsys.readouterr().err
+
+
 @needs_tensorflow
 @pytest.mark.parametrize("name", ["it.tflite", "it", "it.onnx"])
 def test_accuracy_is_told_and_must_not_drop(name, tmp_path, capsys, monkeypatch):

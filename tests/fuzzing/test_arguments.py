@@ -137,3 +137,27 @@ def test_argument(name, data):
         name = argument.rpartition("_")[2]
         others = [f"'{other}'" for other in required if other != argument]
         assert any(text in str(error).lower() for text in [name, *others, *KERAS])
+
+
+@pytest.mark.parametrize(
+    "name, argument",
+    [
+        ("MobileNetV2CA", "alpha"),
+        ("MobileNetV2CA", "classes"),
+        ("MobileNeXtCA", "alpha"),
+        ("EfficientNetCA", "input_shape"),
+        ("CoordinateAttention", "min_channels"),
+        ("CBAM", "kernel_size"),
+        ("SSDLite", "classes"),
+        ("DeepLabV3", "classes"),
+        ("DeepLabV3", "filters"),
+        ("DeepLabV3", "atrous_rates"),
+        ("ssd_box_shapes", "maps"),
+        ("NonMaxSuppression", "max_detections"),
+    ],
+)
+def test_sizes_that_no_memory_holds(name, argument):
+    size = 10**12 + 1
+    value = {"input_shape": (size, 32, 3), "atrous_rates": (size,)}.get(argument, size)
+    with within(5), pytest.raises(ValueError, match=f"`{argument}`.*must be.*{size}"):
+        CALLS[name](**{argument: value})

@@ -108,6 +108,15 @@ def test_wrong_arguments_leave_nothing_behind(
     assert files(tmp_path) == ["images"]
 
 
+def test_one_class_is_not_enough(image_folder, tmp_path, build):
+    for split in ("train", "test"):
+        for name in ("dog", "fox"):
+            shutil.rmtree(image_folder / split / name)
+    with pytest.raises(ValueError, match=r"`data` must have at least two.*\['cat'\]"):
+        train(None, image_folder, tmp_path / "out", build=build)
+    assert files(tmp_path) == ["images"]
+
+
 def test_output_is_checked_first(image_folder, tmp_path, monkeypatch, build, quick):
     monkeypatch.setattr(keras.Model, "fit", lambda *_, **__: pytest.fail("trained"))
     arguments = {"build": build, "changes": quick}
