@@ -16,8 +16,10 @@ from keras_coordatt.validation import MAX_SIZE, check_choice, check_positive_int
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-# Bytes of decoded examples that a pipeline may hold in its cache or shuffle buffer.
-_MEMORY = 256 * 2**20
+# Bytes of decoded examples that a pipeline may hold in its cache, and in the shuffle
+# buffer of a data set that is too large for it. The buffer is filled in every epoch.
+_CACHE = 2**30
+_BUFFER = 2**28
 
 
 @dataclasses.dataclass
@@ -108,8 +110,10 @@ class Batches:
             math.prod(tensor.shape) * tensor.dtype.size
             for tensor in tf.nest.flatten(dataset.element_spec)
         )
-        room = max(1, _MEMORY // example)
-        if 0 < dataset.cardinality() <= room:
+        room = max(1, _BUFFER // example)
+        if 0 < dataset.cardinality() <= _CACHE // example:
+            # A shuffle buffer takes no more memory: it has references to the cache.
+            room = max(room, int(dataset.cardinality()))
             dataset = dataset.cache()
         if self.shuffle:
             dataset = _shuffle(dataset, room, self.seed)

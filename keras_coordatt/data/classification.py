@@ -38,7 +38,7 @@ def load_classification(
 
     Images are resized by antialiased bilinear interpolation, without keeping the aspect
     ratio, and keep the data set's dtype until they are batched. If all of them fit in
-    256 MiB, they are decoded only once.
+    1 GiB, they are decoded only once.
 
     Args:
         name: A folder, as for `ClassFolder`; a TFDS name such as

@@ -126,7 +126,8 @@ uncached = pytest.mark.parametrize("memory", [2**28, 10 * 32 * 32 * 3])
 
 @uncached
 def test_shuffled_anew_each_time_and_nothing_lost(load, stored, monkeypatch, memory):
-    monkeypatch.setattr(batches, "_MEMORY", memory)
+    monkeypatch.setattr(batches, "_CACHE", memory)
+    monkeypatch.setattr(batches, "_BUFFER", memory)
     dataset = load(shuffle=True)
     first, second = read(dataset)[0], read(dataset)[0]
     assert not np.array_equal(first, stored[0])
@@ -139,7 +140,8 @@ def test_shuffled_anew_each_time_and_nothing_lost(load, stored, monkeypatch, mem
 
 @uncached
 def test_a_seed_repeats_the_order(load, monkeypatch, memory):
-    monkeypatch.setattr(batches, "_MEMORY", memory)
+    monkeypatch.setattr(batches, "_CACHE", memory)
+    monkeypatch.setattr(batches, "_BUFFER", memory)
     one, same, other = (load(shuffle=True, seed=seed) for seed in (1, 1, 2))
     for _ in range(2):
         images, labels = read(one)
@@ -269,7 +271,8 @@ def test_files_are_shuffled_too_and_a_seed_repeats_that(monkeypatch, tmp_path):
         download_config=tfds.download.DownloadConfig(num_shards=12),
     )
     # Leaves room to shuffle one image among itself.
-    monkeypatch.setattr(batches, "_MEMORY", 1)
+    monkeypatch.setattr(batches, "_CACHE", 1)
+    monkeypatch.setattr(batches, "_BUFFER", 1)
 
     def order(**arguments):
         return list(read(load_classification(builder, "train", 8, **arguments))[1])
@@ -312,7 +315,8 @@ def test_images_that_fit_are_decoded_once(folder):
 
 
 def test_images_that_do_not_fit_are_decoded_each_time(folder, monkeypatch):
-    monkeypatch.setattr(batches, "_MEMORY", 7 * 24 * 24 * 3)
+    monkeypatch.setattr(batches, "_CACHE", 7 * 24 * 24 * 3)
+    monkeypatch.setattr(batches, "_BUFFER", 7 * 24 * 24 * 3)
     dataset = load_classification(tfds.ImageFolder(folder), "train", 24, shuffle=True)
     assert len(read(dataset)[0]) == 8
     shutil.rmtree(folder / "train")

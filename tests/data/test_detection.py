@@ -159,7 +159,8 @@ def test_of_too_many_boxes_the_first_are_kept(load):
 
 def test_shuffled_together_and_a_seed_repeats_it(load, monkeypatch):
     # Room for three.
-    monkeypatch.setattr(batches, "_MEMORY", 3 * 30 * 40 * 3 + 500)
+    monkeypatch.setattr(batches, "_CACHE", 3 * 30 * 40 * 3 + 500)
+    monkeypatch.setattr(batches, "_BUFFER", 3 * 30 * 40 * 3 + 500)
     one, same = (load(shuffle=True, seed=0) for _ in range(2))
     orders = []
     for _ in range(2):

@@ -97,7 +97,8 @@ def test_masks_are_resized_to_the_nearest_pixel_as_by_pillow(load, masks, size):
 
 def test_shuffled_together_and_a_seed_repeats_it(load, monkeypatch):
     # Room for three.
-    monkeypatch.setattr(batches, "_MEMORY", 3 * 30 * 40 * 4)
+    monkeypatch.setattr(batches, "_CACHE", 3 * 30 * 40 * 4)
+    monkeypatch.setattr(batches, "_BUFFER", 3 * 30 * 40 * 4)
     one, same = (load(shuffle=True, seed=0) for _ in range(2))
     orders = []
     for _ in range(2):
