@@ -165,6 +165,8 @@ class Session:
         self.network = job.build(build, weights)
         # The best model, which is saved: never compiled, and nothing in it is frozen.
         self.twin = job.build(build, None)
+        # Models of an unfinished training have a record too.
+        record_training(self.twin, job, {})
         self.compiled = None
         out.check_space(self.network.count_params())
 

@@ -10,6 +10,7 @@ import pytest
 
 from keras_coordatt.data import load_classification
 from keras_coordatt.preprocessing import preprocess_input
+from keras_coordatt.record import record_of
 from keras_coordatt.training import train
 
 
@@ -46,6 +47,8 @@ def test_a_folder_has_all_that_is_known(eager, image_folder, tmp_path, build, qu
     test = load_classification(image_folder, "test", 32, preprocess=preprocess_input)
     images, labels = (np.concatenate(x) for x in zip(*test))
     model = keras.saving.load_model(out / "best.keras")
+    last = keras.saving.load_model(out / "last.keras")
+    assert record_of(last).labels == record_of(model).labels == ("cat", "dog", "fox")
     scores = model.predict(images, verbose=0)
     expected = (scores.argmax(-1) == labels).mean()
     assert report["metrics"]["accuracy"] == pytest.approx(expected)
@@ -148,7 +151,9 @@ def test_a_loss_of_nan_keeps_the_best(
         pytest.skip("JAX's step is another function")
     with pytest.raises(FloatingPointError, match=message):
         train(None, image_folder, out, **arguments)
-    assert keras.saving.load_model(out / "best.keras").built
+    record = record_of(keras.saving.load_model(out / "best.keras"))
+    assert record.labels == ("cat", "dog", "fox")
+    assert record.image_size == (32, 32)
     # In the first epoch, there is nothing to keep.
     steps[:] = [None] * 3
     with pytest.raises(FloatingPointError, match="epoch 1.*nothing is left behind"):
