@@ -104,7 +104,9 @@ def fine_tune(
         for phase in phases(recipe):
             phase.set_trainable(model, head, recipe)
             length = (phase.last - phase.first) * steps
-            optimizer = make_optimizer(recipe, phase.learning_rate, length)
+            optimizer = make_optimizer(
+                recipe, phase.learning_rate, length, model.trainable_variables
+            )
             model.compile(optimizer, **compiled)
             done = model.fit(
                 train,

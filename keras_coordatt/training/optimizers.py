@@ -13,13 +13,16 @@ _CLASSES = {
 _WITHOUT_DECAY = ("gamma", "beta", "bias")
 
 
-def make_optimizer(recipe: Recipe, learning_rate: float, steps: int) -> keras.Optimizer:
+def make_optimizer(
+    recipe: Recipe, learning_rate: float, steps: int, variables: list
+) -> keras.Optimizer:
     """Returns the optimizer of one phase of a training.
 
     Args:
         recipe: The recipe.
         learning_rate: Highest learning rate.
         steps: Number of steps of the phase.
+        variables: Trainable variables of the model.
 
     Returns:
         An optimizer with a schedule of its own.
@@ -30,18 +33,21 @@ def make_optimizer(recipe: Recipe, learning_rate: float, steps: int) -> keras.Op
     }
     if recipe.optimizer == "sgd":
         arguments |= {"momentum": 0.9, "nesterov": True}
-    else:
-        # Not left out: AdamW's default is 0.004.
-        arguments["weight_decay"] = recipe.weight_decay or (
-            0.0 if recipe.optimizer == "adamw" else None
-        )
+    elif recipe.weight_decay:
+        arguments["weight_decay"] = recipe.weight_decay
     if recipe.ema:
         arguments |= {"use_ema": True, "ema_momentum": recipe.ema}
     if recipe.gradient_accumulation > 1:
         arguments["gradient_accumulation_steps"] = recipe.gradient_accumulation
-    optimizer = _CLASSES[recipe.optimizer](**arguments)
+    make = _CLASSES[recipe.optimizer]
+    if recipe.optimizer == "adamw" and not recipe.weight_decay:
+        # AdamW would trace the schedule for every variable, to decay it by zero.
+        make = keras.optimizers.Adam
+    optimizer = make(**arguments)
     if arguments.get("weight_decay"):
         optimizer.exclude_from_weight_decay(var_names=_WITHOUT_DECAY)
+    # If `fit` did it, TensorFlow would trace the step twice, which takes a minute.
+    optimizer.build(variables)
     return optimizer
 
 

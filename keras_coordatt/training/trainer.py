@@ -280,7 +280,10 @@ class Session:
         head = find_head(self.network, self.job.name)
         phase.set_trainable(self.network, head, self.job.recipe)
         optimizer = make_optimizer(
-            self.job.recipe, phase.learning_rate, (phase.last - phase.first) * steps
+            self.job.recipe,
+            phase.learning_rate,
+            (phase.last - phase.first) * steps,
+            self.network.trainable_variables,
         )
         self.compiled = self.job.compile(self.network, optimizer)
 

@@ -3,11 +3,13 @@ import functools
 import keras
 import numpy as np
 import pytest
+from backends import needs_tensorflow
 from keras import ops
 from networks import images, quick_initial_weights
 
 from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 from keras_coordatt.training import warmup_cosine, zero_init_residuals
+from keras_coordatt.training.optimizers import make_optimizer
 from keras_coordatt.training.recipes import recipe
 
 
@@ -68,3 +70,22 @@ def test_warmup_cosine():
 def test_wrong_argument(arguments, message):
     with pytest.raises(ValueError, match=message):
         warmup_cosine(**{"steps": 10, "learning_rate": 1e-3, **arguments})
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_the_step_is_traced_once(weight_decay, monkeypatch):
+    # An optimizer that `fit` builds has it traced twice, and AdamW traces the schedule
+    # for each variable.
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(2)])
+    chosen = recipe("scratch", "detection", {"weight_decay": weight_decay})
+    model.compile(make_optimizer(chosen, 0.1, 10, model.trainable_variables), "mse")
+    train_step, schedule = model.train_step, warmup_cosine(10, 0.1)
+    steps, rates, call = [], [], type(schedule).__call__
+    model.train_step = lambda data: steps.append(data) or train_step(data)
+    monkeypatch.setattr(
+        type(schedule), "__call__", lambda *x: rates.append(x) or call(*x)
+    )
+    model.fit(np.ones((4, 2)), np.ones((4, 2)), batch_size=2, verbose=0)
+    assert len(steps) == 1
+    assert len(rates) == (2 if weight_decay else 1)
