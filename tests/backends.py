@@ -7,6 +7,8 @@ from keras import ops
 BACKEND = keras.config.backend()
 
 needs_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow only")
+# For tests without a model; PyTorch's suite is the quickest.
+once = pytest.mark.skipif(BACKEND != "torch", reason="the same on every backend")
 needs_xla = pytest.mark.skipif(BACKEND == "torch", reason="PyTorch has no XLA here")
 
 

@@ -3,8 +3,11 @@
 import os
 
 import pytest
+from backends import once
 
 from keras_coordatt.files import atomic_file, atomic_folder
+
+pytestmark = once
 
 
 def test_a_file_is_replaced_only_when_it_is_written(tmp_path):

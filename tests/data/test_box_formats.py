@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from backends import once
 from data_scenes import annotation, encode, is_red, scene, write
 
 from keras_coordatt.data import (
@@ -19,6 +20,8 @@ from keras_coordatt.data import (
     open_data,
     splits,
 )
+
+pytestmark = once
 
 NAMES = ("photo 0.jpg", "photo_1.JPG", "straße 2.png")
 WIDTH, HEIGHT = 48, 32

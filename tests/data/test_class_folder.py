@@ -5,9 +5,12 @@ import warnings
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from backends import once
 from data_scenes import encode, is_red, scene, write
 
 from keras_coordatt.data import ClassFolder, load_classification, open_data, splits
+
+pytestmark = once
 
 IMAGE, _, MASK = scene()
 

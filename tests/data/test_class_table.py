@@ -4,6 +4,7 @@ import re
 
 import pytest
 import tensorflow_datasets as tfds
+from backends import once
 from data_scenes import encode, scene, write
 
 from keras_coordatt.data import (
@@ -15,6 +16,8 @@ from keras_coordatt.data import (
     open_data,
     splits,
 )
+
+pytestmark = once
 
 IMAGE = encode(scene()[0])
 

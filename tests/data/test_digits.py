@@ -6,10 +6,13 @@ import keras
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from backends import once
 from scipy.ndimage import map_coordinates
 from sklearn.datasets import load_digits
 
 from keras_coordatt.data import digits
+
+pytestmark = once
 
 SOURCE = load_digits()
 SPLITS = {"train": range(1287), "test": range(1287, 1797)}

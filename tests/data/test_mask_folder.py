@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from backends import once
 from data_scenes import STORE, encode, is_red, scene, write
 from PIL import Image
 
@@ -16,6 +17,8 @@ from keras_coordatt.data import (
     open_data,
     splits,
 )
+
+pytestmark = once
 
 CLASSES = ["background", "thing"]
 

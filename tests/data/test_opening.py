@@ -4,6 +4,7 @@ import pathlib
 
 import pytest
 import tensorflow_datasets as tfds
+from backends import once
 from data_scenes import annotation, encode, scene, write
 
 from keras_coordatt.data import (
@@ -17,6 +18,8 @@ from keras_coordatt.data import (
     open_data,
     splits,
 )
+
+pytestmark = once
 
 IMAGE, BOX, MASK = scene()
 

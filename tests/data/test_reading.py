@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from backends import once
 from data_scenes import STORE, encode, scene, write
 from PIL import Image
 
@@ -12,6 +13,8 @@ from keras_coordatt.data.reading import (
     read_text,
     report_faults,
 )
+
+pytestmark = once
 
 IMAGE, _, _ = scene()
 PIXELS = np.asarray(IMAGE, int)

@@ -8,6 +8,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from backends import once
 from data_scenes import annotation, encode, scene, write
 from PIL import Image
 
@@ -16,6 +17,8 @@ from keras_coordatt.data import VOCFolder, describe_data
 from keras_coordatt.data.box_shapes import find_matched, fit_box_shapes, map_sizes
 from keras_coordatt.detection import SSDLite, ssd_box_shapes
 from keras_coordatt.detection.default_boxes import default_boxes
+
+pytestmark = once
 
 SIZE = (320, 320)
 

@@ -5,9 +5,12 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from backends import once
 from data_scenes import STORE, annotation, encode, is_red, scene, write
 
 from keras_coordatt.data import VOCFolder, load_detection, splits
+
+pytestmark = once
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import inspect
 
 import numpy as np
 import pytest
-from backends import BACKEND
+from backends import once
 from fuzzing.damage import within
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +27,8 @@ from keras_coordatt.detection import (
 from keras_coordatt.preprocessing import Preprocessing, PreprocessingRecord
 from keras_coordatt.segmentation import DeepLabV3
 
-pytestmark = pytest.mark.skipif(BACKEND != "torch", reason="the same on every backend")
+pytestmark = once
+
 
 VALUES = [None, True, False, -1, 0, 1, 3, 7, 0.0, 0.5, 1.0, -0.5, 1e-9, 1e30]
 VALUES += [

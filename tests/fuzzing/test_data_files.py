@@ -5,7 +5,7 @@ import warnings
 
 import numpy as np
 import pytest
-from backends import BACKEND
+from backends import once
 from data_scenes import annotation, encode, scene, write
 from fuzzing.damage import damaged, within
 from hypothesis import given
@@ -14,7 +14,8 @@ from PIL import Image
 
 from keras_coordatt.data import open_data, reading
 
-pytestmark = pytest.mark.skipif(BACKEND != "torch", reason="the same on every backend")
+pytestmark = once
+
 
 IMAGE, BOX, MASK = scene()
 MASK_IMAGE = Image.fromarray(MASK)

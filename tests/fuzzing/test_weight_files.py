@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from backends import BACKEND
+from backends import once
 from fuzzing.damage import damaged, within
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +13,8 @@ from keras_coordatt.weights.network_file import read_network
 from keras_coordatt.weights.safetensors_file import read_safetensors, write_safetensors
 from keras_coordatt.weights.torch_checkpoint import read_checkpoint
 
-pytestmark = pytest.mark.skipif(BACKEND != "torch", reason="the same on every backend")
+pytestmark = once
+
 
 ARRAYS = {
     "features.0.weight": np.arange(24, dtype="float32").reshape(4, 3, 2),

@@ -5,12 +5,11 @@ import pathlib
 
 import keras
 import numpy as np
-import pytest
-from backends import BACKEND
+from backends import once
 
 from keras_coordatt.training.backup import Backup
 
-pytestmark = pytest.mark.skipif(BACKEND != "torch", reason="the same on every backend")
+pytestmark = once
 
 
 def model(value):

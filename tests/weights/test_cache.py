@@ -12,10 +12,12 @@ import time
 from multiprocessing.pool import ThreadPool
 
 import pytest
-from backends import needs_tensorflow
+from backends import once
 
 from keras_coordatt.weights import CATALOG, cached_weights
 from keras_coordatt.weights.cache import cache_dir, check_file
+
+pytestmark = once
 
 ROOT = pathlib.Path(__file__).parents[2]
 NAME = "mobilenetv2_ca_imagenet"
@@ -151,7 +153,6 @@ cached_weights(name)
 """
 
 
-@needs_tensorflow  # as no backend is used
 def test_some_at_once_and_one_who_is_killed(publish, server, cache):
     record = publish(NAME, DATA)
     changes = {"name": NAME, "url": record.url, "hash": record.hash}

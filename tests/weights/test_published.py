@@ -10,7 +10,7 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from backends import BACKEND
+from backends import once
 from keras import ops
 from networks import quick_initial_weights
 
@@ -30,8 +30,6 @@ from keras_coordatt.weights.verify import verify_weights
 
 DOWNLOADED = [name for name, record in CATALOG.items() if record.url]
 SHAPE = (32, 32, 3)
-# Tests that don't depend on the backend run on the one that builds fastest.
-needs_torch = pytest.mark.skipif(BACKEND != "torch", reason="tested on PyTorch")
 # One name per network, for tests that do not depend on the record.
 PLAIN = "mobilenetv2_025_imagenet"
 NETWORKS = ["mobilenetv2_ca_imagenet", PLAIN, "mobilenext_imagenet"]
@@ -152,7 +150,7 @@ def no_warning():
     "name",
     [
         # The larger EfficientNets differ from the first in sizes only.
-        pytest.param(n, marks=needs_torch) if re.search("netb[1-7]", n) else n
+        pytest.param(n, marks=once) if re.search("netb[1-7]", n) else n
         for n in DOWNLOADED
     ],
 )
@@ -168,7 +166,7 @@ def test_every_record(name, published, server, cache):
     assert record_of(model).task == "classification"
 
 
-@needs_torch
+@once
 def test_the_number_of_parameters_and_the_size_of_images(monkeypatch):
     monkeypatch.undo()  # whole networks
     for name, record in CATALOG.items():
@@ -245,7 +243,7 @@ def test_on_another_tensor(published):
     assert_same_weights(source, model)
 
 
-@needs_torch
+@once
 @pytest.mark.parametrize(
     "builder, arguments",
     [
@@ -317,7 +315,7 @@ def test_plain_weights_under_attention(name, attention, published, tmp_path):
     np.testing.assert_array_equal(ops.convert_to_numpy(again(x)), expected)
 
 
-@needs_torch
+@once
 def test_plain_weights_under_attention_as_files(published, tmp_path):
     published(PLAIN)
     arguments = {"alpha": 0.25, "attention": "coordinate"}
@@ -355,7 +353,7 @@ def test_mobilenext_without_a_classifier(publish):
 # EfficientNet
 
 
-@needs_torch
+@once
 def test_efficientnet_is_keras_applications(
     publish, monkeypatch, tmp_path, assert_within
 ):
