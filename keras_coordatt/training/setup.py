@@ -67,12 +67,7 @@ def open_task(
         )
     builder, splits = _open_splits(task, data, validation_split, on_error)
     labels = class_names(builder, task)
-    if labels is not None and len(labels) < 2 and task != "detection":
-        raise ValueError(
-            f"`data` must have at least two classes for {task}. "
-            f"Received: {data} with {labels}"
-        )
-    return TASKS[task](
+    job = TASKS[task](
         recipe,
         builder,
         splits,
@@ -80,6 +75,14 @@ def open_task(
         augmentation=Augmentation(task, recipe),
         seed=tf.Variable(0, dtype="int64", trainable=False),
     )
+    if labels is not None and len(labels) < 2 and task != "detection":
+        # The loader may say more precisely what is wrong, such as with masks of 255.
+        job.batches("train")
+        raise ValueError(
+            f"`data` must have at least two classes for {task}. "
+            f"Received: {data} with {labels}"
+        )
+    return job
 
 
 def _published_size(build, weights):

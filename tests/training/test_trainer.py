@@ -7,6 +7,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from keras_coordatt.data import load_classification
 from keras_coordatt.preprocessing import preprocess_input
@@ -118,6 +119,24 @@ def test_one_class_is_not_enough(image_folder, tmp_path, build):
     with pytest.raises(ValueError, match=r"`data` must have at least two.*\['cat'\]"):
         train(None, image_folder, tmp_path / "out", build=build)
     assert files(tmp_path) == ["images"]
+
+
+def test_masks_of_0_and_255_are_told_as_such(tmp_path, build):
+    for name, values in (("images", (10, 200)), ("masks", (0, 255))):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for i in range(2):
+            pixels = np.full((32, 32), values[0], "uint8")
+            pixels[8:24, 8:24] = values[1]
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{i}.png")
+    with pytest.raises(ValueError, match="255 is the value.*ignored"):
+        train(
+            None,
+            tmp_path / "data",
+            tmp_path / "out",
+            build=build,
+            validation_split=0.5,
+        )
+    assert files(tmp_path) == ["data"]
 
 
 def test_output_is_checked_first(image_folder, tmp_path, monkeypatch, build, quick):
