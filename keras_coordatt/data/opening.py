@@ -170,12 +170,7 @@ def find_task(
         features = dict(_as_builder(name, data_dir).info.features.items())
         found = {task: task for task in TASKS if _TASKS[task].labels(features)}
     else:
-        found = {
-            task: layout.LAYOUT
-            for task in TASKS
-            for layout in _TASKS[task].layouts
-            if _locate(path, layout)
-        }
+        found = {task: layout.LAYOUT for layout, (task, _) in _layouts(path).items()}
         # Folders of images may be classes, unless there are annotations or masks.
         if len(found) > 1:
             found.pop("classification", None)
@@ -264,19 +259,12 @@ def _as_builder(name, data_dir) -> tfds.core.DatasetBuilder:
 
 def _find_layout(path: Path, task: str) -> tuple[Callable[..., Folder], Path]:
     """Returns the layout of a path for a task, and the folder that has it."""
-    located = {
-        layout: where
-        for other in TASKS
-        for layout in _TASKS[other].layouts
-        if (where := _locate(path, layout))
-    }
-    layouts = _TASKS[task].layouts
-    found = [(layout, located[layout]) for layout in layouts if layout in located]
+    layouts = _layouts(path)
+    found = [(layout, where) for layout, (of, where) in layouts.items() if of == task]
     others = ", ".join(
-        f"{layout.LAYOUT}, for {other}"
-        for other in TASKS
-        for layout in _TASKS[other].layouts
-        if layout in located and other != task
+        f"{layout.LAYOUT}, for {of}"
+        for layout, (of, _) in layouts.items()
+        if of != task
     )
     if others and [layout for layout, _ in found] == [ClassFolder]:
         # Folders such as JPEGImages or train2017 are not classes.
@@ -292,12 +280,22 @@ def _find_layout(path: Path, task: str) -> tuple[Callable[..., Folder], Path]:
         calls = " or ".join(f"{lay.__name__}({str(where)!r})" for lay, where in found)
         raise ValueError(f"{path} holds {names}. Pass one of them: {calls}")
     if not found:
-        names = "; ".join(layout.LAYOUT for layout in layouts)
+        names = "; ".join(layout.LAYOUT for layout in _TASKS[task].layouts)
         raise ValueError(
             f"{path} has none of the layouts for {task}: {names}"
             + (f". It has {others}" if others else "")
         )
     return found[0]
+
+
+def _layouts(path: Path) -> dict[type[Folder], tuple[str, Path]]:
+    """Returns the layouts that a path has, each with its task and the folder that has it."""
+    return {
+        layout: (task, where)
+        for task in TASKS
+        for layout in _TASKS[task].layouts
+        if (where := _locate(path, layout))
+    }
 
 
 def _locate(path: Path, layout: type[Folder]) -> Path | None:
