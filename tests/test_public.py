@@ -5,16 +5,14 @@ import importlib
 import inspect
 import re
 
-import keras
 import pytest
 import reference
+from backends import once
 
 SECTIONS = ["Args", "Attributes", "Call arguments", "Input shape", "Output shape"]
 SECTIONS += ["Returns", "Yields", "Raises", "Example", "Reference"]
 
-pytestmark = pytest.mark.skipif(
-    keras.config.backend() != "torch", reason="the same on every backend"
-)
+pytestmark = once
 
 
 def members():

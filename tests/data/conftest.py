@@ -4,6 +4,8 @@ import keras
 import numpy as np
 import pytest
 
+from keras_coordatt.data import batches
+
 HEIGHT, WIDTH = 30, 40
 
 
@@ -31,3 +33,14 @@ def mixed_float16():
     keras.config.set_dtype_policy("mixed_float16")
     yield
     keras.config.set_dtype_policy("float32")
+
+
+@pytest.fixture
+def limit_memory(monkeypatch):
+    """Limits the bytes of decoded examples in the cache, and in the shuffle buffer."""
+
+    def limit(size):
+        for name in ("_CACHE", "_BUFFER"):
+            monkeypatch.setattr(batches, name, size)
+
+    return limit

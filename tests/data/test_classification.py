@@ -10,7 +10,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from keras_coordatt.applications.mobilenet_v2_ca import preprocess_input
-from keras_coordatt.data import batches, digits, load_classification
+from keras_coordatt.data import digits, load_classification
 
 NAME = "digits/classification"
 
@@ -125,9 +125,8 @@ uncached = pytest.mark.parametrize("memory", [2**28, 10 * 32 * 32 * 3])
 
 
 @uncached
-def test_shuffled_anew_each_time_and_nothing_lost(load, stored, monkeypatch, memory):
-    monkeypatch.setattr(batches, "_CACHE", memory)
-    monkeypatch.setattr(batches, "_BUFFER", memory)
+def test_shuffled_anew_each_time_and_nothing_lost(load, stored, limit_memory, memory):
+    limit_memory(memory)
     dataset = load(shuffle=True)
     first, second = read(dataset)[0], read(dataset)[0]
     assert not np.array_equal(first, stored[0])
@@ -139,9 +138,8 @@ def test_shuffled_anew_each_time_and_nothing_lost(load, stored, monkeypatch, mem
 
 
 @uncached
-def test_a_seed_repeats_the_order(load, monkeypatch, memory):
-    monkeypatch.setattr(batches, "_CACHE", memory)
-    monkeypatch.setattr(batches, "_BUFFER", memory)
+def test_a_seed_repeats_the_order(load, limit_memory, memory):
+    limit_memory(memory)
     one, same, other = (load(shuffle=True, seed=seed) for seed in (1, 1, 2))
     for _ in range(2):
         images, labels = read(one)
@@ -251,7 +249,7 @@ def test_a_builder(data_dir, stored):
     np.testing.assert_array_equal(labels, stored[1])
 
 
-def test_files_are_shuffled_too_and_a_seed_repeats_that(monkeypatch, tmp_path):
+def test_files_are_shuffled_too_and_a_seed_repeats_that(limit_memory, tmp_path):
     images = np.zeros((12, 8, 8, 1), "uint8")
     builder = tfds.dataset_builders.store_as_tfds_dataset(
         "sharded",
@@ -271,8 +269,7 @@ def test_files_are_shuffled_too_and_a_seed_repeats_that(monkeypatch, tmp_path):
         download_config=tfds.download.DownloadConfig(num_shards=12),
     )
     # Leaves room to shuffle one image among itself.
-    monkeypatch.setattr(batches, "_CACHE", 1)
-    monkeypatch.setattr(batches, "_BUFFER", 1)
+    limit_memory(1)
 
     def order(**arguments):
         return list(read(load_classification(builder, "train", 8, **arguments))[1])
@@ -314,9 +311,8 @@ def test_images_that_fit_are_decoded_once(folder):
     )
 
 
-def test_images_that_do_not_fit_are_decoded_each_time(folder, monkeypatch):
-    monkeypatch.setattr(batches, "_CACHE", 7 * 24 * 24 * 3)
-    monkeypatch.setattr(batches, "_BUFFER", 7 * 24 * 24 * 3)
+def test_images_that_do_not_fit_are_decoded_each_time(folder, limit_memory):
+    limit_memory(7 * 24 * 24 * 3)
     dataset = load_classification(tfds.ImageFolder(folder), "train", 24, shuffle=True)
     assert len(read(dataset)[0]) == 8
     shutil.rmtree(folder / "train")

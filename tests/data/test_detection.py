@@ -10,7 +10,6 @@ import tensorflow_datasets as tfds
 
 from keras_coordatt.data import (
     VOCFolder,
-    batches,
     digits,
     load_detection,
     load_segmentation,
@@ -157,10 +156,9 @@ def test_of_too_many_boxes_the_first_are_kept(load):
     np.testing.assert_array_equal(labels, all_labels[:, :1])
 
 
-def test_shuffled_together_and_a_seed_repeats_it(load, monkeypatch):
+def test_shuffled_together_and_a_seed_repeats_it(load, limit_memory):
     # Room for three.
-    monkeypatch.setattr(batches, "_CACHE", 3 * 30 * 40 * 3 + 500)
-    monkeypatch.setattr(batches, "_BUFFER", 3 * 30 * 40 * 3 + 500)
+    limit_memory(3 * 30 * 40 * 3 + 500)
     one, same = (load(shuffle=True, seed=0) for _ in range(2))
     orders = []
     for _ in range(2):

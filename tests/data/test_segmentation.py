@@ -9,7 +9,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from keras_coordatt.data import IGNORED, MaskFolder, batches, load_segmentation
+from keras_coordatt.data import IGNORED, MaskFolder, load_segmentation
 
 # Grey, and the three colours.
 CLASSES = ["background", "red", "green", "blue"]
@@ -95,10 +95,9 @@ def test_masks_are_resized_to_the_nearest_pixel_as_by_pillow(load, masks, size):
     assert set(np.unique(resized)) <= {0, 1, 2, 3, IGNORED}
 
 
-def test_shuffled_together_and_a_seed_repeats_it(load, monkeypatch):
+def test_shuffled_together_and_a_seed_repeats_it(load, limit_memory):
     # Room for three.
-    monkeypatch.setattr(batches, "_CACHE", 3 * 30 * 40 * 4)
-    monkeypatch.setattr(batches, "_BUFFER", 3 * 30 * 40 * 4)
+    limit_memory(3 * 30 * 40 * 4)
     one, same = (load(shuffle=True, seed=0) for _ in range(2))
     orders = []
     for _ in range(2):

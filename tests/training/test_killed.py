@@ -8,7 +8,7 @@ import sys
 import keras
 import numpy as np
 import pytest
-from backends import BACKEND
+from backends import BACKEND, once
 
 from keras_coordatt.training import train
 
@@ -17,7 +17,7 @@ class Killed(BaseException):
     """Ends a training as a signal does."""
 
 
-@pytest.mark.skipif(BACKEND != "torch", reason="one backend is enough")
+@once
 def test_interrupted_at_any_write(
     eager, image_folder, tmp_path, monkeypatch, build, quick
 ):
