@@ -21,7 +21,7 @@ from keras_coordatt import MobileNetV2CA, __version__
 from keras_coordatt.applications.mobilenet_v2_names import arguments_of
 from keras_coordatt.cli import COMMANDS, main
 from keras_coordatt.cli import weights as weights_command
-from keras_coordatt.cli.parser import METAVARS
+from keras_coordatt.cli.parser import METAVARS, name_options
 from keras_coordatt.weights import CATALOG, save_safetensors
 from keras_coordatt.weights.safetensors_file import read_safetensors, write_safetensors
 from keras_coordatt.weights.torch_checkpoint import read_checkpoint
@@ -460,6 +460,21 @@ def test_wrong_usage(arguments, message, capsys):
     assert line.startswith("keras-coordatt")
     assert re.search(message, line)
     assert line.endswith("--help")
+
+
+@pytest.mark.parametrize(
+    "message, typed",
+    [
+        ("`data` has `a`", "DATA has `a`"),
+        ("`validation_split=0.2` sets", "--validation-split 0.2 sets"),
+        (
+            '`weights="imagenet"` or `weights=None`',
+            "--weights imagenet or no --weights",
+        ),
+    ],
+)
+def test_errors_name_options_as_they_are_typed(message, typed):
+    assert name_options(message, COMMANDS["train"]) == typed
 
 
 def printed_help(capsys, *arguments):

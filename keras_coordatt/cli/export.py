@@ -45,7 +45,7 @@ def export(
     preprocessing: PreprocessingName | None = None,
     mean: list[float] | None = None,
     std: list[float] | None = None,
-    detector: bool = False,
+    detector: bool = True,
     score_threshold: float = 0.05,
     iou_threshold: float = 0.5,
     max_detections: int = 100,
@@ -85,11 +85,12 @@ def export(
             standard deviation; raw: values in [0, 255]; tf: values in [-1, 1].
         mean: Mean per channel, of values in [0, 1].
         std: Standard deviation per channel.
-        detector: Export boxes, labels and scores of an SSDLite, not its raw offsets.
-        score_threshold: Lowest score of a box that is kept, with --detector.
-        iou_threshold: Overlap above which a box is suppressed, with --detector.
-        max_detections: Highest number of boxes per image, with --detector.
-        suppression: Suppress overlapping boxes, with --detector.
+        detector: Export boxes, labels and scores of an SSDLite, not its raw offsets,
+            which have no average precision.
+        score_threshold: Lowest score of a box that is kept.
+        iou_threshold: Overlap above which a box is suppressed.
+        max_detections: Highest number of boxes per image.
+        suppression: Suppress overlapping boxes.
         alpha: Width multiplier of the network, if IN doesn't tell it.
         classes: Number of classes, if IN doesn't tell it.
         attention: Attention of the network, if IN doesn't tell it.
@@ -118,9 +119,10 @@ def export(
     arguments = network_arguments(alpha, classes, attention, reduction, top)
     model = read_network(source, **arguments)
     detects = isinstance(model, SSDLite)
-    if detector:
-        if not detects:
-            raise ValueError(f"--detector needs an SSDLite. Received: {model.name}")
+    raw = detects and not detector
+    if raw and max_drop is not None:
+        raise ValueError("--max-drop is not for raw offsets, of --no-detector")
+    if detects and detector:
         model = model.detector(
             score_threshold, iou_threshold, max_detections, suppression
         )
@@ -153,7 +155,7 @@ def export(
     with place as temporary:
         with quiet_stderr():  # converters tell of their progress there
             report = write.get(suffix, writers.saved_model)(model, temporary, **options)
-        change = measured and measured.change(temporary, max_drop)
+        change = measured and not raw and measured.change(temporary, max_drop)
     print(dataclasses.replace(report, path=output))
     if change:
         print(change)

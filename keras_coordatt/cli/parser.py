@@ -17,6 +17,7 @@ from collections.abc import Callable
 import docstring_parser
 import jsonargparse
 
+QUOTES = "'\""
 # Names of positional arguments in help and errors, where they are not the parameter's.
 METAVARS = {"source": "IN", "output": "OUT", "images": "IMAGE"}
 
@@ -161,7 +162,9 @@ def name_options(message: str, function: Callable) -> str:
         if parameter.default is parameter.empty:
             return _metavar(found[1])
         option = f"--{found[1].replace('_', '-')}"
-        return option if found[2] is None else f"{option} {found[2]}"
+        if found[2] == "None":
+            return f"no {option}"
+        return option if found[2] is None else f"{option} {found[2].strip(QUOTES)}"
 
     return re.sub(r"`(\w+)(?:=([^`]*))?`", typed, message)
 

@@ -261,16 +261,16 @@ def _find_layout(path: Path, task: str) -> tuple[Callable[..., Folder], Path]:
     """Returns the layout of a path for a task, and the folder that has it."""
     layouts = _layouts(path)
     found = [(layout, where) for layout, (of, where) in layouts.items() if of == task]
-    others = ", ".join(
-        f"{layout.LAYOUT}, for {of}"
-        for layout, (of, _) in layouts.items()
-        if of != task
-    )
+    elsewhere = {layout: of for layout, (of, _) in layouts.items() if of != task}
+    if len(elsewhere) > 1:
+        # Folders of images may be classes, unless there is something else.
+        elsewhere.pop(ClassFolder, None)
+    others = ", ".join(f"{layout.LAYOUT}, for {of}" for layout, of in elsewhere.items())
     if others and [layout for layout, _ in found] == [ClassFolder]:
         # Folders such as JPEGImages or train2017 are not classes.
         raise ValueError(
             f"{path} is not for classification. It has {others}. If its folders are "
-            f"classes all the same, pass ClassFolder({str(found[0][1])!r})"
+            f"classes all the same, pass ClassFolder({str(found[0][1])!r}) in Python"
         )
     if len(found) > 1:
         # Folders of images may be classes, unless a table says what they are.

@@ -49,6 +49,7 @@ def open_task(
     """
     if task is not None:
         check_choice("task", task, tuple(TASKS))
+    _check_arguments(build)
     task = task or find_task(data)
     changes = dict(changes or {})
     if recipe is None:
@@ -83,6 +84,20 @@ def open_task(
             f"Received: {data} with {labels}"
         )
     return job
+
+
+def _check_arguments(build):
+    """Raises a ValueError for an argument that the builder does not take."""
+    if isinstance(build, functools.partial):
+        known = inspect.signature(build.func).parameters
+        if any(x.kind is x.VAR_KEYWORD for x in known.values()):
+            return
+        for name, value in build.keywords.items():
+            if name not in known:
+                raise ValueError(
+                    f"`{name}` is not an argument of {build.func.__name__}. "
+                    f"Received: {value!r}"
+                )
 
 
 def _published_size(build, weights):

@@ -196,7 +196,7 @@ def command(*arguments):
 def test_the_command_exports_a_detector(tmp_path, capsys, monkeypatch):
     backbone = MobileNetV2CA((64, 64, 3), alpha=0.25, weights=None, include_top=False)
     SSDLite(backbone, 2).save(tmp_path / "it.keras")
-    it = (tmp_path / "it.keras", tmp_path / "it.tflite", "--detector")
+    it = (tmp_path / "it.keras", tmp_path / "it.tflite")
     assert command(*it, "--no-suppression") == 0
     assert "scores: largest difference" in capsys.readouterr().out
     assert command(*it, "--score-threshold", 0.001, "--max-detections", 7) == 0
@@ -210,6 +210,6 @@ def test_the_command_exports_a_detector(tmp_path, capsys, monkeypatch):
         patch.setattr(cli_export, "_Measured", measure)
         assert command(*it, "--data", "digits/scenes") == 1
     assert "measures detection" in capsys.readouterr().err
-    detector().save(tmp_path / "it.keras")
-    assert command(*it) == 1
-    assert "--detector needs an SSDLite" in capsys.readouterr().err
+    raw = ("--no-detector", "--data", "digits/scenes", "--max-drop", 0.1)
+    assert command(*it, *raw) == 1
+    assert "--max-drop is not for raw offsets" in capsys.readouterr().err

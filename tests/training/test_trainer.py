@@ -1,6 +1,7 @@
 """The training function: its files, its errors, and resuming."""
 
 import csv
+import functools
 import json
 import shutil
 
@@ -137,6 +138,12 @@ def test_masks_of_0_and_255_are_told_as_such(tmp_path, build):
             validation_split=0.5,
         )
     assert files(tmp_path) == ["data"]
+
+
+def test_arguments_that_the_builder_does_not_take(image_folder, build):
+    wide = functools.partial(build, alpha=0.5)
+    with pytest.raises(ValueError, match="`alpha` is not an argument of tiny.*0.5"):
+        train(None, image_folder, None, build=wide)
 
 
 def test_output_is_checked_first(image_folder, tmp_path, monkeypatch, build, quick):
