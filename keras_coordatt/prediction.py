@@ -56,6 +56,7 @@ class Prediction:
         objects: Tuple of `DetectedObject`, the highest score first.
         mask: Class of each pixel of the picture, int32, `(height, width)`, or `None`.
         shares: Dict from the labels in the mask to their share of the picture.
+        score_threshold: Minimum score of the objects, or `None` if they have none.
     """
 
     file: str | None
@@ -64,6 +65,7 @@ class Prediction:
     objects: tuple[DetectedObject, ...] = ()
     mask: np.ndarray | None = None
     shares: dict[str, float] = dataclasses.field(default_factory=dict)
+    score_threshold: float | None = None
 
     def as_dict(self) -> dict:
         """Returns everything but the mask, as JSON can hold it."""
@@ -92,7 +94,11 @@ class Prediction:
             box = ", ".join(f"{x:.0f}" for x in found.box)
             lines.append(f"  {found.score:7.1%}  {found.label} at ({box})")
         lines += [f"  {share:7.1%}  {label}" for label, share in self.shares.items()]
-        return "\n".join(lines if len(lines) > 1 else [f"{lines[0]}\n  nothing found"])
+        if len(lines) == 1:
+            threshold = self.score_threshold
+            above = "" if threshold is None else f" with a score above {threshold:g}"
+            lines.append(f"  nothing found{above}")
+        return "\n".join(lines)
 
 
 def predict(
@@ -274,7 +280,8 @@ def _prediction(model, file, size, outputs, top):
             )
             if label >= 0 and score > model.score_threshold
         ]
-        return Prediction(file, size, objects=tuple(found))
+        threshold = model.score_threshold
+        return Prediction(file, size, objects=tuple(found), score_threshold=threshold)
     mask = resize_mask(outputs["mask"], size)
     values, counts = np.unique(mask, return_counts=True)
     order = np.argsort(-counts, kind="stable")

@@ -58,7 +58,7 @@ def test_pictures():
     seconds = comparison.latency(RUNS, "graph_1", rounds=1)
     assert list(seconds) == [None, "coordinate"] and min(seconds.values()) > 0
     figure = comparison.picture(RUNS, {None: 0.002, "coordinate": 0.003})
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     (axis,) = figure.axes
     assert [text.get_text() for text in axis.texts] == ["none", "coordinate"]
     np.testing.assert_allclose(axis.texts[1].xy, [3, 54])

@@ -256,6 +256,9 @@ def test_command(models, task, tmp_path, capsys):
             [float(x[k]) for k in ("x1", "y1", "x2", "y2")] for x in rows[:2]
         )
         np.testing.assert_allclose(boxes, [RED, BLUE], atol=0.5)
+        unsure = [tmp_path / "it.keras", tmp_path / "a", "--score-threshold", 0.9999]
+        assert command(*unsure) == 0
+        assert "nothing found with a score above 0.9999\n" in capsys.readouterr().out
     if drawn:
         for name in ("scene.png", "scene-2.png"):
             with Image.open(tmp_path / "drawn" / name) as image:

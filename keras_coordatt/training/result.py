@@ -86,7 +86,7 @@ def _chart(evaluation: Evaluation) -> dict:
     if evaluation.precision_recall is not None:
         found = evaluation.precision_recall
         return {
-            "precision_recall.png": visualize.plot_precision_recall(found)
+            "precision_recall.png": visualize.plot_precision_recall(found, "AP50")
             if found
             else None
         }

@@ -103,12 +103,15 @@ def plot_confusion_matrix(matrix, labels: Sequence[str] | None = None):
     return figure
 
 
-def plot_precision_recall(curves: Mapping[str, Sequence[float]]):
+def plot_precision_recall(
+    curves: Mapping[str, Sequence[float]], name: str = "average precision"
+):
     """Plots the precision of a detector against its recall, one curve per class.
 
     Args:
         curves: Dict from each class to its precision at evenly spaced recalls from 0
             to 1, such as `precision_recall` of an `Evaluation`.
+        name: What the mean of a curve is called, such as `"AP50"`.
 
     Returns:
         A `matplotlib.figure.Figure`. The legend says the mean of each curve.
@@ -131,7 +134,7 @@ def plot_precision_recall(curves: Mapping[str, Sequence[float]]):
     axis.grid(alpha=0.3)
     columns = -(-len(curves) // 20)
     axis.legend(
-        title="average precision",
+        title=name,
         loc="upper left",
         bbox_to_anchor=(1, 1),
         ncols=columns,

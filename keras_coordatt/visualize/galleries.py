@@ -102,7 +102,8 @@ def plot_detections(
             _draw_boxes(axis, picture, real, i, labels, 0, dashed=True)
         _draw_boxes(axis, picture, found, i, labels, score_threshold)
     if real is not None:
-        figure.supxlabel("solid: detections; dashed, white: truth", fontsize=9)
+        above = f" of score above {score_threshold:g}" if score_threshold else ""
+        figure.supxlabel(f"solid: detections{above}; dashed, white: truth", fontsize=9)
     return figure
 
 
@@ -149,7 +150,10 @@ def plot_masks(
         Patch(color=np.asarray(colors[i]) / 255, label=names[i]) for i in present
     ]
     if handles:
-        figure.legend(handles=handles, loc="outside right upper", fontsize=8)
+        legend = figure.legend(handles=handles, loc="outside right upper", fontsize=8)
+        # Space for it, which would be taken from the pictures otherwise.
+        width = legend.get_window_extent().width / figure.dpi
+        figure.set_figwidth(figure.get_figwidth() + width)
     return figure
 
 

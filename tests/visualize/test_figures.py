@@ -16,7 +16,7 @@ def pictures():
 
 def drawn(figure):
     """Draws the figure, which raises if something in it is wrong, and returns it."""
-    figure.canvas.draw()
+    figure.draw_without_rendering()
     return figure
 
 
@@ -59,6 +59,14 @@ def test_confusion_matrix():
         visualize.plot_confusion_matrix(matrix, ["cat"])
 
 
+def test_precision_recall():
+    curves = {"cat": [1.0, 0.5, 0.0]}
+    (axis,) = drawn(visualize.plot_precision_recall(curves, "AP50")).axes
+    legend = axis.get_legend()
+    assert legend.get_title().get_text() == "AP50"
+    assert [text.get_text() for text in legend.get_texts()] == ["cat 0.50"]
+
+
 def test_detections(pictures):
     found = {
         "boxes": np.array([[[0.25, 0.5, 0.75, 1], [0, 0, 1, 1], [0, 0, 0, 0]]] * 3),
@@ -76,6 +84,11 @@ def test_detections(pictures):
     truth = {key: found[key] for key in ("boxes", "labels")}
     figure = visualize.plot_detections(pictures, found, truth=truth, columns=2)
     assert [len(axis.patches) for axis in drawn(figure).axes[:3]] == [4, 4, 4]
+    assert figure.get_supxlabel() == "solid: detections; dashed, white: truth"
+    figure = visualize.plot_detections(
+        pictures, found, truth=truth, score_threshold=0.5
+    )
+    assert "detections of score above 0.5;" in figure.get_supxlabel()
     with pytest.raises(ValueError, match=r"`detections` must have boxes, \(3, K, 4\)"):
         visualize.plot_detections(pictures, {"boxes": np.zeros((3, 4))})
 
@@ -94,6 +107,13 @@ def test_masks(pictures):
     )
     (legend,) = figure.legends
     assert [text.get_text() for text in legend.get_texts()] == ["cat"]
+    # A legend doesn't make the pictures smaller.
+    figures = [
+        drawn(visualize.plot_masks(pictures, masks, ["-", name], background=0))
+        for name in ("cat", "cat" * 8)
+    ]
+    for short, long in zip(*(figure.axes for figure in figures)):
+        assert long.bbox.width > 0.95 * short.bbox.width
     with pytest.raises(ValueError, match="`masks` must be integers of shape"):
         visualize.draw_masks(pictures, masks / 1, 3)
 
