@@ -16,6 +16,7 @@ from keras_coordatt.export.inference import (
 )
 from keras_coordatt.export.metadata import describe, packages_for_onnx
 from keras_coordatt.export.model_input import ImageInput, check_backend, check_suffix
+from keras_coordatt.export.onnx_graph import BATCH, repeat_gates
 from keras_coordatt.export.verify import Reference, Report
 from keras_coordatt.files import atomic_file
 from keras_coordatt.preprocessing import Preprocessing
@@ -85,7 +86,7 @@ def onnx(
         write = _write_from_torch if on_torch else _write_from_tensorflow
         try:
             write(in_float32(model), image, names, temporary)
-            _finish(temporary, names, metadata)
+            _finish(temporary, names, metadata, nchw=not on_torch)
             given = _run(temporary, reference.inputs, names)
         except ImportError:
             raise
@@ -112,7 +113,8 @@ def _write_from_tensorflow(model, image, names, path):
     import onnx
     import tf2onnx
 
-    function = constant_function(model, (None, *image.shape), image.dtype, names)
+    shape = (None, *image.shape)
+    function = constant_function(model, shape, image.dtype, names, "onnx")
     graph = _with_inlined_functions(function.graph.as_graph_def())
     outputs = function.structured_outputs
     # Its optimizer logs a traceback for each pass that it skips.
@@ -148,8 +150,12 @@ def _write_from_torch(model, image, names, path):
     )
 
 
-def _finish(path, names, metadata):
-    """Names input, outputs and batch axis, and adds the metadata."""
+def _finish(path, names, metadata, nchw):
+    """Names input, outputs and batch axis, repeats gates, and adds the metadata.
+
+    Args:
+        nchw: Whether feature maps are channels first inside, as tf2onnx makes them.
+    """
     import onnx
 
     proto = onnx.load(path)
@@ -161,7 +167,9 @@ def _finish(path, names, metadata):
             side[:] = [new.get(name, name) for name in side]
     for value in (*graph.input, *graph.output):
         value.name = new[value.name]
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        value.type.tensor_type.shape.dim[0].dim_param = BATCH
+    if nchw:
+        repeat_gates(proto)
     onnx.helper.set_model_props(
         proto, {key: json.dumps(value) for key, value in metadata.items()}
     )

@@ -3,6 +3,7 @@
 import keras
 
 from keras_coordatt.detection import NonMaxSuppression
+from keras_coordatt.layers.lowering import lowered_for
 
 
 def for_inference(model):
@@ -82,7 +83,7 @@ def all_layers(layer, _seen=None):
             yield from all_layers(child, seen)
 
 
-def constant_function(model, shape, dtype, names, finish=None):
+def constant_function(model, shape, dtype, names, runtime, finish=None):
     """Returns a concrete TensorFlow function of the model, without variables.
 
     Converters fold constants, batch normalization into convolutions among them.
@@ -92,6 +93,7 @@ def constant_function(model, shape, dtype, names, finish=None):
         shape: Shape of the input, with the batch axis.
         dtype: Type of the input.
         names: Names of the outputs.
+        runtime: The runtime whose form the attention layers take.
         finish: Function from the model's outputs to a dict of those of the function,
             instead of `names`.
 
@@ -109,7 +111,8 @@ def constant_function(model, shape, dtype, names, finish=None):
     def serve(image):
         # Made here, they are part of the graph; from outside, they would be inputs.
         state = ([tf.constant(x) for x in values] for values in (trainable, others))
-        outputs, _ = model.stateless_call(*state, image, training=False)
+        with lowered_for(runtime):
+            outputs, _ = model.stateless_call(*state, image, training=False)
         if finish is not None:
             return finish(outputs)
         return dict(zip(names, keras.tree.flatten(outputs), strict=True))

@@ -155,6 +155,9 @@ class CBAM(ChannelAttention):
         axes = self._spatial_axes
         return [self._mean(x, axes), self._max(x, axes)]
 
+    def _pool_lowered(self, x, form):
+        return [form.mean(x, self._spatial_axes), form.max(x, self._spatial_axes)]
+
     def get_config(self):
         config = {
             "kernel_size": self.kernel_size,

@@ -1,6 +1,7 @@
 from keras import ops
 
 from keras_coordatt.layers.gated_attention import GatedAttention
+from keras_coordatt.layers.lowering import lowering
 
 
 class ChannelAttention(GatedAttention):
@@ -9,7 +10,7 @@ class ChannelAttention(GatedAttention):
     The feature map is squeezed to one or more descriptors, `(N, C)`. A perceptron with
     one narrow hidden layer maps each of them to `(N, C)`, and the activated sum is the
     gate. A subclass defines the descriptors: its `_squeeze(x)` returns them as a list,
-    in the gates' dtype.
+    in the gates' dtype, and `_pool_lowered(x, form)` as feature maps of one position.
     """
 
     SUBLAYERS: tuple[str, ...] = ("reduce", "expand")
@@ -27,8 +28,24 @@ class ChannelAttention(GatedAttention):
         return [self.reduce, self.expand]
 
     def call(self, inputs):
+        form = lowering(self, inputs, training=False)
+        # LiteRT is as fast with dense layers.
+        if form is not None and form.runtime == "onnx":
+            return self._call_lowered(inputs, form)
         gate = ops.expand_dims(self._channel_gate(inputs), self._spatial_axes)
         return inputs * ops.cast(gate, inputs.dtype)
+
+    def _call_lowered(self, x, form):
+        """Computes the output at inference with 1x1 convolutions, to be exported."""
+        hidden = self.reduce.kernel, self.reduce.bias
+        output = self.expand.kernel, self.expand.bias
+        gate, *others = (
+            form.perceptron(pooled, hidden, self.activation, output)
+            for pooled in self._pool_lowered(x, form)
+        )
+        for other in others:
+            gate = gate + other
+        return x * self.gate_activation(gate)
 
     def compute_gates(self, inputs) -> dict:
         """Returns the gates by which an input is multiplied, for inspection.

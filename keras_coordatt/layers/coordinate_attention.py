@@ -4,6 +4,7 @@ from keras import ops
 
 from keras_coordatt.layers.batch_normalization import BatchNormalization
 from keras_coordatt.layers.gated_attention import GatedAttention
+from keras_coordatt.layers.lowering import fold, lowering
 from keras_coordatt.layers.strip_pooling import strip_mean, strip_scale
 from keras_coordatt.validation import (
     MAX_CHANNELS,
@@ -165,6 +166,8 @@ class CoordinateAttention(GatedAttention):
         return [self.shared, self.norm, *self.gates.values()]
 
     def call(self, inputs, training=None):
+        if (form := lowering(self, inputs, training)) is not None:
+            return self._call_lowered(inputs, form)
         gates = [
             self._spread(gate, axis, inputs.dtype)
             for axis, gate in self.compute_gates(inputs, training).items()
@@ -174,6 +177,23 @@ class CoordinateAttention(GatedAttention):
         for gate in gates:
             inputs = inputs * gate
         return inputs
+
+    def _call_lowered(self, x, form):
+        """Computes the output at inference, each axis apart, to be exported.
+
+        Batch normalization is folded into the shared convolution.
+        """
+        outputs = x
+        for axis, gate in self.gates.items():
+            outputs = outputs * self._scale(
+                form.perceptron(
+                    form.mean(x, (self._other(axis),)),
+                    fold(self.shared, self.norm),
+                    self.activation,
+                    (gate.kernel, gate.bias),
+                )
+            )
+        return outputs
 
     def compute_gates(self, inputs, training=None) -> dict:
         """Returns the gates by which an input is multiplied, for inspection.

@@ -80,3 +80,6 @@ class SqueezeExcite(ChannelAttention):
 
     def _squeeze(self, x):
         return [self._mean(x, self._spatial_axes)]
+
+    def _pool_lowered(self, x, form):
+        return [form.mean(x, self._spatial_axes)]

@@ -1,0 +1,77 @@
+"""The forms for exported files compute what the layer computes."""
+
+import keras
+import numpy as np
+import pytest
+from backends import BACKEND
+from keras import ops
+from networks import images
+
+from keras_coordatt import CoordinateAttention
+from keras_coordatt.layers.lowering import RUNTIMES, lowered_for
+
+CASES = {
+    "paper": {},
+    "height": {"axes": "height"},
+    "width": {"axes": "width"},
+    "identity": {"identity_init": True},
+    "relu": {"activation": "relu", "gate_activation": "hard_sigmoid"},
+}
+
+
+def trained(layer, x):
+    """Sets weights and moving statistics as no initializer would."""
+    layer(x)
+    rng = np.random.default_rng(1)
+    layer.set_weights([rng.uniform(0.2, 1.0, w.shape) for w in layer.get_weights()])
+    return layer
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("size", [(5, 7), (30, 1)])
+def test_forms_are_the_layer(runtime, case, size):
+    x = images(2, *size, 40)
+    layer = trained(CoordinateAttention(**CASES[case]), x)
+    expected = ops.convert_to_numpy(layer(x, training=False))
+    with lowered_for(runtime):
+        given = ops.convert_to_numpy(layer(x, training=False))
+    assert np.abs(given - expected).max() <= 1e-6 * np.abs(expected).max()
+    # Lowered indeed: of other operations, whose rounding differs
+    assert (given != expected).any() or case == "relu"
+
+
+@pytest.mark.skipif(BACKEND == "tensorflow", reason="its CPU has no such convolution")
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_channels_first(runtime):
+    x = images(2, 40, 5, 7)
+    layer = trained(CoordinateAttention(data_format="channels_first"), x)
+    expected = ops.convert_to_numpy(layer(x))
+    with lowered_for(runtime):
+        given = ops.convert_to_numpy(layer(x))
+    assert np.abs(given - expected).max() <= 1e-6 * np.abs(expected).max()
+
+
+def test_training_and_quantized_layers_stay_as_they_are():
+    x = images(2, 4, 4, 40)
+    layer = trained(CoordinateAttention(), x)
+    layer.norm.momentum = 1.0
+    expected = ops.convert_to_numpy(layer(x, training=True))
+    with lowered_for("onnx"):
+        assert (ops.convert_to_numpy(layer(x, training=True)) == expected).all()
+    layer.gates["height"].quantize("int8")
+    expected = ops.convert_to_numpy(layer(x))
+    with lowered_for("onnx"):
+        assert (ops.convert_to_numpy(layer(x)) == expected).all()
+
+
+def test_models_lower_the_layers_inside():
+    x = images(1, 8, 8, 3)
+    inputs = keras.Input((8, 8, 3))
+    y = keras.layers.Conv2D(16, 1)(inputs)
+    model = keras.Model(inputs, CoordinateAttention()(y))
+    expected = ops.convert_to_numpy(model(x, training=False))
+    with lowered_for("onnx"):
+        given = ops.convert_to_numpy(model(x, training=False))
+    np.testing.assert_allclose(given, expected, atol=1e-6)
+    assert (given != expected).any()
