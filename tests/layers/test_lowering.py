@@ -10,6 +10,11 @@ from networks import images
 from keras_coordatt import CoordinateAttention
 from keras_coordatt.layers.lowering import RUNTIMES, lowered_for
 
+pytestmark = pytest.mark.skipif(
+    BACKEND == "jax",
+    reason="no exporter asks for the forms there, and compiling is slow",
+)
+
 CASES = {
     "paper": {},
     "height": {"axes": "height"},
