@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import keras
 import numpy as np
 
+from keras_coordatt.distribution import alone, current, gather_examples, local_copy
 from keras_coordatt.figures import (
     ClassificationFigures,
     DetectionFigures,
@@ -99,6 +100,7 @@ class Evaluation:
         return "\n".join(lines)
 
 
+@alone()
 def evaluate(
     model: keras.Model | str | os.PathLike,
     data,
@@ -132,6 +134,9 @@ def evaluate(
     replacement, as many as there are, `resamples` times, and the interval holds the
     middle of the figures, a share of `confidence`. It tells how much the figure depends
     on which images happen to be in the split.
+
+    In several processes (`keras_coordatt.training.distribute`), each evaluates its part
+    of the images, and all return the same.
 
     Args:
         model: A Keras model, or the path of a `.keras`, `.tflite` or `.onnx` file or of
@@ -172,7 +177,7 @@ def evaluate(
     from keras_coordatt.data import open_data
 
     runnable = open_model(
-        model,
+        local_copy(model),
         task=task,
         labels=None if isinstance(labels, str) else labels,
         preprocessing=preprocessing,
@@ -186,11 +191,15 @@ def evaluate(
     runnable, order = _match_labels(runnable, builder, labels)
 
     figures = FIGURES[runnable.task](runnable.labels)
+    found = (
+        figures.measure(outputs, target)
+        for outputs, target in _outputs_and_targets(
+            runnable, builder, split, order, batch_size
+        )
+    )
     images = 0
-    for outputs, target in _outputs_and_targets(
-        runnable, builder, split, order, batch_size
-    ):
-        figures.add(outputs, target)
+    for measured in gather_examples(found):
+        figures.keep(measured)
         images += 1
     if not images:
         raise ValueError(f"`split` must have images. Received: {split!r}")
@@ -255,7 +264,8 @@ def _match_labels(model: Runnable, builder, labels):
 def _outputs_and_targets(model, builder, split, order, batch_size):
     """Yields the outputs and the target of each image."""
     batch = []
-    for example in read_examples(model, builder, split).as_numpy_iterator():
+    shard = current().process, current().processes
+    for example in read_examples(model, builder, split, shard).as_numpy_iterator():
         batch.append(example)
         if len(batch) == batch_size:
             yield from _run(model, batch, order, batch_size)
@@ -274,8 +284,8 @@ def _run(model, examples, order, batch_size):
         yield {name: value[i] for name, value in outputs.items()}, target
 
 
-def read_examples(model, builder, split):
-    """Reads a split in its order, with pictures resized for the model."""
+def read_examples(model, builder, split, shard=(0, 1)):
+    """Reads a split in its order, or a shard, with pictures resized for the model."""
     import tensorflow as tf
 
     # AutoGraph cannot convert it, and warns; nothing here depends on values.
@@ -291,7 +301,9 @@ def read_examples(model, builder, split):
         }
         return {"image": model.resize(image), "size": tf.shape(image)[:2], **kept}
 
-    dataset = builder.as_dataset(split=split, shuffle_files=False)
+    from keras_coordatt.data.batches import open_shard
+
+    dataset, _ = open_shard(builder, split, shard, shuffle_files=False)
     return dataset.map(resize, num_parallel_calls=tf.data.AUTOTUNE).prefetch(4)
 
 

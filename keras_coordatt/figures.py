@@ -23,6 +23,14 @@ class Figures:
 
     def add(self, outputs: dict, target: dict) -> None:
         """Adds an image, with the outputs of `Runnable.run` for it."""
+        self.keep(self.measure(outputs, target))
+
+    def measure(self, outputs: dict, target: dict):
+        """Returns what is kept of an image."""
+        raise NotImplementedError
+
+    def keep(self, measured) -> None:
+        """Adds an image that was measured, maybe in another process."""
         raise NotImplementedError
 
     def main(self, images) -> dict[str, float]:
@@ -56,12 +64,14 @@ class ClassificationFigures(Figures):
         super().__init__(labels)
         self.truth, self.ranks, self.predicted = [], [], []
 
-    def add(self, outputs, target):
+    def measure(self, outputs, target):
         scores, truth = outputs["scores"], int(target["label"])
         order = np.argsort(-scores, kind="stable")
-        self.truth.append(truth)
-        self.predicted.append(order[0])
-        self.ranks.append(int(np.flatnonzero(order == truth)[0]))
+        return truth, order[0], int(np.flatnonzero(order == truth)[0])
+
+    def keep(self, measured):
+        for values, value in zip((self.truth, self.predicted, self.ranks), measured):
+            values.append(value)
 
     def main(self, images):
         ranks = np.asarray(self.ranks)[images]
@@ -98,18 +108,19 @@ class SegmentationFigures(Figures):
         # Per image: pixels of both, of the truth, and predicted, by class.
         self.counts = []
 
-    def add(self, outputs, target):
+    def measure(self, outputs, target):
         truth = np.asarray(target["mask"])
         counted = truth != IGNORED
         predicted = resize_mask(outputs["mask"], truth.shape)[counted]
         truth = truth[counted]
         classes = len(self.labels)
-        self.counts.append(
-            [
-                np.bincount(x, minlength=classes)
-                for x in (truth[truth == predicted], truth, predicted)
-            ]
-        )
+        return [
+            np.bincount(x, minlength=classes)
+            for x in (truth[truth == predicted], truth, predicted)
+        ]
+
+    def keep(self, measured):
+        self.counts.append(measured)
 
     def main(self, images):
         ious = self._ious(images)
@@ -146,21 +157,28 @@ class DetectionFigures(Figures):
         self.images, self.objects, self.detections = 0, [], []
         self._evaluations = {}
 
-    def add(self, outputs, target):
+    def measure(self, outputs, target):
         height, width = target["size"]
         scale = np.array([width, height, width, height], "float64")
-        image = self.images
+        objects = [
+            _annotation(box * scale, label, ignored)
+            for box, label, ignored in zip(
+                target["boxes"], target["labels"], target["ignored"]
+            )
+        ]
+        detections = [
+            {**_annotation(box * scale, label), "score": float(score)}
+            for box, label, score in zip(
+                outputs["boxes"], outputs["labels"], outputs["scores"]
+            )
+            if label >= 0
+        ]
+        return objects, detections
+
+    def keep(self, measured):
+        for known, annotations in zip((self.objects, self.detections), measured):
+            known += [{"image_id": self.images, **x} for x in annotations]
         self.images += 1
-        for box, label, ignored in zip(
-            target["boxes"], target["labels"], target["ignored"]
-        ):
-            self.objects.append(_annotation(image, box * scale, label, ignored))
-        for box, label, score in zip(
-            outputs["boxes"], outputs["labels"], outputs["scores"]
-        ):
-            if label >= 0:
-                found = _annotation(image, box * scale, label)
-                self.detections.append({**found, "score": float(score)})
 
     def main(self, images):
         evaluation, matches = self._evaluation("all")
@@ -260,10 +278,9 @@ def _mean(precision):
     return float(known.mean()) if known.size else float("nan")
 
 
-def _annotation(image, box, label, ignored=False):
+def _annotation(box, label, ignored=False):
     left, top, right, bottom = box.tolist()
     return {
-        "image_id": image,
         "category_id": int(label),
         "bbox": [left, top, right - left, bottom - top],
         "area": (right - left) * (bottom - top),

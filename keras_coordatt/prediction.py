@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import keras
 import numpy as np
 
+from keras_coordatt.distribution import alone, current, gather, local_copy
 from keras_coordatt.preprocessing import Preprocessing
 from keras_coordatt.runnable import Runnable, open_model
 from keras_coordatt.validation import check_choice, check_positive_int
@@ -101,6 +102,7 @@ class Prediction:
         return "\n".join(lines)
 
 
+@alone()
 def predict(
     model: keras.Model | str | os.PathLike,
     images,
@@ -150,14 +152,21 @@ def predict(
     check_choice("on_error", on_error, ("raise", "skip"))
     pictures = find_pictures(images)
     runnable = open_model(
-        model,
+        local_copy(model),
         task=task,
         labels=labels,
         preprocessing=preprocessing,
         image_size=image_size,
         score_threshold=score_threshold,
     )
-    return list(predictions(runnable, pictures, top, batch_size, on_error))
+    # Each process predicts its part, and all return the same.
+    devices = current()
+    start, stop = (
+        len(pictures) * i // devices.processes
+        for i in (devices.process, devices.process + 1)
+    )
+    found = predictions(runnable, pictures[start:stop], top, batch_size, on_error)
+    return [x for part in gather(list(found)) for x in part]
 
 
 def find_pictures(images) -> list:
@@ -239,7 +248,7 @@ def predictions(
         return picture if isinstance(picture, np.ndarray) else read_image(picture)
 
     faults = []
-    for start in range(0, len(pictures), batch_size):
+    for start in range(0, len(pictures), max(1, batch_size)):
         files = pictures[start : start + batch_size]
         images, problems = find_faults(read, files)
         problems = [problem for problem in problems if problem is not None]

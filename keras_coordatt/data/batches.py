@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from keras_coordatt.validation import MAX_SIZE, check_choice, check_positive_int
@@ -28,7 +29,7 @@ class Batches:
 
     Attributes:
         split, image_size, batch_size, augment, preprocess, shuffle, drop_remainder,
-            seed: Same as in `load_classification`.
+            seed, shard, steps, pad_remainder: Same as in `load_classification`.
 
     Raises:
         ValueError: If one is invalid.
@@ -42,6 +43,9 @@ class Batches:
     shuffle: bool
     drop_remainder: bool
     seed: int | None
+    shard: tuple[int, int]
+    steps: int | None
+    pad_remainder: bool
 
     def __post_init__(self):
         import tensorflow_datasets as tfds
@@ -64,9 +68,24 @@ class Batches:
             raise ValueError(
                 f"`seed` must be None or an integer. Received: {self.seed!r}"
             )
+        _check_shard(self.shard)
+        if self.steps is not None:
+            check_positive_int("steps", self.steps)
+        check_choice("pad_remainder", self.pad_remainder, (True, False))
+        if self.pad_remainder and (self.shuffle or self.drop_remainder or self.steps):
+            raise ValueError(
+                "`pad_remainder` is for evaluation: `shuffle`, `drop_remainder` and "
+                f"`steps` must be left out. Received: {self.shuffle}, "
+                f"{self.drop_remainder}, {self.steps}"
+            )
 
     def load(
-        self, builder: tfds.core.DatasetBuilder, read: Callable, finish: Callable
+        self,
+        builder: tfds.core.DatasetBuilder,
+        read: Callable,
+        finish: Callable,
+        padding,
+        dense: bool = False,
     ) -> tf.data.Dataset:
         """Reads, resizes, caches, shuffles, batches, augments and preprocesses.
 
@@ -77,9 +96,13 @@ class Batches:
             finish: A function of a batch of images, float32 in Keras's data format, and
                 of their targets. It augments both and returns them as the model takes
                 them, before the images are preprocessed.
+            padding: The value of a target that counts nothing, in its structure.
+            dense: Whether the loss of a batch is a mean over its boxes or pixels that
+                count, rather than over its images.
 
         Returns:
-            A `tf.data.Dataset` of batches of images and targets.
+            A `tf.data.Dataset` of batches of images and targets, and of weights with
+            `pad_remainder`.
         """
         import tensorflow_datasets as tfds
 
@@ -90,8 +113,10 @@ class Batches:
         )
         seed = None if self.seed is None else int(self.seed)
         size = height_and_width(self.image_size)
-        dataset = builder.as_dataset(
-            split=self.split,
+        dataset, total = open_shard(
+            builder,
+            self.split,
+            self.shard,
             shuffle_files=self.shuffle and not ordered,
             # The images are cached below, after they are resized.
             read_config=tfds.ReadConfig(shuffle_seed=seed, try_autocache=False),
@@ -117,6 +142,11 @@ class Batches:
             dataset = dataset.cache()
         if self.shuffle:
             dataset = _shuffle(dataset, room, self.seed)
+        if self.steps is not None:
+            dataset = dataset.repeat()
+        extra = ()
+        if self.pad_remainder:
+            dataset, *extra = self._pad(dataset, total, padding, dense)
 
         # Keras's layers and `preprocess_input` expect the global data format.
         channels_first = keras.config.image_data_format() == "channels_first"
@@ -134,10 +164,90 @@ class Batches:
 
         # In parallel, batches would draw the random numbers in any order.
         in_turn = self.augment is not None and self.seed is not None
-        dataset = dataset.batch(self.batch_size, self.drop_remainder).map(
+        static = self.drop_remainder or self.pad_remainder or self.steps is not None
+        dataset = dataset.batch(self.batch_size, static).map(
             finish_batch, num_parallel_calls=None if in_turn else tf.data.AUTOTUNE
         )
+        if self.steps is not None:
+            dataset = dataset.take(self.steps)
+        for counts in extra:
+            dataset = tf.data.Dataset.zip(dataset, counts).map(
+                lambda batch, weight: (*batch, weight)
+            )
         return dataset.prefetch(tf.data.AUTOTUNE)
+
+    def _pad(self, dataset, total, padding, dense):
+        """Fills up the last batch, and returns the weights, a dataset of batches.
+
+        All shards get as many batches. Keras weights the losses of all batches alike,
+        full or not: with these weights, its mean is that over the real images.
+        """
+        if total < 0:
+            raise ValueError(
+                f"`pad_remainder` needs a split of known size. Received: {self.split!r}"
+            )
+        index, shards = self.shard
+        steps = -(-total // (self.batch_size * shards))
+        length = steps * self.batch_size
+        image, target = dataset.element_spec
+        nothing = (
+            tf.zeros(image.shape, image.dtype),
+            tf.nest.map_structure(
+                lambda spec, value: tf.fill(spec.shape, tf.cast(value, spec.dtype)),
+                target,
+                padding,
+            ),
+        )
+        filled = dataset.concatenate(tf.data.Dataset.from_tensors(nothing).repeat())
+        filled = filled.take(length)
+        filled = filled.apply(tf.data.experimental.assert_cardinality(length))
+        real = np.array(
+            [np.arange(length) < _shard_size(total, i, shards) for i in range(shards)]
+        ).reshape(shards, steps, self.batch_size)
+        weights = real[index] * (length * shards / max(total, 1))
+        if dense:
+            weights *= real.mean((0, 2))[:, None]
+        weights = weights.astype("float32")
+        if isinstance(target, tf.TensorSpec):
+            # Keras doesn't broadcast the weights of images to the pixels of masks.
+            weights = weights.reshape(*weights.shape, *([1] * target.shape.rank))
+        return filled, tf.data.Dataset.from_tensor_slices(weights)
+
+
+def _shard_size(total: int, index: int, shards: int) -> int:
+    return total // shards + (index < total % shards)
+
+
+def _check_shard(shard):
+    good = isinstance(shard, tuple | list) and len(shard) == 2
+    good = good and all(isinstance(x, int) for x in shard)
+    if not good or not 0 <= shard[0] < shard[1]:
+        raise ValueError(
+            "`shard` must be a pair of a number from 0 and the number of shards. "
+            f"Received: {shard!r}"
+        )
+
+
+def open_shard(builder, split, shard, **options):
+    """Returns a shard of a split, of which no other image is read, and the split's size."""
+    import tensorflow_datasets as tfds
+
+    from keras_coordatt.data.folder import Folder
+
+    index, shards = shard
+    dataset = builder.as_dataset(split=split, **options)
+    total = int(dataset.cardinality())
+    if shards == 1:
+        return dataset, total
+    if isinstance(builder, Folder):
+        context = tf.distribute.InputContext(shards, index)
+        config = options.pop("read_config", tfds.ReadConfig())
+        options["read_config"] = dataclasses.replace(config, input_context=context)
+        return builder.as_dataset(split=split, **options), total
+    if isinstance(builder, tfds.ImageFolder):
+        return dataset.shard(shards, index), total
+    part = tfds.even_splits(split, shards)[index]
+    return builder.as_dataset(split=part, **options), total
 
 
 def _shuffle(dataset, room, seed):

@@ -33,6 +33,9 @@ def load_classification(
     on_error: str = "raise",
     validation_split: float | None = None,
     split_seed: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    steps: int | None = None,
+    pad_remainder: bool = False,
 ) -> tf.data.Dataset:
     """Loads labelled images from a folder or from TFDS, in batches.
 
@@ -75,6 +78,15 @@ def load_classification(
             (0, 1), if it has none. A builder has its own.
         split_seed: An integer that determines this part. Pass the same one to load
             `train` and `validation`.
+        shard: `(i, n)` to load only the i-th of n equal parts of the split, counted
+            from 0: one process of n reads no other images. `batch_size` is that of one
+            part.
+        steps: Number of batches, all of the same size: images are repeated, or left
+            out, as needed. Defaults to reading every image once.
+        pad_remainder: Whether to fill up the last batch with images that count nothing,
+            so that all batches, and all shards, have the same size. The batches are
+            then `(images, targets, weights)`, for `evaluate` and `validation_data`, and
+            a mean over them is that over the images. Compile with `weighted_metrics`.
 
     Returns:
         A `tf.data.Dataset` of `(images, labels)`, with images float32 of shape
@@ -108,6 +120,9 @@ def load_classification(
         shuffle,
         drop_remainder,
         seed,
+        shard,
+        steps,
+        pad_remainder,
     )
     check_choice("one_hot", one_hot, (True, False))
     check_mixing(augment, one_hot)
@@ -130,4 +145,4 @@ def load_classification(
         images, labels = augment_images(augment, images, labels)
         return images, tf.cast(labels, "float32") if one_hot else labels
 
-    return batches.load(builder, read, finish)
+    return batches.load(builder, read, finish, padding=0)

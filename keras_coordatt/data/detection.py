@@ -37,6 +37,9 @@ def load_detection(
     on_error: str = "raise",
     validation_split: float | None = None,
     split_seed: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    steps: int | None = None,
+    pad_remainder: bool = False,
 ) -> tf.data.Dataset:
     """Loads images with boxes around their objects, in batches.
 
@@ -64,7 +67,8 @@ def load_detection(
             `keras.layers.Pipeline`. On every backend, functions get TensorFlow tensors.
             Boxes that leave the image are dropped.
         preprocess, shuffle, drop_remainder, seed, data_dir, on_error, validation_split,
-            split_seed: Same as in `load_classification`.
+            split_seed, shard, steps, pad_remainder: Same as in
+            `load_classification`.
 
     Returns:
         A `tf.data.Dataset` of `(images, objects)`, with images float32 of shape
@@ -106,6 +110,9 @@ def load_detection(
         shuffle,
         drop_remainder,
         seed,
+        shard,
+        steps,
+        pad_remainder,
     )
     max_boxes = check_positive_int("max_boxes", max_boxes)
     check_choice("keep_difficult", keep_difficult, (True, False))
@@ -157,7 +164,9 @@ def load_detection(
             "labels": tf.where(visible, labels, -1),
         }
 
-    return batches.load(builder, read, finish)
+    return batches.load(
+        builder, read, finish, padding={"boxes": 0, "labels": -1}, dense=True
+    )
 
 
 def _check_boxes(boxes, low, high):

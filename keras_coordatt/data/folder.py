@@ -118,6 +118,11 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):  # type: ignore[
                 {name: tf.gather(column, chosen) for name, column in columns.items()}
             )
             dataset = dataset.concatenate(examples) if dataset else examples
+        context = read_config.input_context if read_config else None
+        if context is not None:
+            dataset = dataset.shard(
+                context.num_input_pipelines, context.input_pipeline_id
+            )
         if shuffle_files and dataset.cardinality() > 0:
             # All at once, as they are only names yet.
             seed = read_config.shuffle_seed if read_config else None

@@ -37,6 +37,9 @@ def load_segmentation(
     on_error: str = "raise",
     validation_split: float | None = None,
     split_seed: int = 0,
+    shard: tuple[int, int] = (0, 1),
+    steps: int | None = None,
+    pad_remainder: bool = False,
 ) -> tf.data.Dataset:
     """Loads images with a class for each pixel, in batches.
 
@@ -59,7 +62,8 @@ def load_segmentation(
             first: where that no longer holds, the layer filled in what was outside of
             the image, and the pixel becomes `IGNORED`.
         preprocess, shuffle, drop_remainder, seed, data_dir, on_error, validation_split,
-            split_seed: Same as in `load_classification`.
+            split_seed, shard, steps, pad_remainder: Same as in
+            `load_classification`.
 
     Returns:
         A `tf.data.Dataset` of `(images, masks)`, with images float32 of shape
@@ -95,6 +99,9 @@ def load_segmentation(
         shuffle,
         drop_remainder,
         seed,
+        shard,
+        steps,
+        pad_remainder,
     )
     check_masks_follow(augment)
     builder = open_data(
@@ -134,4 +141,4 @@ def load_segmentation(
             masks = tf.where(masks == IGNORED - rest[0], masks, IGNORED)
         return data["images"], tf.cast(masks, "int32")
 
-    return batches.load(builder, read, finish)
+    return batches.load(builder, read, finish, padding=IGNORED, dense=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from keras_coordatt.detection.objects import check_objects
 from keras_coordatt.detection.ssdlite import SSDLite
+from keras_coordatt.distribution import alone, gather_examples, local_copy
 
 # One detector per evaluated model, because building and tracing it takes seconds
 _DETECTORS = weakref.WeakKeyDictionary()
@@ -32,7 +33,9 @@ def evaluate_detections(
             from `SSDLite.detector`. The detector of an `SSDLite` is built once, so
             that it can be evaluated after every epoch.
         batches: List or dataset of batches `(images, {"boxes": ..., "labels": ...})`,
-            as for training, such as from `keras_coordatt.data.load_detection`.
+            as for training, such as from `keras_coordatt.data.load_detection`. Images
+            with a weight of 0, a third element, don't count. If several processes are
+            distributed, each passes its own shard.
         class_names: Names of the classes, in order. Defaults to their numbers.
 
     Returns:
@@ -54,6 +57,7 @@ def evaluate_detections(
     """
     COCO, COCOeval = coco_classes()
     classes = None
+    model = local_copy(model)
     if isinstance(model, SSDLite):
         classes, model = model.classes, _detector(model)
     outputs = model.output if isinstance(model, keras.Model) else None
@@ -63,15 +67,23 @@ def evaluate_detections(
             f"Received: {model}"
         )
 
-    objects, detections, images = [], [], 0
-    for x, y in batches:
+    examples = []
+    for x, y, *weights in batches:
         check_objects(y, classes)
-        found = model.predict_on_batch(np.asarray(x))
+        with alone():
+            found = model.predict_on_batch(np.asarray(x))
         for i in range(len(x)):
-            image = images + i
-            objects += _annotations(image, y["boxes"][i], y["labels"][i])
-            detections += _annotations(image, *(found[name][i] for name in NAMES))
-        images += len(x)
+            if not weights or weights[0][i] > 0:
+                truth = y["boxes"][i], y["labels"][i]
+                examples.append((truth, [found[name][i] for name in NAMES]))
+    examples = gather_examples(
+        [[np.asarray(x) for x in y] for y in example] for example in examples
+    )
+    images = len(examples)
+    objects, detections = (
+        [x for i, example in enumerate(examples) for x in _annotations(i, *example[j])]
+        for j in range(2)
+    )
     if not images:
         raise ValueError("`batches` must have at least one batch. Received none")
     names = class_names

@@ -8,7 +8,7 @@ NEGATIVES_PER_MATCH = 3
 MIN_NEGATIVES = 3
 
 
-def multibox_loss(offsets, logits, target_offsets, target_classes):
+def multibox_loss(offsets, logits, target_offsets, target_classes, image_weights=None):
     """Computes SSD's losses of boxes and classes.
 
     The box loss is the smooth L1 loss of the offsets of matched boxes. The class loss
@@ -21,6 +21,8 @@ def multibox_loss(offsets, logits, target_offsets, target_classes):
         logits: `(N, A, classes + 1)`, the background first.
         target_offsets: `(N, A, 4)`, unused for the background.
         target_classes: `(N, A)`, 0 for the background.
+        image_weights: `(N,)`, by which the losses of each image are multiplied.
+            Defaults to 1.
 
     Returns:
         `(box_loss, class_loss)`, scalars.
@@ -43,6 +45,9 @@ def multibox_loss(offsets, logits, target_offsets, target_classes):
     count = ops.maximum(NEGATIVES_PER_MATCH * matches, MIN_NEGATIVES)
     counts = ops.logical_or(matched, ops.cast(rank, "int32") < count)
 
+    if image_weights is not None:
+        weights = ops.cast(ops.reshape(image_weights, (-1, 1)), "float32")
+        box_losses, class_losses = box_losses * weights, class_losses * weights
     total = ops.cast(ops.maximum(ops.sum(matches), 1), "float32")
     box_loss = ops.sum(ops.where(matched, box_losses, 0.0)) / total
     class_loss = ops.sum(ops.where(counts, class_losses, 0.0)) / total

@@ -177,14 +177,14 @@ class SSDLite(CheckedModel):
     ):
         check_keys(y)
         check_ranks(y)
-        if sample_weight is not None:
+        if sample_weight is not None and len(sample_weight.shape) != 1:
             raise ValueError(
-                "`sample_weight` must be None: boxes have no weights. "
-                f"Received: {type(sample_weight)}"
+                "`sample_weight` must have one weight per image. "
+                f"Received: {type(sample_weight)} of shape {sample_weight.shape}"
             )
         targets = training_targets(self.default_boxes, y["boxes"], y["labels"])
         box_loss, class_loss = multibox_loss(
-            y_pred["boxes"], y_pred["classes"], *targets
+            y_pred["boxes"], y_pred["classes"], *targets, sample_weight
         )
         # Weighted by the size of the batch, as Keras does for `loss`.
         size = ops.shape(y_pred["boxes"])[0]

@@ -1,5 +1,6 @@
 """Training for three tasks, with recipes, and state on disk to continue from."""
 
+from keras_coordatt.training.distribution import distribute
 from keras_coordatt.training.fine_tuning import fine_tune
 from keras_coordatt.training.recipes import (
     RECIPES,
@@ -14,6 +15,7 @@ __all__ = [
     "RECIPES",
     "Recipe",
     "Training",
+    "distribute",
     "fine_tune",
     "recipe",
     "train",

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 
 import keras
 
+from keras_coordatt.distribution import current, wait
+
 STATE = "state.json"
 
 
@@ -50,11 +52,14 @@ class Backup:
             saved = json.loads(state.read_text(encoding="utf-8"))
             check_settings(saved["settings"], self.settings, self.folder)
             self.rows = saved["rows"]
-        # Left by a process that was killed while writing
-        shutil.rmtree(self.folder / "temporary", ignore_errors=True)
+        if current().first:
+            # Left by a process that was killed while writing
+            shutil.rmtree(self.folder / "temporary", ignore_errors=True)
 
     def save(self, model: keras.Model, row: dict, best: keras.Model | None) -> None:
         """Saves a complete epoch.
+
+        All processes must call it, as a distributed model needs them all to be saved.
 
         Args:
             model: The compiled model.
@@ -62,7 +67,6 @@ class Backup:
             best: Model with the weights to keep as the best ones, if this epoch is the
                 best so far; otherwise `None`, and the previous ones are kept.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         kept = [self._path("epoch", row["epoch"])]
         with self.writing(kept[0]) as temporary:
             model.save_weights(temporary)
@@ -75,10 +79,12 @@ class Backup:
             state = {"settings": self.settings, "rows": rows}
             temporary.write_text(json.dumps(state), encoding="utf-8")
         self.rows = rows
-        # Only now, as the previous state needs the previous files.
-        stale = "*-*.weights.h5" if best is not None else "epoch-*.weights.h5"
-        for path in set(self.folder.glob(stale)) - set(kept):
-            path.unlink()
+        if current().first:
+            # Only now, as the previous state needs the previous files.
+            stale = "*-*.weights.h5" if best is not None else "epoch-*.weights.h5"
+            for path in set(self.folder.glob(stale)) - set(kept):
+                path.unlink()
+        wait()  # The others may load the files next.
 
     def load(self, model: keras.Model) -> None:
         """Loads the weights of the last epoch, and if the model is compiled its optimizer.
@@ -115,9 +121,15 @@ class Backup:
     def writing(self, path: pathlib.Path) -> Iterator[pathlib.Path]:
         """Same as `atomic_file`; what a killed process leaves is in the state's folder.
 
+        The file of the first process is kept; those of the others are deleted.
+
         Args:
             path: File to write, on the file system of the state's folder.
         """
+        if not current().first:
+            with tempfile.TemporaryDirectory() as own:
+                yield pathlib.Path(own) / path.name
+            return
         folder = self.folder / "temporary"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as unique:
@@ -126,8 +138,10 @@ class Backup:
             os.replace(temporary, path)
 
     def delete(self) -> None:
-        """Deletes the state."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Deletes the state, when no process needs it any more."""
+        wait()
+        if current().first:
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def check_settings(saved: dict, settings: dict, folder: pathlib.Path) -> None:

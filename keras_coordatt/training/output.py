@@ -11,6 +11,7 @@ import time
 
 import keras
 
+from keras_coordatt.distribution import current
 from keras_coordatt.training.backup import Backup, check_settings
 from keras_coordatt.weights import FILE_TYPES
 from keras_coordatt.weights.network_file import OUTPUTS, save_network
@@ -117,7 +118,8 @@ class Output:
             self.save(backup, twin, BEST)
         for write, name in ((write_history, HISTORY), (write_events, LOGS)):
             path = self.folder / name
-            path.parent.mkdir(exist_ok=True)
+            if current().first:
+                path.parent.mkdir(exist_ok=True)
             with backup.writing(path) as temporary:
                 write(backup.rows, temporary)
         if not (self.folder / CONFIG).exists():
@@ -141,7 +143,7 @@ class Output:
 
     def write_file(self, model: keras.Model) -> None:
         """Saves the best model, if the output is a file."""
-        if self.file is not None:
+        if self.file is not None and current().first:
             save_network(model, self.file)
 
     def close(self) -> None:

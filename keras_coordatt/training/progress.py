@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import keras
 
+from keras_coordatt.distribution import current
 from keras_coordatt.training.augmentation import reseed
 from keras_coordatt.training.averaging import averaged
 from keras_coordatt.training.backup import Backup
@@ -19,6 +20,7 @@ class Epochs(keras.callbacks.Callback):
         task: The task.
         network: The model to keep; `fit` may run on one that shares its weights.
         twin: The same model again, not compiled. It gets the best weights.
+        probe: The network, or a model that gets its weights to be measured.
         validation: Validation batches, or `None`.
         backup: Where epochs are saved.
         seed: Seed of the training.
@@ -32,6 +34,7 @@ class Epochs(keras.callbacks.Callback):
         task: Task,
         network: keras.Model,
         twin: keras.Model,
+        probe: keras.Model,
         validation,
         backup: Backup,
         seed: int,
@@ -43,6 +46,7 @@ class Epochs(keras.callbacks.Callback):
         self.task = task
         self.network = network
         self.twin = twin
+        self.probe = probe
         self.validation = validation
         self.backup = backup
         self.seed = seed
@@ -58,7 +62,8 @@ class Epochs(keras.callbacks.Callback):
         seed = self.seed * 1_000_003 + epoch
         keras.utils.set_random_seed(seed % 2**32)
         self.task.seed.assign(seed)
-        self.task.augmentation.reseed(seed)
+        # Processes must not augment their images alike.
+        self.task.augmentation.reseed(seed + 10_007 * current().process)
         reseed(self.model, seed)
 
     def on_train_batch_end(self, batch, logs=None):
@@ -74,7 +79,9 @@ class Epochs(keras.callbacks.Callback):
         best = False
         with averaged(self.model):
             if self.validation is not None:
-                logs.update(self.task.measure(self.network, self.validation))
+                if self.probe is not self.network:
+                    self.probe.set_weights(self.network.get_weights())
+                logs.update(self.task.measure(self.probe, self.validation))
             row = {
                 "epoch": epoch + 1,
                 "phase": self.phase,

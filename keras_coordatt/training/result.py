@@ -10,6 +10,7 @@ import numpy as np
 
 from keras_coordatt import visualize
 from keras_coordatt.data import IGNORED
+from keras_coordatt.distribution import current
 from keras_coordatt.evaluation import (
     SCORE_THRESHOLD,
     Evaluation,
@@ -53,7 +54,7 @@ def evaluate_result(model: keras.Model, task: Task, split: str):
     evaluation = evaluate(
         runnable, task.builder, split=task.splits[split], resamples=_RESAMPLES
     )
-    if not can_draw():
+    if not can_draw() or not current().first:
         return evaluation, {}
     figures = {**_chart(evaluation), **_samples(runnable, task, split)}
     return evaluation, {name: x for name, x in figures.items() if x is not None}

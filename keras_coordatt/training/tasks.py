@@ -18,6 +18,7 @@ from keras_coordatt.data import (
     load_segmentation,
 )
 from keras_coordatt.detection import SSDLite, evaluate_detections
+from keras_coordatt.distribution import current, gather
 from keras_coordatt.preprocessing import preprocess_input
 from keras_coordatt.segmentation import DeepLabV3
 from keras_coordatt.training.augmentation import LOADED_FOR_CROP, Augmentation, pair
@@ -66,37 +67,48 @@ class Task:
         self.seed = seed
         self.classes = self._count_classes() if labels is None else len(labels)
 
-    def batches(self, name: str, training: bool = False) -> tf.data.Dataset | None:
+    def batches(
+        self, name: str, training: bool = False, pad: bool = True
+    ) -> tf.data.Dataset | None:
         """Returns the batches of `"train"`, `"validation"` or `"test"`, if there are any.
+
+        Each process has its own part of each batch.
 
         Args:
             name: One of these.
             training: Whether to shuffle and augment them.
+            pad: Whether to fill up the last batch if several devices share it. The
+                batches then have weights.
         """
         if name not in self.splits:
             return None
-        split, recipe = self.splits[name], self.recipe
+        split, recipe, devices = self.splits[name], self.recipe, current()
+        count = self.builder.info.splits[split].num_examples
+        # At most all images, but as many on each device
+        most = -(-count // devices.replicas) * devices.replicas
+        batch_size = min(recipe.batch_size, most)
         options = {
             "image_size": recipe.image_size,
-            "batch_size": recipe.batch_size,
+            "batch_size": batch_size // devices.processes,
+            "shard": (devices.process, devices.processes),
             "preprocess": preprocess_input,
             **self.options(training),
         }
         if training:
-            # The statistics of few images would harm batch normalization. The order
+            # The statistics of few images would harm batch normalization: the last
+            # batch is filled up, or left out if it is less than half full. The order
             # differs in every epoch, so no image is left out for good.
-            count = self.builder.info.splits[split].num_examples
+            full, remainder = divmod(count, batch_size)
             options |= {
                 "augment": self.augmentation.augment,
                 "shuffle": True,
                 "seed": self.seed,
-                "drop_remainder": count > recipe.batch_size
-                and 2 * (count % recipe.batch_size) <= recipe.batch_size,
+                "steps": recipe.steps_per_epoch
+                or max(1, full + (2 * remainder > batch_size)),
             }
-        batches = self.load(self.builder, split, **options)
-        if training and recipe.steps_per_epoch is not None:
-            batches = batches.repeat().take(recipe.steps_per_epoch)
-        return batches
+        elif pad and devices.replicas > 1:
+            options["pad_remainder"] = True
+        return self.load(self.builder, split, **options)
 
     def options(self, training: bool) -> dict:
         """Returns further arguments of the loader."""
@@ -157,13 +169,16 @@ class Classification(Task):
         loss = keras.losses.CategoricalCrossentropy(
             label_smoothing=self.recipe.label_smoothing
         )
-        model.compile(optimizer, loss, metrics=["accuracy"])
+        weighted = current().replicas > 1
+        metrics = "weighted_metrics" if weighted else "metrics"
+        model.compile(optimizer, loss, **{metrics: ["accuracy"]})
         return model
 
     def class_weights(self):
         if not self.recipe.class_weights:
             return None
-        counts = sum(y.numpy().sum(0) for _, y in self.batches("train"))
+        batches = self.batches("train", pad=False)
+        counts = sum(gather(sum(y.numpy().sum(0) for _, y in batches)))
         # A class without images has no weight to speak of.
         weights = counts.sum() / (self.classes * np.maximum(counts, 1))
         return {i: float(weight) for i, weight in enumerate(weights)}
@@ -203,10 +218,10 @@ class Segmentation(Task):
         # Masks that are plain images don't tell.
         highest = 0
         for name in self.splits:
-            for _, masks in self.batches(name):
+            for _, masks in self.batches(name, pad=False):
                 values = masks.numpy()
                 highest = max(highest, values[values != IGNORED].max(initial=0))
-        return int(highest) + 1
+        return max(gather(int(highest))) + 1
 
     def build(self, build, weights):
         options = {"input_shape": self._input_shape(), "include_top": False}

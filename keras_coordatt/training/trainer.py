@@ -14,10 +14,16 @@ from typing import TYPE_CHECKING
 import keras
 
 from keras_coordatt.applications import MobileNetV2CA
+from keras_coordatt.distribution import alone, current, wait
 from keras_coordatt.preprocessing import preprocessing_of
 from keras_coordatt.record import set_record
 from keras_coordatt.training.averaging import AveragedValidation, averaged
 from keras_coordatt.training.backup import Backup
+from keras_coordatt.training.distribution import (
+    check_devices,
+    open_devices,
+    synchronize_batch_norm,
+)
 from keras_coordatt.training.optimizers import make_optimizer
 from keras_coordatt.training.output import BEST, LAST, REPORT, Output
 from keras_coordatt.training.phases import find_head, phases
@@ -57,6 +63,10 @@ def train(
     seed: int = 0,
     deterministic: bool = False,
     verbose: bool = True,
+    devices: int | str | None = None,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_id: int | None = None,
 ) -> Training:
     """Trains a classifier, detector or segmenter, and measures it.
 
@@ -87,6 +97,11 @@ def train(
         deterministic: Whether to use deterministic operations only, which may be
             slower.
         verbose: Whether to show the recipe and each epoch.
+        devices, coordinator, processes, process_id: Same as in `distribute`, to train
+            on several devices, or in several processes that all read `data` and
+            `output` under these names. The recipe's batch size is that of all of them
+            together. Defaults to one device, or to those of `distribute` around the
+            call.
 
     Returns:
         A `Training`.
@@ -103,6 +118,21 @@ def train(
     >>> done.report["metrics"]["accuracy"]
     0.94
     """
+    arguments = (task, data, output, build, weights, recipe, changes)
+    options = {
+        "validation_split": validation_split,
+        "on_error": on_error,
+        "seed": seed,
+        "deterministic": deterministic,
+    }
+    if (devices, coordinator, processes, process_id) == (None,) * 4:
+        return _train(*arguments, options, verbose)
+    devices = "auto" if devices is None else devices
+    with open_devices(devices, coordinator, processes, process_id):
+        return _train(*arguments, options, verbose)
+
+
+def _train(task, data, output, build, weights, recipe, changes, options, verbose):
     # Imports TensorFlow, which training with other backends needs for its data only.
     from keras_coordatt.training.setup import (
         check_outside,
@@ -111,29 +141,27 @@ def train(
         settings_of,
     )
 
+    validation_split, on_error, seed, deterministic = options.values()
     check_number("validation_split", validation_split, 0, 1, closed=True)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"`seed` must be a non-negative integer. Received: {seed!r}")
     check_choice("deterministic", deterministic, (True, False))
+    verbose = verbose and current().first
     out = Output(output)
     check_outside(data, out.folder)
     job = open_task(
         task, data, build, weights, recipe, changes, validation_split, on_error
     )
-    options = {
-        "validation_split": validation_split,
-        "on_error": on_error,
-        "seed": seed,
-        "deterministic": deterministic,
-    }
     settings = settings_of(job, data, build, weights, options)
-    if report := out.finished(settings):
+    report = out.finished(settings)
+    backup = Backup(out.state, settings)
+    check_devices(job.recipe.batch_size, [settings, backup.rows, report is None])
+    if report:
         # There still, if the process was killed as it deleted it.
-        Backup(out.state, settings).delete()
+        backup.delete()
         if verbose:
             print(f"{output} is finished already")
         return Training(keras.saving.load_model(out.folder / BEST), report)
-    backup = Backup(out.state, settings)
     if verbose:
         print(describe_start(settings, len(backup.rows)), flush=True)
     start = time.perf_counter()
@@ -162,16 +190,29 @@ class Session:
     def __init__(self, job, build, weights, out, backup, seed, verbose):
         self.job, self.out, self.backup = job, out, backup
         self.seed, self.verbose = seed, verbose
-        self.network = job.build(build, weights)
-        # The best model, which is saved: never compiled, and nothing in it is frozen.
-        self.twin = job.build(build, None)
+        self.devices = current()
+        with self.devices.scope():
+            self.network = job.build(build, weights)
+        synchronize_batch_norm(self.network, self.devices)
+        with alone():
+            # The best model, which is saved: never compiled, and nothing in it is frozen.
+            self.twin = job.build(build, None)
+            # All processes can't run the network on images that only one of them has.
+            self.probe = self.network
+            if self.devices.processes > 1:
+                self.probe = job.build(build, None)
         # Models of an unfinished training have a record too.
         record_training(self.twin, job, {})
         self.compiled = None
-        out.check_space(self.network.count_params())
+        if self.devices.first:
+            out.check_space(self.network.count_params())
 
     def fit(self, config: dict) -> None:
         """Trains the epochs that are not complete yet."""
+        with self.devices.scope():
+            self._fit(config)
+
+    def _fit(self, config):
         from keras_coordatt.training.progress import Epochs, stops_early
 
         job, backup = self.job, self.backup
@@ -196,6 +237,7 @@ class Session:
                     job,
                     self.network,
                     self.twin,
+                    self.probe,
                     validation,
                     backup,
                     self.seed,
@@ -231,22 +273,26 @@ class Session:
         from keras_coordatt.training.progress import best_epoch
 
         job, backup = self.job, self.backup
-        backup.load(self.compiled)
-        with averaged(self.compiled):
-            self.twin.set_weights(self.network.get_weights())
+        with self.devices.scope():
+            backup.load(self.compiled)
+            with averaged(self.compiled):
+                self.twin.set_weights(self.network.get_weights())
         if self.out.folder is not None:
             self.out.save(backup, self.twin, LAST)
         best = best_epoch(backup.rows, job.metric)
         backup.load_best(self.twin, best)
-        self.network.set_weights(self.twin.get_weights())
         split = next(
             name for name in ("test", "validation", "train") if name in job.splits
         )
         batches = job.batches(split)
-        metrics = self.compiled.evaluate(batches, verbose=0, return_dict=True)
+        with self.devices.scope():
+            self.network.set_weights(self.twin.get_weights())
+            metrics = self.compiled.evaluate(batches, verbose=0, return_dict=True)
+            if self.probe is not self.network:
+                self.probe.set_weights(self.twin.get_weights())
         metrics |= {
             name.removeprefix("val_"): value
-            for name, value in job.measure(self.network, batches).items()
+            for name, value in job.measure(self.probe, batches).items()
         }
         metrics = {name: float(x) for name, x in metrics.items() if math.isfinite(x)}
         record_training(self.twin, job, metrics)
@@ -268,7 +314,7 @@ class Session:
         from keras_coordatt.training.result import can_draw, curves, evaluate_result
 
         evaluation, figures = evaluate_result(self.twin, self.job, split)
-        if can_draw():
+        if can_draw() and self.devices.first:
             figures["curves.png"] = curves(self.backup.rows)
         elif self.verbose:
             print("No figures: pip install 'keras_coordatt[figures]'", flush=True)
@@ -299,6 +345,7 @@ class Session:
             # Missing if the process was killed before it was written.
             self.out.save(self.backup, self.twin, BEST)
         self.out.write_file(self.twin)
+        wait()  # Or the others end this process while it writes.
         place = self.out.file or (self.out.folder and self.out.folder / BEST)
         return f"The best model so far, of epoch {best}, is {place}"
 

@@ -219,4 +219,15 @@ def test_bad_batches(model, squares):
         with pytest.raises(ValueError, match="`y`.*Received: "):
             model.train_on_batch(images, y)
     with pytest.raises(ValueError, match="`sample_weight`.*Received: "):
-        model.train_on_batch(images, objects, np.ones(2))
+        model.train_on_batch(images, objects, np.ones((2, 1)))
+
+
+def test_images_of_no_weight_count_nothing(model, squares):
+    images, objects = squares(3)
+    objects["labels"][2] = -1
+    model.compile("sgd")
+    two = images[:2], {name: x[:2] for name, x in objects.items()}
+    expected = model.test_on_batch(*two)
+    weights = np.array([2.0, 2.0, 0.0])
+    found = model.test_on_batch(images, objects, sample_weight=weights)
+    np.testing.assert_allclose(found, 2 * np.array(expected), rtol=1e-5)

@@ -1,0 +1,146 @@
+"""Several devices and processes train as one, and end when one of them dies."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from backends import BACKEND
+
+from keras_coordatt.data import load_classification
+from keras_coordatt.training import distribute
+
+HERE = pathlib.Path(__file__).parent
+RUNS = ["devices-0", "two-0", "two-1", "four-0", "four-3"]
+needs_jax = pytest.mark.skipif(BACKEND != "jax", reason="JAX only")
+
+
+def environment():
+    paths = [HERE.parent.parent, HERE, HERE.parent]
+    paths += filter(None, [os.environ.get("PYTHONPATH")])
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """What `distributed.py` measured, for each run and process."""
+    folder = tmp_path_factory.mktemp("distributed")
+    done = subprocess.run(
+        [sys.executable, HERE / "distributed.py", folder / "data", folder],
+        env=environment(),
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return {path.stem: dict(np.load(path)) for path in folder.glob("*.npz")}
+
+
+@pytest.mark.parametrize("shards", [1, 2, 4])
+def test_every_image_once(image_folder, shards):
+    """12 images on batches of 8, as each of the processes reads them."""
+    options = {"batch_size": 8 // shards, "one_hot": True}
+    plain = load_classification(image_folder, "train", 32, one_hot=True)
+    expected = np.concatenate([x for x, _ in plain.as_numpy_iterator()])
+    parts = [
+        list(
+            load_classification(
+                image_folder,
+                "train",
+                32,
+                shard=(i, shards),
+                pad_remainder=True,
+                **options,
+            ).as_numpy_iterator()
+        )
+        for i in range(shards)
+    ]
+    weights = np.array([[w for *_, w in part] for part in parts])
+    assert weights.shape == (shards, 2, 8 // shards)
+    # Keras's mean of two batches of 8 is that of the 12 images.
+    assert weights.sum() == pytest.approx(16)
+    images = np.array([[x for x, *_ in part] for part in parts])
+    real = [images[i % shards][weights[i % shards] > 0][i // shards] for i in range(12)]
+    np.testing.assert_array_equal(real, expected)
+
+
+def test_steps_are_of_one_size(image_folder):
+    batches = load_classification(image_folder, "train", 32, 5, steps=4)
+    assert len(batches) == 4
+    images = np.concatenate([x for x, _ in batches.as_numpy_iterator()])
+    assert len(images) == 20
+    np.testing.assert_array_equal(images[12:], images[:8])
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"shard": (2, 2)}, r"`shard` must be.*\(2, 2\)"),
+        ({"shard": 2}, "`shard` must be.*2"),
+        ({"steps": 0}, "`steps`.*0"),
+        ({"pad_remainder": 1}, "`pad_remainder`.*1"),
+        ({"pad_remainder": True, "shuffle": True}, "`pad_remainder` is for evaluation"),
+    ],
+)
+def test_wrong_arguments_of_loaders(image_folder, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        load_classification(image_folder, "train", 32, **arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"devices": 0}, "`devices`.*0"),
+        ({"devices": 9}, "`devices` must be.*9"),
+        ({"coordinator": "here"}, "`coordinator` must be HOST:PORT.*here"),
+        (
+            {"coordinator": "h:1", "processes": 2},
+            "must be given together.*process_id=None",
+        ),
+        (
+            {"coordinator": "h:1", "processes": 2, "process_id": 2},
+            "`process_id` must be",
+        ),
+    ],
+)
+def test_wrong_arguments(arguments, message):
+    with pytest.raises(ValueError, match=message), distribute(**arguments):
+        pass
+
+
+@pytest.mark.skipif(BACKEND == "jax", reason="JAX can")
+def test_processes_need_jax(monkeypatch):
+    for name, value in (
+        ("JOB_ADDRESSES", "h:1"),
+        ("NUM_PROCESSES", 2),
+        ("PROCESS_ID", 0),
+    ):
+        monkeypatch.setenv(f"KERAS_DISTRIBUTION_{name}", str(value))
+    with pytest.raises(ValueError, match="KERAS_BACKEND=jax"), distribute():
+        pass
+
+
+def test_one_device(build):
+    with distribute(1) as devices:
+        model = build((32, 32, 3))
+        model.compile("sgd", "sparse_categorical_crossentropy")
+        model.fit(np.zeros((4, 32, 32, 3)), np.zeros(4), verbose=0)
+    assert (devices.replicas, devices.processes, devices.process) == (1, 1, 0)
+
+
+@needs_jax
+@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("task", ["classification", "detection", "segmentation"])
+def test_same_as_one_process(runs, run, task):
+    """The reference trains without our distribution, on batches that aren't padded."""
+    names = [name for name in runs["one-0"] if name.startswith(task)]
+    assert len(names) > 10
+    for name in names:
+        expected, found = runs["one-0"][name], runs[run][name]
+        assert np.isfinite(expected).all()
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4, err_msg=name)
+    losses = runs["one-0"][f"{task} losses"]
+    assert len(losses) == 5 and np.ptp(losses) > 1e-4
