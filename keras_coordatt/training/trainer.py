@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import keras
@@ -24,6 +23,7 @@ from keras_coordatt.training.distribution import (
     open_devices,
     synchronize_batch_norm,
 )
+from keras_coordatt.training.numerics import dtype_policy, operations
 from keras_coordatt.training.optimizers import make_optimizer
 from keras_coordatt.training.output import BEST, LAST, REPORT, Output
 from keras_coordatt.training.phases import find_head, phases
@@ -379,35 +379,3 @@ def describe_start(settings: Mapping, done: int) -> str:
     if done:
         lines.append(f"continues after epoch {done}")
     return "\n".join(lines)
-
-
-@contextlib.contextmanager
-def dtype_policy(name: str) -> Iterator[None]:
-    """Sets Keras's global dtype policy for a while."""
-    policy = keras.config.dtype_policy()
-    if name != "float32":
-        keras.config.set_dtype_policy(name)
-    try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(policy)
-
-
-@contextlib.contextmanager
-def operations(deterministic: bool) -> Iterator[None]:
-    """Restricts the backend to deterministic operations inside a `with` block."""
-    if deterministic and keras.config.backend() == "tensorflow":
-        import tensorflow as tf
-
-        # It can't be disabled again by a public function.
-        tf.config.experimental.enable_op_determinism()
-    if deterministic and keras.config.backend() == "torch":
-        import torch
-
-        torch.use_deterministic_algorithms(True)
-        try:
-            yield
-        finally:
-            torch.use_deterministic_algorithms(False)
-        return
-    yield

@@ -136,7 +136,7 @@ def test_one_device(build):
 @pytest.mark.parametrize("task", ["classification", "detection", "segmentation"])
 def test_same_as_one_process(runs, run, task):
     """The reference trains without our distribution, on batches that aren't padded."""
-    names = [name for name in runs["one-0"] if name.startswith(task)]
+    names = [name for name in runs[run] if name.startswith(task)]
     assert len(names) > 10
     for name in names:
         expected, found = runs["one-0"][name], runs[run][name]
