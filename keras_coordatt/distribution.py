@@ -81,6 +81,21 @@ def local_copy(model):
     return copy
 
 
+def sum_over_replicas(value):
+    """Returns the sum of a number over TensorFlow's replicas, inside a step of them.
+
+    On other backends a step sees the batch of all devices, so it is the value itself.
+    """
+    if keras.config.backend() != "tensorflow":
+        return value
+    import tensorflow as tf
+
+    replica = tf.distribute.get_replica_context()
+    if replica is None or replica.num_replicas_in_sync == 1:
+        return value
+    return replica.all_reduce(tf.distribute.ReduceOp.SUM, value)
+
+
 def gather(value: Any) -> list:
     """Returns the values of all processes, in their order.
 

@@ -28,6 +28,7 @@ class _HelpFormatter(jsonargparse.DefaultHelpFormatter):
     def _expand_help(self, action):
         text = super()._expand_help(action)
         text = re.sub(r"type: (Optional\[)?Literal\[.*?\]+(, )?", "", text)
+        text = re.sub(r"Literal\[(.*?)\]", r"\1", text)
         return text.removesuffix(" ()")
 
 
@@ -175,6 +176,8 @@ def _metavar(name):
 
 def _choices(kind):
     """Returns the values of a `Literal`, or of one that may be `None`."""
+    if int in typing.get_args(kind):
+        return ()  # Numbers are possible, too.
     literals = [x for x in (kind, *typing.get_args(kind)) if _is_literal(x)]
     return typing.get_args(literals[0]) if literals else ()
 

@@ -41,6 +41,10 @@ def train(
     on_error: Literal["raise", "skip", "repair"] = "raise",
     seed: int = 0,
     deterministic: bool = False,
+    devices: int | Literal["auto"] | None = None,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_id: int | None = None,
 ) -> None:
     """Train a classifier, detector or segmenter, and measure it.
 
@@ -65,15 +69,24 @@ def train(
             scratch without.
         epochs: Passes over the training images. By default the recipe's.
         image_size: Height and width in pixels. By default the recipe's.
-        batch_size: Images per step. By default the recipe's.
+        batch_size: Images per step, of all devices together. By default the recipe's.
         optimizer: Optimizer. By default the recipe's.
-        learning_rate: Highest learning rate. By default the recipe's.
+        learning_rate: Highest learning rate. By default the recipe's. With
+            `--set base_batch_size=64` it is multiplied by batch size / 64.
         set: Other values of the recipe to change, such as `ema=0.99 mixup=0.2`.
         validation_split: Fraction of the training images set aside for validation, if
             DATA has no split for it; 0 to train without.
         on_error: What to do with files that can't be used.
         seed: Makes the training repeatable.
         deterministic: Use deterministic operations only, which may be slower.
+        devices: Number of devices that share every batch, or auto for all, also of the
+            processes that Slurm or Open MPI started. By default one, or all if there
+            are several processes.
+        coordinator: HOST:PORT at which the other processes reach the first one.
+        processes: Number of processes that run this command, on one or more machines
+            (JAX only). With the other two, or KERAS_DISTRIBUTION_NUM_PROCESSES and so
+            on in the environment.
+        process_id: Number of this process, from 0.
     """
     given = {
         "epochs": epochs,
@@ -104,6 +117,10 @@ def train(
         on_error=on_error,
         seed=seed,
         deterministic=deterministic,
+        devices=devices,
+        coordinator=coordinator,
+        processes=processes,
+        process_id=process_id,
     )
     report = done.report
     metrics = ", ".join(f"{k} {v:.4g}" for k, v in report["metrics"].items())

@@ -3,6 +3,8 @@
 import keras
 from keras import ops
 
+from keras_coordatt.distribution import sum_over_replicas
+
 # Hard negative mining: negatives kept per positive, and the minimum per image
 NEGATIVES_PER_MATCH = 3
 MIN_NEGATIVES = 3
@@ -14,7 +16,7 @@ def multibox_loss(offsets, logits, target_offsets, target_classes, image_weights
     The box loss is the smooth L1 loss of the offsets of matched boxes. The class loss
     is the cross-entropy of the matched boxes and of the hardest negatives: per image,
     three times as many as matched boxes, and at least three, as in SSDLite. Both are
-    summed over the batch and divided by its number of matched boxes.
+    summed over the batch and divided by its number of matched boxes, on all replicas.
 
     Args:
         offsets: `(N, A, 4)`.
@@ -48,7 +50,9 @@ def multibox_loss(offsets, logits, target_offsets, target_classes, image_weights
     if image_weights is not None:
         weights = ops.cast(ops.reshape(image_weights, (-1, 1)), "float32")
         box_losses, class_losses = box_losses * weights, class_losses * weights
-    total = ops.cast(ops.maximum(ops.sum(matches), 1), "float32")
+    # Per replica, as `total_loss` divides by their number.
+    total = sum_over_replicas(ops.cast(ops.sum(matches), "float32"))
+    total = ops.maximum(total, 1.0) / sum_over_replicas(ops.ones(()))
     box_loss = ops.sum(ops.where(matched, box_losses, 0.0)) / total
     class_loss = ops.sum(ops.where(counts, class_losses, 0.0)) / total
     return box_loss, class_loss

@@ -32,9 +32,10 @@ def distribute(
 ) -> Iterator[Devices]:
     """Distributes the models that are built inside the `with` block.
 
-    Every batch is shared by all devices; batch normalization sees all of it. The engine
-    is Keras's own: `keras.distribution.DataParallel` on JAX, and
-    `tf.distribute.MirroredStrategy` on TensorFlow, which has one process only.
+    Every batch is shared by all devices. The engine is Keras's own:
+    `keras.distribution.DataParallel` on JAX, and `tf.distribute.MirroredStrategy` on
+    TensorFlow, which has one process only. Batch normalization sees the batch of all
+    devices; on TensorFlow, only with `synchronized=True`, which `train` sets.
 
     On JAX, several processes, also on several machines, train together. Each calls this
     before any computation, with the same arguments but `process_id`. Arguments that are
@@ -98,6 +99,11 @@ def open_devices(devices="auto", coordinator=None, processes=None, process_id=No
             yield found
 
 
+def is_announced() -> bool:
+    """Tells whether Keras's variables ask for processes that aren't connected yet."""
+    return current().processes == 1 and f"{_PREFIX}NUM_PROCESSES" in os.environ
+
+
 def _job(coordinator, processes, process_id) -> dict | None:
     """Returns JAX's arguments for several processes, or `None` for one."""
     if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
@@ -117,7 +123,8 @@ def _job(coordinator, processes, process_id) -> dict | None:
     if any(value is None for value in given.values()):
         raise ValueError(
             "`coordinator`, `processes` and `process_id` must be given together. "
-            f"Received: {', '.join(f'{k}={v!r}' for k, v in given.items())}"
+            f"Received: {coordinator=}, {processes=}, {process_id=}, and {_PREFIX}* "
+            f"{[name for name in os.environ if name.startswith(_PREFIX)]}"
         )
     if not 0 <= given["process_id"] < given["num_processes"]:
         raise ValueError(

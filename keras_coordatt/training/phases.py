@@ -53,10 +53,12 @@ class Phase:
 def phases(recipe: Recipe) -> list[Phase]:
     """Returns the phases of a recipe in their order."""
     found = []
+    scale = recipe.batch_size / (recipe.base_batch_size or recipe.batch_size)
     if recipe.head_epochs:
-        rate = recipe.head_learning_rate
+        rate = scale * recipe.head_learning_rate
         found.append(Phase("head", 0, recipe.head_epochs, rate))
-    all_layers = Phase("all", recipe.head_epochs, recipe.epochs, recipe.learning_rate)
+    rate = scale * recipe.learning_rate
+    all_layers = Phase("all", recipe.head_epochs, recipe.epochs, rate)
     return [*found, all_layers]
 
 

@@ -29,7 +29,7 @@ class Recipe:
         batch_size: Images per step, at least 2 for batch normalization.
         optimizer: `"sgd"` with Nesterov momentum 0.9, `"adamw"` or `"lamb"`.
         learning_rate: Highest learning rate, at the end of the warmup. Then it follows
-            a cosine down to zero.
+            a cosine down to zero. It is not changed by the number of devices.
         head_epochs: Epochs at the start in which only the head is trained.
         head_learning_rate: Highest learning rate of these epochs.
         steps_per_epoch: Steps per epoch, or `None` for all batches.
@@ -56,6 +56,8 @@ class Recipe:
         clip_norm: Highest norm of each gradient; 0 for none.
         patience: Epochs without a better validation metric after which training stops;
             0 for never.
+        base_batch_size: Batch size for which the learning rates are meant: they are
+            multiplied by `batch_size / base_batch_size`. `None` to use them as they are.
 
     Raises:
         ValueError: If a value is out of its range.
@@ -91,6 +93,7 @@ class Recipe:
     gradient_accumulation: int = 1
     clip_norm: float = 0.0
     patience: int = 0
+    base_batch_size: int | None = None
 
     def __post_init__(self):
         # Frozen, and lists come out of files.
@@ -106,8 +109,9 @@ class Recipe:
             check_positive_int("image_size", side, MAX_SIZE)
         for name in ("epochs", "gradient_accumulation"):
             check_positive_int(name, getattr(self, name))
-        if self.steps_per_epoch is not None:
-            check_positive_int("steps_per_epoch", self.steps_per_epoch)
+        for name in ("steps_per_epoch", "base_batch_size"):
+            if getattr(self, name) is not None:
+                check_positive_int(name, getattr(self, name))
         for name in ("head_epochs", "patience"):
             if getattr(self, name) != 0:
                 check_positive_int(name, getattr(self, name))

@@ -20,6 +20,7 @@ from keras_coordatt.training.averaging import AveragedValidation, averaged
 from keras_coordatt.training.backup import Backup
 from keras_coordatt.training.distribution import (
     check_devices,
+    is_announced,
     open_devices,
     synchronize_batch_norm,
 )
@@ -100,8 +101,8 @@ def train(
         devices, coordinator, processes, process_id: Same as in `distribute`, to train
             on several devices, or in several processes that all read `data` and
             `output` under these names. The recipe's batch size is that of all of them
-            together. Defaults to one device, or to those of `distribute` around the
-            call.
+            together. Defaults to one device, to those of `distribute` around the call,
+            or to all if `KERAS_DISTRIBUTION_NUM_PROCESSES` is set.
 
     Returns:
         A `Training`.
@@ -125,7 +126,8 @@ def train(
         "seed": seed,
         "deterministic": deterministic,
     }
-    if (devices, coordinator, processes, process_id) == (None,) * 4:
+    given = (devices, coordinator, processes, process_id) != (None,) * 4
+    if not given and not is_announced():
         return _train(*arguments, options, verbose)
     devices = "auto" if devices is None else devices
     with open_devices(devices, coordinator, processes, process_id):

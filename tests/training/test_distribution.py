@@ -1,5 +1,7 @@
 """Several devices and processes train as one, and end when one of them dies."""
 
+import csv
+import json
 import os
 import pathlib
 import subprocess
@@ -7,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from backends import BACKEND
+from backends import BACKEND, needs_tensorflow
 
 from keras_coordatt.data import load_classification
 from keras_coordatt.training import distribute
@@ -23,12 +25,10 @@ def environment():
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
 
 
-@pytest.fixture(scope="session")
-def runs(tmp_path_factory):
-    """What `distributed.py` measured, for each run and process."""
-    folder = tmp_path_factory.mktemp("distributed")
+def run_script(name, *arguments):
+    """Runs a file of this folder, and returns what it prints."""
     done = subprocess.run(
-        [sys.executable, HERE / "distributed.py", folder / "data", folder],
+        [sys.executable, HERE / name, *arguments],
         env=environment(),
         capture_output=True,
         check=False,
@@ -36,6 +36,14 @@ def runs(tmp_path_factory):
         timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def runs(tmp_path_factory):
+    """What `distributed.py` measured, for each run and process."""
+    folder = tmp_path_factory.mktemp("distributed")
+    run_script("distributed.py", folder / "data", folder)
     return {path.stem: dict(np.load(path)) for path in folder.glob("*.npz")}
 
 
@@ -111,6 +119,20 @@ def test_wrong_arguments(arguments, message):
         pass
 
 
+@needs_tensorflow
+def test_multi_worker_strategy(monkeypatch):
+    monkeypatch.setenv("TF_CONFIG", "{}")
+    with pytest.raises(ValueError, match="20585.*KERAS_BACKEND=jax"), distribute():
+        pass
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="PyTorch only")
+def test_torch_names_the_version():
+    message = r"`devices` must be 1 .*Keras \d+\.\d+.* no DataParallel.*Received: 2"
+    with pytest.raises(ValueError, match=message), distribute(2):
+        pass
+
+
 @pytest.mark.skipif(BACKEND == "jax", reason="JAX can")
 def test_processes_need_jax(monkeypatch):
     for name, value in (
@@ -138,9 +160,42 @@ def test_same_as_one_process(runs, run, task):
     """The reference trains without our distribution, on batches that aren't padded."""
     names = [name for name in runs[run] if name.startswith(task)]
     assert len(names) > 10
+    assert_equal(runs, run, names)
+    losses = runs["one-0"][f"{task} losses"]
+    assert len(losses) == 5 and np.ptp(losses) > 1e-4
+
+
+@needs_tensorflow
+def test_replicas_equal_one(runs):
+    """SSDLite's own loss was counted once per replica."""
+    assert {"detection losses", "detection metrics", "detection AP"} <= {*runs["one-0"]}
+    assert_equal(runs, "devices-0", runs["one-0"])
+
+
+def assert_equal(runs, run, names):
     for name in names:
         expected, found = runs["one-0"][name], runs[run][name]
         assert np.isfinite(expected).all()
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4, err_msg=name)
-    losses = runs["one-0"][f"{task} losses"]
-    assert len(losses) == 5 and np.ptp(losses) > 1e-4
+
+
+@needs_jax
+def test_lost_processes(image_folder, tmp_path):
+    """The other process ends with a message, and the same command continues."""
+    lines = run_script("lost.py", image_folder, tmp_path / "out").splitlines()
+    killed, alone, stopped, whole = (
+        json.loads(line) for line in lines if line.startswith("{")
+    )
+    for found, lost in ((killed, "0"), (stopped, "1")):
+        other = "1" if lost == "0" else "0"
+        status, seconds = found["statuses"][other]
+        assert (found["statuses"][lost][0], status) == (-9, 1)
+        assert seconds < 30
+        message = f"error: process {lost} of 2 has ended or does not answer"
+        assert message in found["errors"][int(other)]
+    assert alone["statuses"]["0"][0] == -9  # and so it had an epoch more
+    assert [status for status, _ in whole["statuses"].values()] == [0, 0]
+    with open(tmp_path / "out" / "history.csv", encoding="utf-8") as file:
+        assert [int(row["epoch"]) for row in csv.DictReader(file)] == [*range(1, 13)]
+    assert (tmp_path / "out" / "report.json").exists()
+    assert not (tmp_path / "out" / ".training").exists()

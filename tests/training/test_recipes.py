@@ -10,6 +10,7 @@ from networks import images, quick_initial_weights
 from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 from keras_coordatt.training import warmup_cosine, zero_init_residuals
 from keras_coordatt.training.optimizers import make_optimizer
+from keras_coordatt.training.phases import phases
 from keras_coordatt.training.recipes import recipe
 
 
@@ -47,6 +48,15 @@ def test_other_networks_have_no_residual_blocks():
 def test_the_head_has_its_share_of_the_epochs(changes, head_epochs):
     fine_tune = recipe("fine-tune", "classification", changes)
     assert fine_tune.head_epochs == head_epochs
+
+
+def test_learning_rates_are_scaled_on_request():
+    changes = {"batch_size": 96}
+    rates = [
+        [phase.learning_rate for phase in phases(recipe("fine-tune", "detection", x))]
+        for x in (changes, {**changes, "base_batch_size": 32})
+    ]
+    assert rates == [pytest.approx([3e-3, 5e-4]), pytest.approx([9e-3, 1.5e-3])]
 
 
 def test_warmup_cosine():
