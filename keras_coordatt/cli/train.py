@@ -7,6 +7,7 @@ from typing import Literal
 from keras_coordatt import applications
 from keras_coordatt.cli.options import Attention
 from keras_coordatt.training import train as train_model
+from keras_coordatt.training.distribution import open_devices
 from keras_coordatt.weights.by_name import only_arguments
 
 TASKS = {
@@ -105,23 +106,22 @@ def train(
     arguments = {name: value for name, value in arguments.items() if value is not None}
     arguments["attention"] = None if attention == "none" else attention
     arguments = {**only_arguments(network, weights), **arguments}
-    done = train_model(
-        TASKS.get(task),  # None for auto
-        data,
-        output,
-        build=functools.partial(getattr(applications, network), **arguments),
-        weights=weights,
-        recipe=recipe,
-        changes={**parse_changes(set), **changes},
-        validation_split=validation_split,
-        on_error=on_error,
-        seed=seed,
-        deterministic=deterministic,
-        devices=devices,
-        coordinator=coordinator,
-        processes=processes,
-        process_id=process_id,
-    )
+    with open_devices(devices, coordinator, processes, process_id) as found:
+        done = train_model(
+            TASKS.get(task),  # None for auto
+            data,
+            output,
+            build=functools.partial(getattr(applications, network), **arguments),
+            weights=weights,
+            recipe=recipe,
+            changes={**parse_changes(set), **changes},
+            validation_split=validation_split,
+            on_error=on_error,
+            seed=seed,
+            deterministic=deterministic,
+        )
+    if not found.first:
+        return
     report = done.report
     metrics = ", ".join(f"{k} {v:.4g}" for k, v in report["metrics"].items())
     print(

@@ -75,8 +75,17 @@ def distribute(
 
 
 @contextlib.contextmanager
-def open_devices(devices="auto", coordinator=None, processes=None, process_id=None):
-    """Same as `distribute`, but only what is built in the devices' `scope` is distributed."""
+def open_devices(devices, coordinator, processes, process_id):
+    """Same as `distribute`, but only what is built in the devices' `scope` is distributed.
+
+    If all arguments are `None`, and so are Keras's variables, the current devices remain.
+    """
+    announced = current().processes == 1 and f"{_PREFIX}NUM_PROCESSES" in os.environ
+    given = (devices, coordinator, processes, process_id) != (None,) * 4
+    if not given and not announced:
+        yield current()
+        return
+    devices = "auto" if devices is None else devices
     if devices != "auto":
         check_positive_int("devices", devices)
     job = _job(coordinator, processes, process_id)
@@ -97,11 +106,6 @@ def open_devices(devices="auto", coordinator=None, processes=None, process_id=No
     else:
         with using(_data_parallel(devices)) as found:
             yield found
-
-
-def is_announced() -> bool:
-    """Tells whether Keras's variables ask for processes that aren't connected yet."""
-    return current().processes == 1 and f"{_PREFIX}NUM_PROCESSES" in os.environ
 
 
 def _job(coordinator, processes, process_id) -> dict | None:

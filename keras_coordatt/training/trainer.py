@@ -20,7 +20,6 @@ from keras_coordatt.training.averaging import AveragedValidation, averaged
 from keras_coordatt.training.backup import Backup
 from keras_coordatt.training.distribution import (
     check_devices,
-    is_announced,
     open_devices,
     synchronize_batch_norm,
 )
@@ -126,10 +125,6 @@ def train(
         "seed": seed,
         "deterministic": deterministic,
     }
-    given = (devices, coordinator, processes, process_id) != (None,) * 4
-    if not given and not is_announced():
-        return _train(*arguments, options, verbose)
-    devices = "auto" if devices is None else devices
     with open_devices(devices, coordinator, processes, process_id):
         return _train(*arguments, options, verbose)
 

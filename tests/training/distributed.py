@@ -52,8 +52,8 @@ def backbone(attention):
     """Builds a network with the names that heads look for, quick to compile."""
     x = image = keras.Input((32, 32, 3))
     x = layers.Conv2D(8, 3, 8, padding="same", name="Conv1")(x)
-    x = layers.BatchNormalization(name="block_1_expand_BN")(x)
     for i in (1, 2):
+        x = layers.BatchNormalization(name=f"block_{i}_expand_BN")(x)
         x = layers.ReLU(name=f"block_{i}_expand_relu")(x)
         depthwise = layers.DepthwiseConv2D(3, 2, padding="same")
         depthwise.name = f"block_{i}_depthwise"

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -15,12 +16,13 @@ from keras_coordatt.data import load_classification
 from keras_coordatt.training import distribute
 
 HERE = pathlib.Path(__file__).parent
+ROOT = HERE.parent.parent
 RUNS = ["devices-0", "two-0", "two-1", "four-0", "four-3"]
 needs_jax = pytest.mark.skipif(BACKEND != "jax", reason="JAX only")
 
 
 def environment():
-    paths = [HERE.parent.parent, HERE, HERE.parent]
+    paths = [ROOT, HERE, HERE.parent]
     paths += filter(None, [os.environ.get("PYTHONPATH")])
     return {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))}
 
@@ -177,6 +179,38 @@ def assert_equal(runs, run, names):
         expected, found = runs["one-0"][name], runs[run][name]
         assert np.isfinite(expected).all()
         np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4, err_msg=name)
+
+
+@needs_jax
+def test_two_terminals(image_folder, tmp_path):
+    """Runs both blocks of the documentation as they are, with a smaller network."""
+    image_folder.rename(tmp_path / "photos")
+    command = tmp_path / "bin" / "keras-coordatt"
+    command.parent.mkdir()
+    command.write_text(f"""#!{sys.executable}
+import sys
+import conftest
+from keras_coordatt import applications
+from keras_coordatt.cli import main
+from keras_coordatt.training import tasks
+tasks.zero_init_residuals = lambda network: None  # It has no residual blocks.
+applications.MobileNetV2CA = lambda *args, attention, **named: conftest.tiny(*args, **named)
+sys.exit(main())
+""")
+    command.chmod(0o755)
+    variables = environment()
+    del variables["KERAS_BACKEND"]
+    variables["PATH"] = f"{command.parent}{os.pathsep}{variables['PATH']}"
+    page = (ROOT / "docs" / "machines.md").read_text()
+    blocks = re.findall("```terminal\n(.*?)```", page, re.DOTALL)
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    options |= {"cwd": tmp_path, "env": variables}
+    terminals = [subprocess.Popen(["bash", "-ec", x], **options) for x in blocks]
+    (first, errors), (second, _) = (x.communicate(timeout=600) for x in terminals)
+    assert [x.returncode for x in terminals] == [0, 0], errors[-3000:]
+    assert "epoch 16/16" in first and "runs/photos: best of epoch" in first
+    assert "epoch" not in second and "best" not in second
+    assert (tmp_path / "runs" / "photos" / "report.json").exists()
 
 
 @needs_jax
