@@ -417,6 +417,12 @@ def test_benchmark_checks_first(tmp_path, capsys):
     assert "mbv2_ca.py" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(keras.config.backend() == "jax", reason="JAX can")
+def test_processes_are_measured_on_jax(capsys):
+    assert run("benchmark", "--processes", 1, 2) == 1
+    assert "--processes needs the JAX backend" in capsys.readouterr().err
+
+
 @needs_tensorflow
 def test_benchmarks(tmp_path, capsys):
     figures, picture = tmp_path / "figures.json", tmp_path / "picture.png"

@@ -22,6 +22,7 @@ from keras_coordatt.benchmark.references import (
     official_rows,
 )
 from keras_coordatt.benchmark.report import picture, table
+from keras_coordatt.benchmark.scaling import measure_processes, scaling_table
 
 __all__ = [
     "MEASURES",
@@ -34,8 +35,10 @@ __all__ = [
     "build_times",
     "check_official",
     "interleaved",
+    "measure_processes",
     "multiply_adds",
     "official_rows",
     "picture",
+    "scaling_table",
     "table",
 ]

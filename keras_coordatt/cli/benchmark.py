@@ -21,6 +21,7 @@ def benchmark(
     memory: bool = True,
     references: bool = False,
     build: bool = False,
+    processes: tuple[int, ...] = (),
     official: pathlib.Path | None = None,
     json: pathlib.Path | None = None,
     picture: pathlib.Path | None = None,
@@ -39,6 +40,9 @@ def benchmark(
         memory: Measure peak memory, in one process per network.
         references: Add the layer as it is usually written, and its memory accesses alone.
         build: Time building the networks, too.
+        processes: Numbers of processes, such as `1 2 4`: instead of the comparison,
+            measure how training MobileNetV2CA grows with them on this machine, and
+            what their communication costs. JAX only.
         official: Folder of your copy of the authors' code, to time it, too.
         json: File for the figures.
         picture: File for a picture.
@@ -52,6 +56,14 @@ def benchmark(
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
 
+    if processes:
+        scaling = measuring.measure_processes(
+            processes, image_size=image_size, alpha=alpha, rounds=rounds
+        )
+        print(measuring.scaling_table(scaling))
+        if json:
+            _write_json(scaling, json)
+        return
     extra = measuring.REFERENCES if references else None
     rows = measuring.benchmark(
         models,
@@ -75,9 +87,13 @@ def benchmark(
                 f"Keras's plain network takes ({min(ratios):.2f} to {max(ratios):.2f})"
             )
     if json:
-        with atomic_file(json) as temporary:
-            figures = json_module.dumps(rows + official_rows, indent=1)
-            temporary.write_text(f"{figures}\n", encoding="utf-8")
+        _write_json(rows + official_rows, json)
     if picture:
         with atomic_file(picture) as temporary:
             measuring.picture(rows, temporary, measures[0])
+
+
+def _write_json(rows, path):
+    with atomic_file(path) as temporary:
+        figures = json_module.dumps(rows, indent=1)
+        temporary.write_text(f"{figures}\n", encoding="utf-8")
