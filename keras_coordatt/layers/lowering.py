@@ -36,6 +36,9 @@ def lowered_for(runtime: str):
 
     Example:
 
+    >>> import numpy as np
+    >>> from keras_coordatt import CoordinateAttention
+    >>> layer, x = CoordinateAttention(), np.zeros((1, 8, 8, 16))
     >>> with lowered_for("onnx"):
     ...     y = layer(x)
     """
