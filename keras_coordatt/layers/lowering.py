@@ -52,12 +52,14 @@ def lowered_for(runtime: str):
 def lowering(layer, inputs, training) -> "Lowering | None":
     """Returns the form in which a `GatedAttention` layer shall compute, if any."""
     runtime = _runtime.get()
+    if runtime is None or training:
+        return None
     sizes = [inputs.shape[axis] for axis in layer._spatial_axes]
     # Quantized kernels are for the layers that hold them.
     quantized = any(
         getattr(part, "quantization_mode", None) for part in layer.sublayers()
     )
-    if runtime is None or training or None in sizes or quantized:
+    if None in sizes or quantized:
         return None
     return Lowering(runtime, layer.data_format, layer._spatial_axes)
 
