@@ -254,9 +254,14 @@ def _match_labels(model: Runnable, builder, labels):
         return model, np.arange(len(model.labels))
     unknown = [name for name in names if name not in model.labels]
     if unknown:
+        other_names = ""
+        if len(names) == len(model.labels):
+            other_names = (
+                '. If they are the same classes in the same order, pass `labels="data"`'
+            )
         raise ValueError(
             f"`data` has classes that the model doesn't know: {unknown}. The model's "
-            f"are {list(model.labels)}."
+            f"are {list(model.labels)}{other_names}"
         )
     return model, np.array([model.labels.index(name) for name in names])
 

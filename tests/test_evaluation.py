@@ -324,7 +324,8 @@ def test_bad_arguments(photos, streets, cell_pictures):
             evaluate(model, photos, **arguments)
     with pytest.raises(ValueError, match=r"`labels`.*3 classes.*Received: \['red'"):
         evaluate(model, photos, labels=["red", "green", "blue", "x"])
-    with pytest.raises(ValueError, match=r"`data` has classes.*\['blue'\]"):
+    message = r"`data` has classes.*\['blue'\].*same order, pass `labels=\"data\"`"
+    with pytest.raises(ValueError, match=message):
         evaluate(model, photos, labels=["red", "green", "x"])
     unnamed = keras.Model(model.input, keras.layers.Dense(3)(model.output))
     with pytest.raises(ValueError, match="`labels` must be given.*'red'"):

@@ -71,7 +71,8 @@ def train(
         epochs: Passes over the training images. By default the recipe's.
         image_size: Height and width in pixels. By default the recipe's.
         batch_size: Images per step, of all devices together. By default the recipe's.
-        optimizer: Optimizer. By default the recipe's.
+        optimizer: Optimizer. By default the recipe's. Another one changes the learning
+            rates and the weight decay to values that fit it.
         learning_rate: Highest learning rate. By default the recipe's. With
             `--set base_batch_size=64` it is multiplied by batch size / 64.
         set: Other values of the recipe to change, such as `ema=0.99 mixup=0.2`.

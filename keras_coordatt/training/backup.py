@@ -92,7 +92,8 @@ class Backup:
         Raises:
             ValueError: If the file is damaged.
         """
-        if model.optimizer is not None:
+        # `LossScaleOptimizer` would get its variables twice.
+        if model.optimizer is not None and not model.optimizer.built:
             model.optimizer.build(model.trainable_variables)
         self._load(model, "epoch", self.rows[-1]["epoch"])
 

@@ -1,10 +1,12 @@
 """Callback for the end of each epoch: validates, saves, prints and stops early."""
 
 import math
+import random
 import time
 from collections.abc import Callable
 
 import keras
+import numpy as np
 
 from keras_coordatt.distribution import current
 from keras_coordatt.training.augmentation import reseed
@@ -60,7 +62,7 @@ class Epochs(keras.callbacks.Callback):
         self.epoch, self.start = epoch, time.perf_counter()
         # Epochs of all seeds differ.
         seed = self.seed * 1_000_003 + epoch
-        keras.utils.set_random_seed(seed % 2**32)
+        _set_seed(seed % 2**32)
         self.task.seed.assign(seed)
         # Processes must not augment their images alike.
         self.task.augmentation.reseed(seed + 10_007 * current().process)
@@ -129,6 +131,16 @@ def stops_early(rows: list[dict], task: Task) -> bool:
         return False
     since = max(best_epoch(rows, metric), task.recipe.head_epochs)
     return rows[-1]["epoch"] - since >= patience
+
+
+def _set_seed(seed):
+    if keras.config.backend() == "tensorflow":
+        # Not TensorFlow's own, with which it prepares its compiled functions anew: that
+        # takes seconds, and neither Keras's layers nor the data need it.
+        random.seed(seed)
+        np.random.seed(seed)
+    else:
+        keras.utils.set_random_seed(seed)
 
 
 def _number(value):

@@ -192,6 +192,10 @@ _TASKS = {
     "segmentation": {**_DENSE, "paper": {"learning_rate": 0.007, "batch_size": 16}},
 }
 RECIPES = tuple(_RECIPES)
+# Learning rates and weight decays of the optimizers, relative to AdamW's. SGD with
+# momentum 0.9 then decays as much per step as AdamW: 4e-5 is 250 times less than 1e-2.
+_RATES = {"sgd": 25.0, "adamw": 1.0, "lamb": 2.5}
+_DECAYS = {"sgd": 1 / 250, "adamw": 1.0, "lamb": 1.0}
 
 
 def recipe(name: str, task: str, changes: Mapping | None = None) -> Recipe:
@@ -207,7 +211,8 @@ def recipe(name: str, task: str, changes: Mapping | None = None) -> Recipe:
         name: `"fine-tune"`, `"scratch"` or `"paper"`.
         task: `"classification"`, `"detection"` or `"segmentation"`.
         changes: Dict of the values to change, by the names of `Recipe`'s attributes.
-            `head_epochs` changes in proportion to `epochs` unless it is given.
+            `head_epochs` changes in proportion to `epochs` unless it is given, and the
+            learning rates and the weight decay with the optimizer.
 
     Returns:
         A `Recipe`.
@@ -245,7 +250,28 @@ def recipe(name: str, task: str, changes: Mapping | None = None) -> Recipe:
         # In proportion, so that `epochs` can be changed alone.
         head_epochs = values.get("head_epochs", 0)
         values["head_epochs"] = head_epochs * max(epochs, 0) // values["epochs"]
+    values |= _for_optimizer(values, changes.get("optimizer"))
     return Recipe(name=name, **{**values, **changes})
+
+
+def _for_optimizer(values, optimizer):
+    """Returns learning rates and weight decay for another optimizer."""
+    before = values["optimizer"]
+    if optimizer not in OPTIMIZERS or optimizer == before:
+        return {}
+    rate = _RATES[optimizer] / _RATES[before]
+    decay = _DECAYS[optimizer] / _DECAYS[before]
+    factors = {
+        "learning_rate": rate,
+        "head_learning_rate": rate,
+        "weight_decay": decay,
+    }
+    # Without the rounding errors of the factors.
+    return {
+        name: float(f"{values[name] * factor:.4g}")
+        for name, factor in factors.items()
+        if name in values
+    }
 
 
 def zero_init_residuals(model: keras.Model) -> None:

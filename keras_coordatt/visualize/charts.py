@@ -37,16 +37,20 @@ def plot_history(history: keras.callbacks.History | Mapping[str, Sequence[float]
     for axis in axes.flat[len(measures) :]:
         axis.remove()
     for axis, measure in zip(axes.flat, measures):
-        both = measure in history and f"val_{measure}" in history
-        for name, label in ((measure, "training"), (f"val_{measure}", "validation")):
+        lines = {
+            measure: ("training", "tab:blue"),
+            f"val_{measure}": ("validation", "tab:orange"),
+        }
+        for name, (label, color) in lines.items():
             if name in history:
                 values = np.asarray(history[name], "float64")
                 epochs = range(first, first + len(values))
-                axis.plot(epochs, values, ".-", label=label)
+                axis.plot(epochs, values, ".-", label=label, color=color)
         axis.set(xlabel="epoch", title=measure.replace("_", " "))
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        # One epoch has one tick.
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
-        if both:
+        if f"val_{measure}" in history:
             axis.legend()
     return figure
 

@@ -78,3 +78,15 @@ def test_killed_at_every_step(tmp_path):
         step += 1
     # Killed before and after the state says that epoch 2 is complete
     assert rows == sorted(rows) and set(rows) == {1, 2} and step > 6
+
+
+def test_the_state_of_scaled_losses_loads_again(tmp_path, recwarn):
+    saved = model(3)
+    saved.compile(keras.optimizers.LossScaleOptimizer(saved.optimizer), "mse")
+    saved.optimizer.build(saved.trainable_variables)
+    backup = Backup(tmp_path, {})
+    backup.save(saved, {"epoch": 1}, best=None)
+    variables = len(saved.optimizer.variables)
+    backup.load(saved)
+    assert len(saved.optimizer.variables) == variables
+    assert not [x for x in recwarn if "Skipping variable loading" in str(x.message)]

@@ -59,6 +59,18 @@ def test_learning_rates_are_scaled_on_request():
     assert rates == [pytest.approx([3e-3, 5e-4]), pytest.approx([9e-3, 1.5e-3])]
 
 
+def test_rates_fit_the_optimizer():
+    scratch = recipe("scratch", "classification", {"optimizer": "adamw"})
+    assert scratch.learning_rate == recipe("scratch", "detection").learning_rate
+    fine_tune = recipe("fine-tune", "classification", {"optimizer": "sgd"})
+    assert fine_tune.learning_rate == 0.0125
+    assert fine_tune.weight_decay == recipe("paper", "classification").weight_decay
+    given = {"optimizer": "lamb", "learning_rate": 0.1, "weight_decay": 0.2}
+    fine_tune = recipe("fine-tune", "classification", given)
+    assert (fine_tune.learning_rate, fine_tune.weight_decay) == (0.1, 0.2)
+    assert fine_tune.head_learning_rate == pytest.approx(7.5e-3)
+
+
 def test_warmup_cosine():
     rate = warmup_cosine(100, 0.5, warmup=0.2)
     rates = np.array([float(rate(step)) for step in range(101)])

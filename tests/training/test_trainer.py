@@ -8,6 +8,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
+from backends import needs_tensorflow
 from PIL import Image
 
 from keras_coordatt.data import load_classification
@@ -120,6 +121,19 @@ def test_one_class_is_not_enough(image_folder, tmp_path, build):
     with pytest.raises(ValueError, match=r"`data` must have at least two.*\['cat'\]"):
         train(None, image_folder, tmp_path / "out", build=build)
     assert files(tmp_path) == ["images"]
+
+
+@needs_tensorflow
+def test_epochs_do_not_prepare_compiled_functions_anew(
+    eager, image_folder, monkeypatch, build, quick
+):
+    import tensorflow as tf
+
+    seeds = []
+    # It empties TensorFlow's cache of kernels.
+    monkeypatch.setattr(tf.random, "set_seed", seeds.append)
+    train(None, image_folder, None, build=build, changes=quick)
+    assert seeds == [0]
 
 
 def test_masks_of_0_and_255_are_told_as_such(tmp_path, build):

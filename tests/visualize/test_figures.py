@@ -28,6 +28,11 @@ def test_history():
     assert [line.get_label() for line in loss.lines] == ["training", "validation"]
     np.testing.assert_array_equal(loss.lines[1].get_xydata(), [[3, 4], [4, 3]])
     assert rate.get_title() == "lr" and rate.get_legend() is None
+    (only,) = drawn(visualize.plot_history({"val_AP": [0.5]})).axes
+    low, high = only.get_xlim()
+    assert [x for x in only.get_xticks() if low < x < high] == [1]
+    assert [x.get_text() for x in only.get_legend().get_texts()] == ["validation"]
+    assert only.lines[0].get_color() == loss.lines[1].get_color()
     with pytest.raises(ValueError, match="`history` must have measures"):
         visualize.plot_history({})
 
