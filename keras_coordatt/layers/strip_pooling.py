@@ -4,6 +4,7 @@ Autodiff materialises one full-size gradient per mean and keeps the intermediate
 product. These gradients broadcast instead, and keep only the input.
 """
 
+import keras
 from keras import ops
 
 
@@ -56,11 +57,25 @@ def strip_scale(x, rows, columns, height: int, width: int):
             dy = args[0] if upstream is None else upstream
             product = dy * x
             return (
-                dy * rows * columns,
+                strip_product(dy, rows, columns),
                 ops.sum(product * columns, axis=width, keepdims=True),
                 ops.sum(product * rows, axis=height, keepdims=True),
             )
 
-        return x * rows * columns, gradient
+        return strip_product(x, rows, columns), gradient
 
     return gated(x, rows, columns)
+
+
+def strip_product(x, rows, columns):
+    """Computes `x * rows * columns`, the factors as in `strip_scale`."""
+    if keras.config.backend() != "tensorflow":
+        return x * rows * columns
+    # TensorFlow's optimizer would multiply the gates by each other first, which makes
+    # one more tensor of the feature map's size. It doesn't do so across a reshape.
+    y = _merged(x * columns) * _merged(rows)
+    return ops.reshape(y, (-1, *ops.shape(x)[1:]))
+
+
+def _merged(x):
+    return ops.reshape(x, (-1, *ops.shape(x)[2:]))
