@@ -1,3 +1,4 @@
+import os
 import types
 
 import keras
@@ -13,7 +14,7 @@ from keras_coordatt import (
     MobileNetV2CA,
     benchmark,
 )
-from keras_coordatt.benchmark import measure, references
+from keras_coordatt.benchmark import measure, references, runtimes
 from keras_coordatt.benchmark.memory import peak_memory
 
 
@@ -157,11 +158,67 @@ ROWS = [
 
 def test_table():
     assert benchmark.table(ROWS).splitlines() == [
-        "| model | attention | parameters | TF graph, batch 1 |",
-        "| --- | --- | --- | --- |",
-        "| MobileNetV2CA | none | 3.50 M | 20 ms |",
-        "| MobileNetV2CA | coordinate | 3.95 M | 22.1 ms, × 1.100 (1.090 to 1.120) |",
+        "| MobileNetV2CA | none | coordinate |",
+        "| --- | --- | --- |",
+        "| parameters | 3.50 M | 3.95 M |",
+        "| TF graph, batch 1, all cores | 20 ms | 22.1 ms, × 1.10 (1.09-1.12) |",
     ]
+    absent = [{**row, "graph_1": {"absent": "no TensorFlow"}} for row in ROWS]
+    assert benchmark.table(absent).endswith("| no TensorFlow | no TensorFlow |")
+
+
+def test_settings_of_another_process_end(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    with runtimes.single_thread("torch"):
+        assert os.environ["KERAS_BACKEND"] == "torch"
+        assert os.environ["OMP_NUM_THREADS"] == "1"
+    assert os.environ["KERAS_BACKEND"] == "jax"
+    assert "OMP_NUM_THREADS" not in os.environ
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="once is enough")
+def test_backends_are_timed_in_a_process_of_their_own():
+    arguments = {"image_size": 32, "alpha": 0.25, "rounds": 2}
+    plain, port = benchmark.benchmark(
+        attentions=[],
+        measures=["keras_torch_1"],
+        extra={"plain port": benchmark.PlainPort},
+        **arguments,
+    )
+    assert plain["keras_torch_1"]["ratio"] == (1, 1, 1)
+    assert port["keras_torch_1"]["seconds"] > 0
+
+
+def test_what_is_not_installed_is_said(monkeypatch):
+    def prepare(model):
+        raise ImportError("No module named 'fast'")
+
+    fake = benchmark.Measure("fake", prepare, images=1, calls=1)
+    monkeypatch.setitem(benchmark.MEASURES, "train_fake", fake)
+    arguments = {"image_size": 32, "alpha": 0.25, "memory": False}
+    (row,) = benchmark.benchmark(measures=["train_fake"], attentions=[], **arguments)
+    assert row["train_fake"] == {"absent": "No module named 'fast'"}
+    with pytest.raises(ValueError, match="`measure`"):
+        benchmark.picture([row], "none.png", "train_fake")
+
+
+@needs_tensorflow
+def test_heads_and_onnx_files_run(eager, tmp_path):
+    rows = benchmark.benchmark(
+        ["SSDLite"],
+        [],
+        image_size=96,
+        alpha=0.25,
+        measures=["onnx_1", "train_32"],
+        rounds=1,
+        memory=False,
+    )
+    assert rows[0]["onnx_1"]["seconds"] > 0
+    assert rows[0]["train_32"] == {"absent": "has a loss of its own"}
+    path = tmp_path / "latency.png"
+    benchmark.latency_picture(rows, path)
+    assert keras.utils.img_to_array(keras.utils.load_img(path)).std() > 10
 
 
 def test_wrong_picture(tmp_path):
@@ -239,6 +296,7 @@ def test_the_official_network_with_and_without_its_attention(tmp_path):
     rows = benchmark.official_rows(tmp_path, rounds=1)
     assert [row["attention"] for row in rows][:2] == [None, "official"]
     assert rows[1]["parameters"] - rows[0]["parameters"] == 4 * 8 + 8
-    assert np.isfinite([row["torch_train_32"]["seconds"] for row in rows]).all()
+    for name in ("torch_train_32", "onnx_16"):
+        assert np.isfinite([row[name]["seconds"] for row in rows]).all()
     with pytest.raises(ValueError, match=r"mbv2_ca\.py.*Received"):
         benchmark.official_rows(tmp_path / "none")

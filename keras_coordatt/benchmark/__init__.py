@@ -6,9 +6,7 @@ and the result is the ratio to the same network without attention. The command i
 """
 
 from keras_coordatt.benchmark.measure import (
-    MEASURES,
     MODELS,
-    Measure,
     benchmark,
     interleaved,
     multiply_adds,
@@ -21,7 +19,8 @@ from keras_coordatt.benchmark.references import (
     check_official,
     official_rows,
 )
-from keras_coordatt.benchmark.report import picture, table
+from keras_coordatt.benchmark.report import latency_picture, picture, table
+from keras_coordatt.benchmark.runtimes import MEASURES, Measure
 from keras_coordatt.benchmark.scaling import measure_processes, scaling_table
 
 __all__ = [
@@ -35,6 +34,7 @@ __all__ = [
     "build_times",
     "check_official",
     "interleaved",
+    "latency_picture",
     "measure_processes",
     "multiply_adds",
     "official_rows",

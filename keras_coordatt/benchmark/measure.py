@@ -1,13 +1,11 @@
 """Measurements of networks, each against the same network without attention."""
 
-import dataclasses
-import functools
+import concurrent.futures
+import importlib.util
 import math
-import pathlib
+import multiprocessing
 import statistics
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -17,94 +15,34 @@ from keras import ops
 
 from keras_coordatt.applications import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 from keras_coordatt.benchmark.memory import peak_memory
+from keras_coordatt.benchmark.runtimes import (
+    MEASURES,
+    concrete_function,
+    exported,
+    noise,
+    single_thread,
+)
+from keras_coordatt.detection import SSDLite
 from keras_coordatt.layers.freezing import nested_layers
+from keras_coordatt.segmentation import DeepLabV3
 from keras_coordatt.validation import check_choice, check_positive_int
 
+
+def _ssdlite(**arguments):
+    return SSDLite(MobileNetV2CA(include_top=False, **arguments), 20)
+
+
+def _deeplab(**arguments):
+    backbone = MobileNetV2CA(include_top=False, output_stride=16, **arguments)
+    return DeepLabV3(backbone, 21)
+
+
+HEADS: dict[str, Callable] = {"SSDLite": _ssdlite, "DeepLabV3": _deeplab}
 MODELS: dict[str, Callable] = {
     "MobileNetV2CA": MobileNetV2CA,
     "MobileNeXtCA": MobileNeXtCA,
     "EfficientNetCA": EfficientNetCA,
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Measure:
-    """One way to run a network.
-
-    Attributes:
-        title: Name in the table.
-        prepare: Takes a model, and returns a function without arguments to be timed.
-        images: Number of images that the function processes.
-        calls: Number of calls per timing.
-        starts: How often the function is prepared anew in the course of the rounds.
-    """
-
-    title: str
-    prepare: Callable
-    images: int
-    calls: int
-    starts: int = 1
-
-
-@functools.cache  # for the measures with 1 and 2 threads
-def _converted(model, precision):
-    from keras_coordatt.export import litert
-
-    representative = _images(model) if precision == "int8" else None
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        # The classes of an untrained network needn't agree.
-        warnings.filterwarnings("ignore", ".*the top-1 class is")
-        path = pathlib.Path(folder) / "model.tflite"
-        litert(model, path, precision=precision, representative=representative)
-        return path.read_bytes()
-
-
-def _litert(precision, threads):
-    def prepare(model):
-        from ai_edge_litert.interpreter import Interpreter
-
-        content = _converted(model, precision)
-        interpreter = Interpreter(model_content=content, num_threads=threads)
-        interpreter.allocate_tensors()
-        (image,) = interpreter.get_input_details()
-        interpreter.set_tensor(image["index"], _images(model)[:1])
-        return interpreter.invoke
-
-    # An interpreter is some percent faster or slower depending on where its memory lies.
-    return Measure(f"LiteRT {precision}, {threads} thread", prepare, 1, 5, starts=5)
-
-
-def _graph(batch_size):
-    def prepare(model):
-        import tensorflow as tf
-
-        images = tf.random.normal((batch_size, *model.input_shape[1:]))
-        graph = concrete_function(model, batch_size)
-        return lambda: graph(images)
-
-    calls = 5 if batch_size == 1 else 1
-    return Measure(f"TF graph, batch {batch_size}", prepare, batch_size, calls)
-
-
-def _training(batch_size):
-    def prepare(model):
-        model = keras.models.clone_model(model)
-        model.compile("sgd", "sparse_categorical_crossentropy")
-        images = keras.random.normal((batch_size, *model.input_shape[1:]))
-        labels = np.zeros(batch_size, "int32")
-        return lambda: model.train_on_batch(images, labels)
-
-    return Measure(f"training step, batch {batch_size}", prepare, batch_size, 1)
-
-
-MEASURES = {
-    "litert_float32_1": _litert("float32", 1),
-    "litert_float32_2": _litert("float32", 2),
-    "litert_int8_1": _litert("int8", 1),
-    "litert_int8_2": _litert("int8", 2),
-    "graph_1": _graph(1),
-    "graph_16": _graph(16),
-    "train_32": _training(32),
+    **HEADS,
 }
 
 
@@ -126,13 +64,15 @@ def benchmark(
     quartiles of the ratios say more than the times.
 
     Args:
-        models: Names of builders: `"MobileNetV2CA"`, `"MobileNeXtCA"` or
-            `"EfficientNetCA"` (b0).
+        models: Names of builders: `"MobileNetV2CA"`, `"MobileNeXtCA"`,
+            `"EfficientNetCA"` (b0), or `"SSDLite"` and `"DeepLabV3"` (stride 16), both
+            on MobileNetV2CA.
         attentions: Values of the builders' `attention`. `None` is always measured.
         image_size: Height and width of the images, in pixels.
         alpha: Width multiplier of the networks that have one.
-        measures: Keys of `MEASURES`. Those of LiteRT and of the TF graph need the
-            TensorFlow backend.
+        measures: Keys of `MEASURES`. Those of exported files and of the TF graph on all
+            cores need the TensorFlow backend. Those with one thread of a backend run in
+            a process of their own, for which the same holds as for `memory`.
         rounds: Number of rounds.
         memory: Whether to measure peak memory too, in one process per network. A script
             that does needs `if __name__ == "__main__":`, as with any use of
@@ -147,7 +87,8 @@ def benchmark(
         bytes (inference at batch size 16, above what the same process had before it
         built the network; not for `extra`) and, for each measure, a dict of the median
         `seconds`, the images `per_second`, and `ratio`, the quartiles of the ratio to
-        no attention as `(25 %, 50 %, 75 %)`.
+        no attention as `(25 %, 50 %, 75 %)`. Where something isn't installed, the dict
+        has the reason as `absent` instead.
 
     Raises:
         ValueError: If an argument is invalid, or needs another backend.
@@ -165,7 +106,11 @@ def benchmark(
     for name in measures:
         check_choice("measures", name, tuple(MEASURES))
     backend = keras.config.backend()
-    needy = [name for name in measures if not name.startswith("train")]
+    needy = [
+        name
+        for name in measures
+        if not name.startswith("train") and not MEASURES[name].backend
+    ]
     if needy and backend != "tensorflow":
         raise ValueError(
             f"{needy} need the TensorFlow backend: set KERAS_BACKEND=tensorflow, or "
@@ -178,7 +123,7 @@ def benchmark(
         )
     attentions = [None, *(a for a in attentions if a is not None), *extra]
 
-    rows, networks = [], {}
+    rows, networks, built = [], {}, {}
     for name in models:
         for attention in attentions:
             key = name, attention
@@ -189,6 +134,7 @@ def benchmark(
                 "attention": extra.get(attention, attention),
                 **width,
             }
+            built[key] = arguments
             networks[key] = calibrate_batch_norm(MODELS[name](**arguments))
             row = {
                 "model": name,
@@ -204,27 +150,70 @@ def benchmark(
             rows.append(row)
 
     for measure in measures:
-        how = MEASURES[measure]
-        times = {key: [] for key in networks}
-        for part in np.array_split(np.arange(rounds), min(rounds, how.starts)):
-            runs = {key: how.prepare(m) for key, m in networks.items()}
-            for key, new in interleaved(runs, len(part), how.calls).items():
-                times[key] += new
+        chosen = {
+            key: model
+            for key, model in networks.items()
+            if not (measure.startswith("train") and key[0] in HEADS)
+        }
+        how, reason = MEASURES[measure], "has a loss of its own"
+        times: dict = {}
+        try:
+            if how.backend and chosen:
+                weights = {key: model.get_weights() for key, model in chosen.items()}
+                times = _time_elsewhere(measure, built, weights, rounds)
+            elif chosen:
+                times = _time(measure, chosen, rounds)
+        except ImportError as error:
+            reason = str(error)
         for row in rows:
             key = row["model"], row["attention"]
-            plain = times[row["model"], None]
-            row[measure] = summarize(times[key], plain, how.images)
+            if key not in times:
+                row[measure] = {"absent": reason}
+                continue
+            row[measure] = summarize(times[key], times[key[0], None], how.images)
             if measure.startswith("litert"):
                 precision = measure.split("_")[1]
-                size = len(_converted(networks[key], precision))
-                row[f"size_{precision}"] = size
-    _converted.cache_clear()
+                row[f"size_{precision}"] = len(exported(networks[key], precision))
+    exported.cache_clear()
     return rows
 
 
-def _images(model):
-    rng = np.random.default_rng(0)
-    return rng.normal(size=(8, *model.input_shape[1:])).astype("float32")
+def _time(measure, networks, rounds):
+    how = MEASURES[measure]
+    times = {key: [] for key in networks}
+    for part in np.array_split(np.arange(rounds), min(rounds, how.starts)):
+        runs = {key: how.prepare(model) for key, model in networks.items()}
+        for key, new in interleaved(runs, len(part), how.calls).items():
+            times[key] += new
+    return times
+
+
+def _time_elsewhere(measure, built, weights, rounds):
+    """Times networks in a process with the measure's backend and one thread.
+
+    Args:
+        measure: Key of `MEASURES`.
+        built: Dict from the networks' keys to the builders' arguments.
+        weights: Dict from keys to weights, as of `get_weights`.
+        rounds: Number of rounds.
+    """
+    backend = MEASURES[measure].backend
+    if importlib.util.find_spec(backend) is None:
+        raise ImportError(f"No module named {backend!r}")
+    context = multiprocessing.get_context("spawn")
+    with (
+        single_thread(backend),
+        concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool,
+    ):
+        return pool.submit(_build_and_time, measure, built, weights, rounds).result()
+
+
+def _build_and_time(measure, built, weights, rounds):
+    networks = {}
+    for key in weights:
+        networks[key] = MODELS[key[0]](**built[key])
+        networks[key].set_weights(weights[key])
+    return _time(measure, networks, rounds)
 
 
 def calibrate_batch_norm(model):
@@ -241,7 +230,7 @@ def calibrate_batch_norm(model):
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.momentum = 0.0
-    model(_images(model), training=True)
+    model(noise(model.input_shape), training=True)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
         # A channel that happens to vary little must not be amplified to rounding error.
@@ -309,11 +298,3 @@ def multiply_adds(model: keras.Model) -> int:
         elif op.type in ("MatMul", "BatchMatMulV2"):
             total += math.prod(op.outputs[0].shape) * op.inputs[0].shape[-1]
     return total
-
-
-def concrete_function(model, batch_size):
-    import tensorflow as tf
-
-    signature = tf.TensorSpec((batch_size, *model.input_shape[1:]), "float32")
-    run = tf.function(lambda images: model(images, training=False))
-    return run.get_concrete_function(signature)

@@ -28,8 +28,7 @@ def peak_memory(build: Callable, arguments: dict) -> int:
 def _measure(build, arguments):
     import tensorflow as tf
 
-    # Imported here, because `measure` imports this module.
-    from keras_coordatt.benchmark.measure import concrete_function
+    from keras_coordatt.benchmark.runtimes import concrete_function
 
     small = keras.Sequential([keras.Input((8,)), keras.layers.Dense(8)])
     concrete_function(small, 1)

@@ -3,16 +3,20 @@
 import contextlib
 import functools
 import importlib
+import io
 import os
 import pathlib
 import sys
+import warnings
 from collections.abc import Callable
 
 import keras
+import numpy as np
 from keras import layers, ops
 
 from keras_coordatt.applications import EfficientNetCA, MobileNetV2CA
 from keras_coordatt.benchmark.measure import interleaved, summarize
+from keras_coordatt.benchmark.runtimes import onnx_run
 
 
 class PlainPort(layers.Layer):
@@ -69,7 +73,9 @@ def official_rows(path: str | os.PathLike, rounds: int = 10) -> list[dict]:
 
     Returns:
         One dict per network, same as from `benchmark`, with the measures `torch_1`,
-        `torch_16` and `torch_train_32`. If timm is installed, its variant of the layer
+        `torch_16`, `torch_train_32`, `onnx_1` and `onnx_16`. The latter two are ONNX
+        files of PyTorch's older exporter, for one batch size, because the network does
+        not export with dynamic shapes. If timm is installed, its variant of the layer
         is measured in the same network.
 
     Raises:
@@ -142,12 +148,27 @@ def official_rows(path: str | os.PathLike, rounds: int = 10) -> list[dict]:
 
         return run
 
+    def in_onnx(network, batch_size):
+        images = torch.randn(batch_size, 3, 224, 224)
+        file = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the older exporter is deprecated
+            torch.onnx.export(network.eval(), (images,), file, dynamo=False)
+        return onnx_run(file.getvalue(), np.asarray(images))
+
     for measure, prepare, batch_size, calls in (
         ("torch_1", inference, 1, 5),
         ("torch_16", inference, 16, 1),
+        ("onnx_1", in_onnx, 1, 5),
+        ("onnx_16", in_onnx, 16, 1),
         ("torch_train_32", training, 32, 1),
     ):
-        runs = {name: prepare(net, batch_size) for name, net in networks.items()}
+        try:
+            runs = {name: prepare(net, batch_size) for name, net in networks.items()}
+        except ImportError as error:
+            for row in rows:
+                row[measure] = {"absent": str(error)}
+            continue
         times = interleaved(runs, rounds, calls)
         for row in rows:
             row[measure] = summarize(times[row["attention"]], times[None], batch_size)

@@ -2,45 +2,95 @@
 
 import os
 
-from keras_coordatt.benchmark.measure import MEASURES
+from keras_coordatt.benchmark.runtimes import MEASURES
+
+COUNTS = {
+    "parameters": ("parameters", 1e6, "M", 2),
+    "multiply_adds": ("M-Adds", 1e6, "M", 0),
+    "size_float32": ("LiteRT float32", 2**20, "MiB", 2),
+    "size_int8": ("LiteRT int8", 2**20, "MiB", 2),
+    "peak_memory": ("peak memory", 2**20, "MiB", 0),
+}
 
 
 def table(rows: list[dict]) -> str:
-    """Formats measurements as a Markdown table.
+    """Formats measurements as Markdown tables, one per model.
 
     Args:
         rows: Return value of `benchmark` or `official_rows`.
 
     Returns:
-        A table, one row per network: the median time, and the median and the quartiles
-        of the ratio to the network without attention.
+        Tables with one column per attention and one row per measure: the median time,
+        and the median and the quartiles of the ratio to the network without attention.
     """
-    counts = {
-        "parameters": ("parameters", 1e6, "M", 2),
-        "multiply_adds": ("M-Adds", 1e6, "M", 0),
-        "size_float32": ("LiteRT float32", 2**20, "MiB", 2),
-        "size_int8": ("LiteRT int8", 2**20, "MiB", 2),
-        "peak_memory": ("peak memory", 2**20, "MiB", 0),
-    }
-    measures = [name for name in rows[0] if isinstance(rows[0][name], dict)]
-    shown = [name for name in counts if any(name in row for row in rows)]
-    titles = ["model", "attention", *(counts[name][0] for name in shown)]
-    titles += [MEASURES[n].title if n in MEASURES else n for n in measures]
-    lines = [titles, ["---"] * len(titles)]
-    for row in rows:
-        cells = [row["model"], row["attention"] or "none"]
-        for name in shown:
-            _, unit, suffix, digits = counts[name]
-            value = f"{row[name] / unit:.{digits}f} {suffix}" if name in row else ""
-            cells.append(value)
-        for name in measures:
-            low, middle, high = row[name]["ratio"]
-            cell = f"{1000 * row[name]['seconds']:.3g} ms"
-            if row["attention"]:
-                cell += f", × {middle:.3f} ({low:.3f} to {high:.3f})"
-            cells.append(cell)
-        lines.append(cells)
+    models = dict.fromkeys(row["model"] for row in rows)
+    tables = [_table([r for r in rows if r["model"] == model]) for model in models]
+    return "\n\n".join(tables)
+
+
+def _table(rows):
+    lines = [[rows[0]["model"], *(row["attention"] or "none" for row in rows)]]
+    lines.append(["---"] * len(lines[0]))
+    for name, (title, unit, suffix, digits) in COUNTS.items():
+        if any(name in row for row in rows):
+            cells = [
+                f"{row[name] / unit:.{digits}f} {suffix}" if name in row else ""
+                for row in rows
+            ]
+            lines.append([title, *cells])
+    for name in _measures(rows):
+        lines.append([_title(name), *(_cell(row, name) for row in rows)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _measures(rows):
+    return [name for name, value in rows[0].items() if isinstance(value, dict)]
+
+
+def _title(measure):
+    return MEASURES[measure].title if measure in MEASURES else measure
+
+
+def _cell(row, measure):
+    found = row[measure]
+    if "absent" in found:
+        return found["absent"]
+    cell = f"{1000 * found['seconds']:.3g} ms"
+    if row["attention"]:
+        low, middle, high = found["ratio"]
+        cell += f", × {middle:.2f} ({low:.2f}-{high:.2f})"
+    return cell
+
+
+def latency_picture(rows: list[dict], path: str | os.PathLike) -> None:
+    """Plots the latency per image in every runtime, for inference on a CPU.
+
+    Args:
+        rows: Return value of `benchmark`, of which the first model is plotted.
+        path: Image file to write, of a type that matplotlib supports.
+    """
+    import matplotlib.figure
+
+    rows = [row for row in rows if row["model"] == rows[0]["model"]]
+    measures = [
+        name
+        for name in _measures(rows)
+        if "absent" not in rows[0][name] and not name.startswith("train")
+    ][::-1]
+    figure = matplotlib.figure.Figure(
+        figsize=(7, 1 + 0.12 * len(measures) * (len(rows) + 1)), layout="tight"
+    )
+    axes = figure.subplots()
+    thick = 0.8 / len(rows)
+    for i, row in enumerate(rows):
+        ys = [y + 0.4 - (i + 0.5) * thick for y in range(len(measures))]
+        milliseconds = [1000 / row[name]["per_second"] for name in measures]
+        axes.barh(ys, milliseconds, thick, label=row["attention"] or "none")
+    axes.set_yticks(range(len(measures)), [_title(name) for name in measures])
+    axes.set_xlabel(f"{rows[0]['model']}: ms per image")
+    axes.grid(axis="x", alpha=0.3)
+    axes.legend(title="attention")
+    figure.savefig(path)
 
 
 def picture(rows: list[dict], path: str | os.PathLike, measure: str) -> None:
@@ -56,7 +106,7 @@ def picture(rows: list[dict], path: str | os.PathLike, measure: str) -> None:
     """
     import matplotlib.figure
 
-    if measure not in rows[0]:
+    if "seconds" not in rows[0].get(measure, {}):
         raise ValueError(f"`measure` must be one of `rows`. Received: {measure!r}")
     figure = matplotlib.figure.Figure(figsize=(6, 4), layout="tight")
     axes = figure.subplots()

@@ -25,13 +25,14 @@ def benchmark(
     official: pathlib.Path | None = None,
     json: pathlib.Path | None = None,
     picture: pathlib.Path | None = None,
+    latency_picture: pathlib.Path | None = None,
 ) -> None:
     """Measure speed, size and memory relative to no attention.
 
     All networks are timed in turns within one run.
 
     Args:
-        models: Of MobileNetV2CA, MobileNeXtCA and EfficientNetCA.
+        models: Of MobileNetV2CA, MobileNeXtCA, EfficientNetCA, SSDLite and DeepLabV3.
         attentions: Compared with none, which is always measured.
         image_size: Height and width in pixels.
         alpha: Width multiplier.
@@ -45,14 +46,16 @@ def benchmark(
             what their communication costs. JAX only.
         official: Folder of your copy of the authors' code, to time it, too.
         json: File for the figures.
-        picture: File for a picture.
+        picture: File for a picture of latency, by the first measure, and parameters.
+        latency_picture: File for a picture of the latency in every runtime.
     """
     # Fail before the measurements, which take minutes, rather than after.
     if official:
         measuring.check_official(official)
-    if picture and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--picture needs matplotlib: pip install matplotlib")
-    for path in (json, picture):
+    pictures = (picture, latency_picture)
+    if any(pictures) and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError("A picture needs matplotlib: pip install matplotlib")
+    for path in (json, *pictures):
         if path:
             path.parent.mkdir(parents=True, exist_ok=True)
 
@@ -91,6 +94,9 @@ def benchmark(
     if picture:
         with atomic_file(picture) as temporary:
             measuring.picture(rows, temporary, measures[0])
+    if latency_picture:
+        with atomic_file(latency_picture) as temporary:
+            measuring.latency_picture(rows, temporary)
 
 
 def _write_json(rows, path):
