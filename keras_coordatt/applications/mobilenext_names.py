@@ -26,8 +26,9 @@ def namings(layers: list[str]) -> list[Naming]:
         "bn_Conv1": "features.0.1",
         "predictions": "classifier",
     }
-    blocks = {match[1] for name in layers if (match := re.match(r"block_(\d+)_", name))}
-    for i in blocks:
+    matches = [re.match(r"block_(\d+)_", name) for name in layers]
+    # In order, as several processes must assign weights in the same order.
+    for i in dict.fromkeys(match[1] for match in matches if match):
         prefix = f"features.{int(i) + 1}.conv"
         found |= numbered(layers, f"block_{i}_", PARTS, prefix)
     return [Naming(found), Naming(found, IN_LAYER)]

@@ -7,14 +7,13 @@ size, so that with as many cores the images per second would grow with the proce
 import multiprocessing
 import socket
 import statistics
-import time
 from collections.abc import Callable, Iterable
 
 import keras
 import numpy as np
 
 from keras_coordatt.applications import MobileNetV2CA
-from keras_coordatt.distribution import Devices
+from keras_coordatt.benchmark.measure import interleaved
 from keras_coordatt.validation import check_positive_int
 
 # Width multipliers of the networks whose gradients are exchanged.
@@ -50,6 +49,7 @@ def measure_processes(
 
     Raises:
         ValueError: If an argument is invalid, or the backend isn't JAX.
+        ChildProcessError: If a process fails.
     """
     counts = [check_positive_int("processes", count) for count in counts]
     for name, value in (
@@ -82,7 +82,9 @@ def _measure(count, *arguments):
     for worker in workers:
         worker.join()
     if any(worker.exitcode for worker in workers):
-        raise RuntimeError(f"Training with {count} processes failed")
+        raise ChildProcessError(
+            f"Training with {count} processes failed, with the errors above"
+        )
     return results.get()
 
 
@@ -109,7 +111,7 @@ def _work(results, count, process, port, image_size, alpha, batch_size, rounds):
             size = MobileNetV2CA(
                 (32, 32, 3), alpha=width, weights=None, classes=CLASSES
             ).count_params()
-            seconds = _median(_exchange(size, devices), rounds)
+            seconds = _median(_exchange(size), rounds)
             exchanges.append({"alpha": width, "parameters": size, "seconds": seconds})
         if devices.first:
             results.put(
@@ -122,7 +124,7 @@ def _work(results, count, process, port, image_size, alpha, batch_size, rounds):
             )
 
 
-def _exchange(size: int, devices: Devices) -> Callable:
+def _exchange(size: int) -> Callable:
     """Returns a function that adds up arrays of all processes, as for gradients."""
     import jax
     from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -138,13 +140,7 @@ def _exchange(size: int, devices: Devices) -> Callable:
 
 
 def _median(function, rounds):
-    function()  # compiles
-    seconds = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds)
+    return statistics.median(interleaved({"it": function}, rounds)["it"])
 
 
 def scaling_table(rows: list[dict]) -> str:

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import sys
+import threading
 from collections.abc import Iterator
 
 import keras
@@ -15,8 +16,8 @@ from keras_coordatt.distribution import Devices, current, gather, using
 from keras_coordatt.layers.freezing import nested_layers
 from keras_coordatt.validation import check_positive_int
 
-# Longer than the limit of `Watch`, which says more clearly what happened.
-_HEARTBEAT = 50
+# Seconds in which all processes must have started.
+PATIENCE = 300
 _PREFIX = "KERAS_DISTRIBUTION_"
 # What Slurm and Open MPI tell each process, with which JAX finds the others.
 _LAUNCHERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
@@ -42,7 +43,7 @@ def distribute(
     left out are read from `KERAS_DISTRIBUTION_JOB_ADDRESSES`,
     `KERAS_DISTRIBUTION_NUM_PROCESSES` and `KERAS_DISTRIBUTION_PROCESS_ID`, or from the
     environment of Slurm or Open MPI. If a process dies or hangs, the others end within
-    a minute, with a message.
+    a minute, with a message; so does one after five minutes if others don't come.
 
     Batches must be of a static size that the devices divide: `load_classification` and
     the other loaders have `steps` for training, `pad_remainder` for evaluation, and
@@ -207,12 +208,18 @@ def _first(devices, names):
 def _processes(job, devices):
     import jax
 
-    from keras_coordatt.training.watch import Watch
+    from keras_coordatt.training.watch import LIMIT, Watch
 
     if not jax.distributed.is_initialized():
         # It would keep SIGTERM from ending a process.
         jax.config.update("jax_enable_preemption_service", False)
-        jax.distributed.initialize(**job, heartbeat_timeout_seconds=_HEARTBEAT)
+        # We say more clearly than JAX what happened, and so have the shorter limits.
+        with _end_unless_all_come(job):
+            jax.distributed.initialize(
+                **job,
+                initialization_timeout=PATIENCE + 60,
+                heartbeat_timeout_seconds=LIMIT + 10,
+            )
     by_process = [
         [f"{x.platform}:{x.id}" for x in jax.devices() if x.process_index == i]
         for i in range(jax.process_count())
@@ -236,6 +243,33 @@ def _processes(job, devices):
             watch.end(failed=True)
             raise
         watch.end()
+
+
+@contextlib.contextmanager
+def _end_unless_all_come(job):
+    """Ends this process with a message if the others don't come.
+
+    JAX aborts it then, with a stack trace, which no `except` prevents.
+    """
+
+    def end():
+        print(
+            f"keras-coordatt: error: after {PATIENCE} s, not all of the "
+            f"{job.get('num_processes', '')} processes have found each other. Check that "
+            "each runs with a `process_id` of its own and the same `coordinator`, which "
+            "is an address of the machine of process 0 that the others reach. "
+            f"Received: {job}",
+            file=sys.stderr,
+        )
+        _exit_now()
+
+    timer = threading.Timer(PATIENCE, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def check_devices(batch_size: int, state) -> None:

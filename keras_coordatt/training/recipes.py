@@ -297,15 +297,16 @@ def zero_init_residuals(model: keras.Model) -> None:
         [Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour](
         https://arxiv.org/abs/1706.02677), section 5.1
     """
-    names = {layer.name for layer in model.layers}
+    # In order, as several processes must assign variables in the same order.
+    names = [layer.name for layer in model.layers]
     blocks = [name.removesuffix("add") for name in names if name.endswith("add")]
     # The linear last layer of an inverted residual or sandglass block.
-    ends = {
+    ends = [
         f"{block}{end}"
         for block in blocks
         for end in ("project_BN", "depthwise_2_BN")
         if f"{block}{end}" in names
-    }
+    ]
     if not blocks or len(ends) != len(blocks):
         raise ValueError(
             "`model` must have residual blocks with layers that are named "

@@ -22,6 +22,23 @@ def tiny(input_shape, classes=3, weights=None, skip_mismatch=False):
     return model
 
 
+def residual(input_shape, classes=3, weights=None, skip_mismatch=False):
+    """Same as `tiny`, with residual blocks, which have several widths."""
+    image = keras.Input(input_shape)
+    x = layers.Conv2D(4, 3, 4, name="conv")(image_entrance(image, False))
+    for width in (4, 8, 12):
+        name, x = f"block_{width}", layers.Conv2D(width, 1)(x)
+        y = layers.Conv2D(width, 1, name=f"{name}_project")(x)
+        y = layers.BatchNormalization(name=f"{name}_project_BN")(y)
+        x = layers.Add(name=f"{name}_add")([x, y])
+    x = layers.GlobalAveragePooling2D()(x)
+    x = layers.Dense(classes, activation="softmax", name="predictions")(x)
+    model = keras.Model(image, x, name="residual")
+    if weights is not None:
+        model.load_weights(weights, skip_mismatch=skip_mismatch)
+    return model
+
+
 @pytest.fixture
 def build():
     return tiny

@@ -1,4 +1,4 @@
-"""Trains in two processes of which one is killed or stopped, for `test_distribution.py`.
+"""Trains in two processes of which one is lost, for `test_distribution.py`.
 
     python lost.py DATA OUT
 
@@ -16,14 +16,16 @@ import time
 import conftest  # the one beside this file
 from distributed import fork, free_port
 
-from keras_coordatt.training import train, trainer, watch  # noqa: F401
+from keras_coordatt.training import distribution, train, trainer, watch  # noqa: F401
 
 EPOCHS = 12
-# Number of processes, and what becomes of which after an epoch
+# Number of processes, and what becomes of which after an epoch: `None` never comes
 ATTEMPTS = [
     (2, signal.SIGKILL, 0),  # which also holds JAX's and our connections
     (1, signal.SIGKILL, 0),
     (2, signal.SIGSTOP, 1),
+    (2, None, 0),
+    (2, None, 1),
     (2, None, None),
 ]
 
@@ -33,6 +35,7 @@ def child(data, out, log, processes, process, port):
     os.dup2(descriptor, 2)
     # A stopped process counts as lost after as many seconds.
     watch.LIMIT = 8
+    distribution.PATIENCE = 6
     cluster = {}
     if processes > 1:
         cluster = {"coordinator": f"localhost:{port}", "processes": processes}
@@ -48,9 +51,12 @@ def attempt(data, out, processes, number, victim):
     state = out / ".training" / "state.json"
     before, port = last_change(state), free_port()
     logs = [out.with_name(f"{out.name}-{i}.log") for i in range(processes)]
-    children = [
-        fork(child, data, out, logs[i], processes, i, port) for i in range(processes)
-    ]
+    absent = victim if number is None else None
+    children = {
+        i: fork(child, data, out, logs[i], processes, i, port)
+        for i in range(processes)
+        if i != absent
+    }
     start = time.monotonic()
     if number is not None:
         while last_change(state) == before and time.monotonic() < start + 300:
@@ -58,13 +64,14 @@ def attempt(data, out, processes, number, victim):
         start = time.monotonic()
         os.kill(children[victim], number)
     statuses = {}
-    for i in sorted(range(processes), key=lambda i: i == victim):
+    for i in sorted(children, key=lambda i: i == victim):
         if i == victim:  # A stopped process ends only now.
             os.kill(children[i], signal.SIGKILL)
         _, status = os.waitpid(children[i], 0)
         statuses[i] = os.waitstatus_to_exitcode(status), time.monotonic() - start
-    lines = [log.read_text(errors="replace").splitlines() for log in logs]
-    return {"statuses": statuses, "errors": [x[-1] if x else "" for x in lines]}
+    lines = [logs[i].read_text(errors="replace").splitlines() for i in children]
+    errors = {i: x[-1] if x else "" for i, x in zip(children, lines)}
+    return {"statuses": statuses, "errors": errors}
 
 
 def last_change(path):
