@@ -14,6 +14,12 @@ MAX_CLASSES = 2**20
 MAX_SIZE = 2**15
 
 
+def with_hint(error: Exception, hint: str) -> Exception:
+    """Adds what to do in Python, which tracebacks show and the command line does not."""
+    error.add_note(hint)
+    return error
+
+
 def check_positive_int(name: str, value: int, most: int | None = None) -> int:
     """Returns `value` if it is a positive integer up to `most`, or raises a ValueError."""
     is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)

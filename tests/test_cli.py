@@ -456,6 +456,8 @@ def test_benchmarks(tmp_path, capsys):
             "--seeds element 2: .*int.*x",
         ),
         (["convert", "one", "two", "--config", "none.yaml"], "--config: .*none.yaml"),
+        # Not an abbreviation of --output-stride
+        (["train", "one", "two", "--output", "three"], "unrecognized .*--output"),
     ],
 )
 def test_wrong_usage(arguments, message, capsys):
@@ -481,6 +483,36 @@ def test_wrong_usage(arguments, message, capsys):
 )
 def test_errors_name_options_as_they_are_typed(message, typed):
     assert name_options(message, COMMANDS["train"]) == typed
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        (["--set", "ema=2"], r"--set ema must be a number in \[0, 1\). Received: 2"),
+        (["--set", "emma=2"], "--set emma is not a value of a recipe. It has: .*ema"),
+        (["--set", "epochs=0"], "--set epochs must be a positive integer"),
+        (["--epochs", "0"], "--epochs must be a positive integer"),
+        (["--attention", "se", "--reduction", "16"], "--reduction is .*: leave it out"),
+        (
+            ["--weights", "imagenet", "--alpha", "9"],
+            "--weights .*not pub.*`keras-coordatt weights`",
+        ),
+    ],
+)
+@needs_tensorflow
+def test_errors_say_what_to_type(tmp_path, capsys, options, message):
+    for label in ("cat", "dog"):
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for i in range(4):
+            path = tmp_path / "photos" / label / f"{i}.png"
+            keras.utils.save_img(path, np.full((32, 32, 3), 50 * i))
+    small = ["--set", "image_size=32"] if "--set" not in options else []
+    data, output = tmp_path / "photos", tmp_path / "out"
+    assert run("train", "classify", data, output, *small, *options) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(f"keras-coordatt: error: {message}", line)
+    assert not re.search(r"functools|\w\(", line)  # Nothing that is typed in Python
+    assert not output.exists()
 
 
 def printed_help(capsys, *arguments):

@@ -14,7 +14,7 @@ from keras import layers
 from keras_coordatt.layers import CBAM, CoordinateAttention, SqueezeExcite
 from keras_coordatt.layers.batch_normalization import BatchNormalization
 from keras_coordatt.preprocessing import IMAGENET, RAW_PIXELS, PreprocessingRecord
-from keras_coordatt.validation import call_factory, check_choice
+from keras_coordatt.validation import call_factory, check_choice, with_hint
 
 OUTPUT_STRIDES = (32, 16, 8)
 
@@ -228,11 +228,14 @@ def attention_factory(
         )
 
     if reduction != default_reduction and not (named and attention in COORDINATE_AXES):
-        raise ValueError(
-            "`reduction` is an argument of coordinate attention. For another reduction "
-            "of another attention pass a callable, such as "
-            f"`attention=functools.partial(SqueezeExcite, reduction={reduction})`. "
+        error = ValueError(
+            "`reduction` is an argument of coordinate attention: leave it out. "
             f"Received: attention={attention!r}, reduction={reduction}"
+        )
+        raise with_hint(
+            error,
+            "For another reduction of another attention pass a callable, such as "
+            f"`attention=functools.partial(SqueezeExcite, reduction={reduction})`.",
         )
     if make is not None:
         return lambda name: make(kernel_initializer=kernel_initializer(), name=name)

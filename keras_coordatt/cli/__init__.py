@@ -76,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         TypeError,
         ValueError,
     ) as error:
-        message = name_options(" ".join(str(error).split()), function)
+        message = " ".join(str(error).split())
+        message = name_options(message, function, train.settable(options))
         print(f"keras-coordatt: error: {message}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:

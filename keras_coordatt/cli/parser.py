@@ -12,7 +12,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import docstring_parser
 import jsonargparse
@@ -36,6 +36,8 @@ class CommandParser(jsonargparse.ArgumentParser):
     """Parser that reports an error in one line."""
 
     def __init__(self, *args, **kwargs):
+        # An abbreviation would be taken for an option: `--output` for `--output-stride`.
+        kwargs.setdefault("allow_abbrev", False)
         super().__init__(*args, formatter_class=_HelpFormatter, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> typing.NoReturn:
@@ -144,12 +146,15 @@ def first_choices(function: Callable) -> dict:
     }
 
 
-def name_options(message: str, function: Callable) -> str:
+def name_options(
+    message: str, function: Callable, settable: Collection[str] = ()
+) -> str:
     """Writes the arguments that a message names as the user types them.
 
     Args:
         message: Such as "`validation_split=0.2` sets aside ..., not `data`".
         function: The function of the command.
+        settable: Names that are typed as `--set NAME=VALUE`.
 
     Returns:
         Such as "--validation-split 0.2 sets aside ..., not DATA".
@@ -157,6 +162,8 @@ def name_options(message: str, function: Callable) -> str:
     parameters = inspect.signature(function).parameters
 
     def typed(found):
+        if found[1] in settable:
+            return f"--set {found[1]}{'=' if found[2] else ''}{found[2] or ''}"
         parameter = parameters.get(found[1])
         if parameter is None:
             return found[0]

@@ -1,13 +1,16 @@
 """`keras-coordatt train`: from a folder of pictures to a model."""
 
+import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from typing import Literal
 
 from keras_coordatt import applications
 from keras_coordatt.cli.options import Attention
 from keras_coordatt.training import train as train_model
 from keras_coordatt.training.distribution import open_devices
+from keras_coordatt.training.recipes import Recipe
 from keras_coordatt.weights.by_name import only_arguments
 
 TASKS = {
@@ -129,6 +132,14 @@ def train(
         f"{output}: best of epoch {report['best_epoch']}, {report['split']} split: "
         f"{metrics}; {report['parameters']:,} parameters, {report['seconds']} s"
     )
+
+
+def settable(options: Mapping) -> set[str]:
+    """Returns the values of a recipe that a command takes, or was given, by `--set`."""
+    if "set" not in options:
+        return set()
+    names = {field.name for field in dataclasses.fields(Recipe)} - set(options)
+    return names | {item.partition("=")[0] for item in options["set"]}
 
 
 def parse_changes(items):

@@ -33,6 +33,7 @@ from keras_coordatt.data.split_names import (
     read_lists,
     split_off_validation,
 )
+from keras_coordatt.validation import with_hint
 
 # Names of folders of images and of masks.
 _IMAGES = ("images", "Images", "image", "imgs", "JPEGImages")
@@ -229,12 +230,15 @@ class MaskFolder(Folder):
         lines = " and ".join(
             f"'{value}: {name}'" for name, value in zip(classes, values, strict=True)
         )
-        raise ValueError(
+        error = ValueError(
             f"The masks of '{split}' in {self._path} hold only the values "
             f"{sorted(found)}. {IGNORED} is the value of pixels that are "
             f"ignored, so {', '.join(map(repr, missing)) or 'another class'} occurs "
             f"nowhere. If {IGNORED} is a class, say so by the lines {lines} of a "
-            f"labels.txt, or by MaskFolder(path, classes={classes}, values={values})"
+            "labels.txt"
+        )
+        raise with_hint(
+            error, f"Or by MaskFolder(path, classes={classes}, values={values})."
         )
 
     def _read(self, example):

@@ -17,7 +17,7 @@ from keras_coordatt.data.mask_folder import MaskFolder
 from keras_coordatt.data.reading import check_on_error, list_folder
 from keras_coordatt.data.voc_folder import VOCFolder
 from keras_coordatt.data.yolo_folder import YOLOFolder
-from keras_coordatt.validation import check_choice
+from keras_coordatt.validation import check_choice, with_hint
 
 
 class _Task(NamedTuple):
@@ -268,17 +268,22 @@ def _find_layout(path: Path, task: str) -> tuple[Callable[..., Folder], Path]:
     others = ", ".join(f"{layout.LAYOUT}, for {of}" for layout, of in elsewhere.items())
     if others and [layout for layout, _ in found] == [ClassFolder]:
         # Folders such as JPEGImages or train2017 are not classes.
-        raise ValueError(
+        error = ValueError(
             f"{path} is not for classification. It has {others}. If its folders are "
-            f"classes all the same, pass ClassFolder({str(found[0][1])!r}) in Python"
+            "classes all the same, list the files and their classes in a CSV file"
         )
+        raise with_hint(error, f"Or pass ClassFolder({str(found[0][1])!r}).")
     if len(found) > 1:
         # Folders of images may be classes, unless a table says what they are.
         found = [(layout, w) for layout, w in found if layout is not ClassFolder]
     if len(found) > 1:
         names = " and ".join(layout.LAYOUT for layout, _ in found)
         calls = " or ".join(f"{lay.__name__}({str(where)!r})" for lay, where in found)
-        raise ValueError(f"{path} holds {names}. Pass one of them: {calls}")
+        error = ValueError(
+            f"{path} holds {names}. Name the CSV, JSON or YAML file of the one to read, "
+            "or a folder that has only that one"
+        )
+        raise with_hint(error, f"Or pass one of them: {calls}.")
     if not found:
         names = "; ".join(layout.LAYOUT for layout in _TASKS[task].layouts)
         raise ValueError(

@@ -73,7 +73,7 @@ class Epochs(keras.callbacks.Callback):
         if not math.isfinite(loss):
             raise FloatingPointError(
                 f"The loss is {loss} since step {batch + 1} of epoch {self.epoch + 1}. "
-                "Try a lower learning rate or clip_norm"
+                "Try a lower `learning_rate`, or `clip_norm`"
             )
 
     def on_epoch_end(self, epoch, logs=None):

@@ -232,7 +232,7 @@ def recipe(name: str, task: str, changes: Mapping | None = None) -> Recipe:
     for key in changes:
         if key not in known:
             raise ValueError(
-                f"A recipe has no value {key!r}. It has: {', '.join(known)}"
+                f"`{key}` is not a value of a recipe. It has: {', '.join(known)}"
             )
     values = {"image_size": _IMAGE_SIZES[task], **_RECIPES[name]}
     values |= _TASKS[task].get(name, {})

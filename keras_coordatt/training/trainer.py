@@ -138,7 +138,8 @@ def _train(task, data, output, build, weights, recipe, changes, options, verbose
         settings_of,
     )
 
-    validation_split, on_error, seed, deterministic = options.values()
+    seed, deterministic = options["seed"], options["deterministic"]
+    validation_split, on_error = options["validation_split"], options["on_error"]
     check_number("validation_split", validation_split, 0, 1, closed=True)
     if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
         raise ValueError(f"`seed` must be a non-negative integer. Received: {seed!r}")

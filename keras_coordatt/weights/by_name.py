@@ -1,6 +1,6 @@
 """Finds published weights by the names that a builder's `weights` argument takes."""
 
-from keras_coordatt.validation import check_choice
+from keras_coordatt.validation import check_choice, with_hint
 from keras_coordatt.weights.cache import published_path
 from keras_coordatt.weights.catalog import (
     CATALOG,
@@ -36,8 +36,8 @@ def find_published(network: str, weights, arguments: dict) -> str | None:
         The name, or `None` if `weights` isn't one of `names_of(network)`.
 
     Raises:
-        ValueError: If there are no such weights for these arguments. The message shows
-            calls for which there are.
+        ValueError: If there are no such weights for these arguments. A note shows calls
+            for which there are.
     """
     if not isinstance(weights, str) or weights not in names_of(network):
         return None
@@ -52,13 +52,16 @@ def find_published(network: str, weights, arguments: dict) -> str | None:
     for name, record in records.items():
         if record.arguments.items() <= wanted.items():
             return name
-    raise ValueError(
-        f'`weights="{weights}"` is not published for these arguments. Pass '
-        "`weights=None` for random initialization, or build one of these; "
-        "`keras_coordatt.applications.list_weights()` has all.\n  "
-        + "\n  ".join(_calls(records.values(), arguments))
-        + "\nReceived: "
+    error = ValueError(
+        f'`weights="{weights}"` is not published for these arguments. '
+        "`keras-coordatt weights` lists what is, and `weights=None` is for random "
+        "initialization. Received: "
         + ", ".join(f"{k}={v!r}" for k, v in arguments.items())
+    )
+    raise with_hint(
+        error,
+        "Build one of these; `keras_coordatt.applications.list_weights()` has all.\n  "
+        + "\n  ".join(_calls(records.values(), arguments)),
     )
 
 

@@ -80,7 +80,8 @@ def test_black_and_white_masks_are_refused_with_the_way_out(binary):
         read(binary)
     assert "'thing' occurs nowhere" in str(error.value)
     assert "'0: background' and '255: thing'" in str(error.value)
-    assert "classes=['background', 'thing'], values=(0, 255)" in str(error.value)
+    (hint,) = error.value.__notes__
+    assert "classes=['background', 'thing'], values=(0, 255)" in hint
     (binary / "labels.txt").unlink()
     match = "'255: thing'.*classes=.'class_0', 'thing'., values=.0, 255"
     with pytest.raises(ValueError, match=match):
