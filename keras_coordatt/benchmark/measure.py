@@ -155,20 +155,19 @@ def benchmark(
             for key, model in networks.items()
             if not (measure.startswith("train") and key[0] in HEADS)
         }
-        how, reason = MEASURES[measure], "has a loss of its own"
-        times: dict = {}
-        try:
-            if how.backend and chosen:
-                weights = {key: model.get_weights() for key, model in chosen.items()}
-                times = _time_elsewhere(measure, built, weights, rounds)
-            elif chosen:
-                times = _time(measure, chosen, rounds)
-        except ImportError as error:
-            reason = str(error)
+        how, times = MEASURES[measure], {}
+        reasons = dict.fromkeys(networks, "has a loss of its own")
+        if how.backend and chosen:
+            weights = {key: model.get_weights() for key, model in chosen.items()}
+            times, failed = _time_elsewhere(measure, built, weights, rounds)
+            reasons.update(failed)
+        elif chosen:
+            times, failed = _time(measure, chosen, rounds)
+            reasons.update(failed)
         for row in rows:
             key = row["model"], row["attention"]
-            if key not in times:
-                row[measure] = {"absent": reason}
+            if key not in times or (key[0], None) not in times:
+                row[measure] = {"absent": reasons.get(key, "no network to compare")}
                 continue
             row[measure] = summarize(times[key], times[key[0], None], how.images)
             if measure.startswith("litert"):
@@ -179,13 +178,22 @@ def benchmark(
 
 
 def _time(measure, networks, rounds):
+    """Returns times by network, and the reasons why others have none."""
     how = MEASURES[measure]
-    times = {key: [] for key in networks}
+    times: dict = {}
+    failed: dict = {}
     for part in np.array_split(np.arange(rounds), min(rounds, how.starts)):
-        runs = {key: how.prepare(model) for key, model in networks.items()}
-        for key, new in interleaved(runs, len(part), how.calls).items():
-            times[key] += new
-    return times
+        runs = {}
+        for key in [key for key in networks if key not in failed]:
+            try:
+                runs[key] = how.prepare(networks[key])
+            # A file that is not exact enough is refused with a ValueError.
+            except (ImportError, ValueError) as error:
+                failed[key] = str(error).splitlines()[0]
+        if runs:
+            for key, new in interleaved(runs, len(part), how.calls).items():
+                times[key] = times.get(key, []) + new
+    return times, failed
 
 
 def _time_elsewhere(measure, built, weights, rounds):
@@ -199,7 +207,7 @@ def _time_elsewhere(measure, built, weights, rounds):
     """
     backend = MEASURES[measure].backend
     if importlib.util.find_spec(backend) is None:
-        raise ImportError(f"No module named {backend!r}")
+        return {}, dict.fromkeys(weights, f"No module named {backend!r}")
     context = multiprocessing.get_context("spawn")
     with (
         single_thread(backend),
