@@ -9,6 +9,11 @@ BACKEND = keras.config.backend()
 needs_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow only")
 # For tests without a model; PyTorch's suite is the quickest.
 once = pytest.mark.skipif(BACKEND != "torch", reason="the same on every backend")
+# Quantization is Keras's, and takes long where each operation is compiled.
+each_quantization = pytest.mark.parametrize(
+    "mode",
+    ["int8", pytest.param("int4", marks=once), pytest.param("float8", marks=once)],
+)
 needs_xla = pytest.mark.skipif(BACKEND == "torch", reason="PyTorch has no XLA here")
 
 

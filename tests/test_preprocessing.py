@@ -5,6 +5,7 @@ from keras import layers
 from networks import outputs, quick_initial_weights
 
 from keras_coordatt import MobileNetV2CA, insert_attention
+from keras_coordatt.applications import blocks
 from keras_coordatt.preprocessing import (
     IMAGENET,
     RAW_PIXELS,
@@ -147,6 +148,17 @@ def test_imagenet_is_preprocess_input(channels_first):
     np.testing.assert_allclose(
         last.transpose(0, 3, 1, 2), preprocess_input(x), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_preprocessing_is_preprocess_input(data_format, channels_first):
+    keras.config.set_image_data_format(data_format)
+    shape = (5, 7, 3) if data_format == "channels_last" else (3, 5, 7)
+    inputs = keras.Input(shape)
+    model = keras.Model(inputs, blocks.image_entrance(inputs, True))
+    model = keras.Model.from_config(model.get_config())
+    x = np.random.default_rng(0).uniform(0, 255, (2, *shape)).astype("float32")
+    np.testing.assert_allclose(outputs(model, x), preprocess_input(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])

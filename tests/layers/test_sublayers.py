@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from backends import each_quantization
 from keras import layers
 
 from keras_coordatt import (
@@ -65,7 +66,7 @@ def test_parts_keep_their_own_flag_under_a_frozen_layer(attention, tmp_path):
     ]
 
 
-@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+@each_quantization
 @each_attention
 def test_quantized_networks_load(attention, mode, tmp_path):
     model = network(attention)
@@ -147,7 +148,7 @@ def test_freeze_batch_norm_reaches_nested_models_and_sublayers(tmp_path):
         freeze_batch_norm(CoordinateAttention())
 
 
-@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+@each_quantization
 @each_attention
 def test_surgery_copies_quantized_attention(attention, mode):
     model = network(attention)

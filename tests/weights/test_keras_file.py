@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from backends import each_quantization, once
 from keras import layers, ops
 
 from keras_coordatt import CoordinateAttention
@@ -159,7 +160,7 @@ def test_normalization(tmp_path, suffix):
 
 
 @EACH
-@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.parametrize("mode", ["int8", pytest.param("int4", marks=once)])
 def test_quantized(tmp_path, suffix, mode):
     def build(quantized=True):
         model = keras.Sequential(
@@ -186,7 +187,7 @@ def test_quantized(tmp_path, suffix, mode):
 
 
 @NATIVE
-@pytest.mark.parametrize("mode", ["int8", "int4", "float8"])
+@each_quantization
 def test_a_quantized_classifier(tmp_path, suffix, mode):
     def build(classes):
         head = layers.Dense(classes, name="predictions")
