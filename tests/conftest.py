@@ -33,8 +33,6 @@ def pytest_collection_finish(session):
     Keras collects garbage once for each layer that it quantizes, which takes 0.2 s
     where TensorFlow is loaded.
     """
-    with contextlib.suppress(ImportError):
-        import tensorflow  # noqa: F401
     gc.collect()
     gc.freeze()
 
