@@ -1,6 +1,7 @@
 """The command line does what the package does, and says what went wrong."""
 
 import dataclasses
+import functools
 import inspect
 import itertools
 import json
@@ -457,7 +458,10 @@ def test_benchmarks(tmp_path, capsys):
         ),
         (["convert", "one", "two", "--config", "none.yaml"], "--config: .*none.yaml"),
         # Not an abbreviation of --output-stride
-        (["train", "one", "two", "--output", "three"], "unrecognized .*--output"),
+        (
+            ["train", "one", "two", "--output", "three"],
+            "unrecognized .*--output .*OUT is typed without a name",
+        ),
     ],
 )
 def test_wrong_usage(arguments, message, capsys):
@@ -515,6 +519,16 @@ def test_errors_say_what_to_type(tmp_path, capsys, options, message):
     assert not output.exists()
 
 
+@needs_tensorflow
+def test_unreadable_images_are_told_with_the_option_for_them(tmp_path, capsys):
+    for label in ("cat", "dog"):
+        (tmp_path / "train" / label).mkdir(parents=True)
+        (tmp_path / "train" / label / "0.png").write_bytes(b"<html>")
+    options = ("--validation-split", 0, "--alpha", 0.25)
+    assert run("train", "classify", tmp_path, tmp_path.parent / "out", *options) == 1
+    assert "(--on-error skip leaves them out)" in capsys.readouterr().err
+
+
 def printed_help(capsys, *arguments):
     with pytest.raises(SystemExit) as caught:
         main([*arguments, "--help"])
@@ -561,6 +575,24 @@ def test_options_from_a_file(tmp_path, capsys):
     with pytest.raises(SystemExit):
         run("convert", "--config", options, source, output)
     assert "alfa" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("last", [False, True])
+def test_what_is_typed_overrides_and_adds_to_a_file(tmp_path, monkeypatch, last):
+    received = {}
+
+    @functools.wraps(COMMANDS["train"])
+    def train(**options):
+        received.update(options)
+
+    monkeypatch.setitem(COMMANDS, "train", train)
+    file = tmp_path / "config.json"
+    file.write_text('{"data": "a", "output": "b", "seed": 1, "set": ["ema=0.9"]}')
+    typed, config = ["c", "d", "--seed", 2], ["--config", file]
+    typed += ["--set", "mixup=0.1", "--set", "cutmix=0.2"]
+    assert run("train", *(typed + config if last else config + typed)) == 0
+    assert [received[name] for name in ("data", "output", "seed")] == ["c", "d", 2]
+    assert received["set"] == ["ema=0.9", "mixup=0.1", "cutmix=0.2"]
 
 
 def test_version(capsys):

@@ -24,6 +24,7 @@ from keras_coordatt.cli import (
 from keras_coordatt.cli.parser import (
     CommandParser,
     add_command,
+    config_first,
     first_choices,
     name_options,
 )
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     commands = parser.add_subcommands(metavar="COMMAND")
     for name, function in COMMANDS.items():
         add_command(commands, name, function)
-    arguments = parser.parse_args(argv)
+    arguments = parser.parse_args(config_first(sys.argv[1:] if argv is None else argv))
     function = COMMANDS[arguments.subcommand]
     options = {**first_choices(function), **vars(arguments[arguments.subcommand])}
     del options["config"]

@@ -12,7 +12,7 @@ import inspect
 import re
 import types
 import typing
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 
 import docstring_parser
 import jsonargparse
@@ -75,13 +75,40 @@ class CommandParser(jsonargparse.ArgumentParser):
         )
         if message.startswith("unrecognized arguments: --"):
             known = [name for action in self._actions for name in action.option_strings]
-            near = difflib.get_close_matches(message.split()[2], known, 1)
-            message += f". Did you mean {near[0]}?" if near else ""
+            typed = message.split()[2].split("=")[0]
+            near = difflib.get_close_matches(typed, known, 1)
+            if typed in (unnamed := self._unnamed()):
+                message += f". {unnamed[typed]} is typed without a name"
+            elif near:
+                message += f". Did you mean {near[0]}?"
         return message if message.endswith((".", "?")) else f"{message}."
+
+    def _unnamed(self):
+        """Returns the positional arguments by the options that users may try."""
+        return {
+            f"--{name.lower()}": str(action.metavar)
+            for action in self._actions
+            if not action.option_strings
+            for name in (action.dest, str(action.metavar))
+        }
 
     def format_help(self, *args) -> str:
         """Returns the help text."""
         return re.sub(r"<class\s+'Path'>", "path", super().format_help(*args))
+
+
+def config_first(argv: Sequence[str]) -> list[str]:
+    """Moves `--config FILE` to the front, as what comes later overrides it.
+
+    Args:
+        argv: The command and its arguments.
+    """
+    command, rest, configs = list(argv[:1]), list(argv[1:]), []
+    while "--config" in rest:
+        i = rest.index("--config")
+        configs += rest[i : i + 2]
+        del rest[i : i + 2]
+    return [*command, *configs, *rest]
 
 
 def add_command(commands, name: str, function: Callable) -> None:
@@ -100,8 +127,8 @@ def add_command(commands, name: str, function: Callable) -> None:
     parser.add_argument(
         "--config",
         action="config",
-        help="YAML or JSON file with values for these options; options typed after it "
-        "override those of the file",
+        help="YAML or JSON file with values for these options; those typed override "
+        "those of the file",
     )
     texts = {item.arg_name: item.description for item in documentation.params}
     hints = typing.get_type_hints(function)
@@ -130,6 +157,9 @@ def _add_parameter(parser, parameter, kind, text):
         options |= {"type": items, "nargs": "+"}
         if isinstance(parameter.default, tuple):
             options["default"] = list(parameter.default)
+            if not parameter.default:
+                # Several, such as those of a file and those typed, add up.
+                options["action"] = "extend"
     else:
         options["type"] = kind
     parser.add_argument(*names, **options)

@@ -228,7 +228,7 @@ def _check_boxes(annotations: dict[Example, Annotation], on_error: str) -> None:
     ]
     what = "boxes are wrong"
     if on_error == "raise":
-        what += " (on_error='repair' sorts, cuts or leaves them out)"
+        what += " (`on_error='repair'` sorts, cuts or leaves them out)"
         outcome = ""
     elif on_error == "skip":
         outcome = f"{len(wrong)} images left out"

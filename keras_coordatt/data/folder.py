@@ -147,7 +147,7 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):  # type: ignore[
             report_faults(
                 [fault for fault in faults if fault],
                 self._on_error,
-                f"images of '{split}' cannot be used (on_error='skip' leaves them out)"
+                f"images of '{split}' cannot be used (`on_error='skip'` leaves them out)"
                 if self._on_error == "raise"
                 else f"images of '{split}' cannot be used",
                 "left out",
