@@ -95,7 +95,7 @@ def test_a_file_is_the_model_alone(eager, image_folder, tmp_path, build, quick):
         ({"data": "no_such_data"}, "no_such_data"),
         ({"changes": {"epochs": 0}}, "`epochs`.*0"),
         ({"changes": {"batch_size": 1}}, "`batch_size` must be at least 2"),
-        ({"changes": {"lr": 1}}, "no value 'lr'.*learning_rate"),
+        ({"changes": {"lr": 1}}, "`lr` is not a value.*learning_rate"),
         ({"changes": {"head_epochs": 16}}, "`head_epochs` must be fewer"),
         ({"recipe": "paper2"}, "`recipe`.*paper2"),
         ({"output": "model.pth"}, "OUT must be a folder, or.*model.pth"),
