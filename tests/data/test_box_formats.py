@@ -374,7 +374,7 @@ def test_an_unzipped_folder_and_two_layouts(tmp_path):
     assert_on_objects(builder)
     write(tmp_path / "zip/a.json", json.dumps(coco()))
     assert find_task(tmp_path) == "detection"
-    with pytest.raises(ValueError, match=r"VOC .*and COCO .*COCOFolder\('.*zip'\)"):
+    with pytest.raises(ValueError, match=r"VOC .*and COCO .*\n.*COCOFolder\('.*zip'\)"):
         open_data(tmp_path)
 
 

@@ -83,7 +83,7 @@ def test_black_and_white_masks_are_refused_with_the_way_out(binary):
     (hint,) = error.value.__notes__
     assert "classes=['background', 'thing'], values=(0, 255)" in hint
     (binary / "labels.txt").unlink()
-    match = "'255: thing'.*classes=.'class_0', 'thing'., values=.0, 255"
+    match = "'255: thing'.*\n.*classes=.'class_0', 'thing'., values=.0, 255"
     with pytest.raises(ValueError, match=match):
         read(binary)
 
