@@ -6,7 +6,6 @@ import atexit
 import contextlib
 import json
 import os
-import sys
 import threading
 from collections.abc import Iterator
 
@@ -14,6 +13,7 @@ import keras
 
 from keras_coordatt.distribution import Devices, current, gather, using
 from keras_coordatt.layers.freezing import nested_layers
+from keras_coordatt.training import watch
 from keras_coordatt.validation import check_positive_int
 
 # Seconds in which all processes must have started.
@@ -208,8 +208,6 @@ def _first(devices, names):
 def _processes(job, devices):
     import jax
 
-    from keras_coordatt.training.watch import LIMIT, Watch
-
     if not jax.distributed.is_initialized():
         # It would keep SIGTERM from ending a process.
         jax.config.update("jax_enable_preemption_service", False)
@@ -218,7 +216,7 @@ def _processes(job, devices):
             jax.distributed.initialize(
                 **job,
                 initialization_timeout=PATIENCE + 60,
-                heartbeat_timeout_seconds=LIMIT + 10,
+                heartbeat_timeout_seconds=watch.LIMIT + 10,
             )
     by_process = [
         [f"{x.platform}:{x.id}" for x in jax.devices() if x.process_index == i]
@@ -233,16 +231,16 @@ def _processes(job, devices):
     )
     with using(found):
         host = job.get("coordinator_address", "").rpartition(":")[0]
-        watch = Watch(found, host or None)
+        watching = watch.Watch(found, host or None)
         try:
             yield found
         except BaseException:
             # The others may not come to JAX's barrier at the end of the process, in
             # which it would wait for them, and then abort.
-            atexit.register(_exit_now)
-            watch.end(failed=True)
+            atexit.register(watch.end_process)
+            watching.end(failed=True)
             raise
-        watch.end()
+        watching.end()
 
 
 @contextlib.contextmanager
@@ -252,18 +250,13 @@ def _end_unless_all_come(job):
     JAX aborts it then, with a stack trace, which no `except` prevents.
     """
 
-    def end():
-        print(
-            f"keras-coordatt: error: after {PATIENCE} s, not all of the "
-            f"{job.get('num_processes', '')} processes have found each other. Check that "
-            "each runs with a `process_id` of its own and the same `coordinator`, which "
-            "is an address of the machine of process 0 that the others reach. "
-            f"Received: {job}",
-            file=sys.stderr,
-        )
-        _exit_now()
-
-    timer = threading.Timer(PATIENCE, end)
+    message = (
+        f"after {PATIENCE} s, not all of the {job.get('num_processes', '')} processes "
+        "have found each other. Check that each runs with a `process_id` of its own and "
+        "the same `coordinator`, which is an address of the machine of process 0 that "
+        f"the others reach. Received: {job}"
+    )
+    timer = threading.Timer(PATIENCE, watch.end_process, [message])
     timer.daemon = True
     timer.start()
     try:
@@ -304,9 +297,3 @@ def synchronize_batch_norm(model: keras.Model, devices: Devices) -> None:
         for layer in nested_layers(model):
             if isinstance(layer, keras.layers.BatchNormalization):
                 layer.synchronized = True
-
-
-def _exit_now():
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(1)

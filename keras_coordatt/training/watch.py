@@ -103,12 +103,17 @@ class Watch:
             self.lost(number)
 
     def _exit(self, number):
-        print(
-            f"keras-coordatt: error: process {number} of {self.processes} has ended or "
+        end_process(
+            f"process {number} of {self.processes} has ended or "
             "does not answer, so this one ends too. Run the same command again in all "
-            "processes to continue after the last complete epoch",
-            file=sys.stderr,
-            flush=True,
+            "processes to continue after the last complete epoch"
         )
-        sys.stdout.flush()
-        os._exit(1)
+
+
+def end_process(message: str | None = None) -> None:
+    """Ends this process with status 1 at once, whatever its other threads wait for."""
+    if message:
+        print(f"keras-coordatt: error: {message}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
