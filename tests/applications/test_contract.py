@@ -9,6 +9,7 @@ from typing import NamedTuple
 import keras
 import numpy as np
 import pytest
+from backends import BACKEND
 from keras import ops
 from networks import assert_near, calibrated, copy_weights, images, outputs
 
@@ -266,7 +267,9 @@ def test_attention_of_ones_own(family, headless, x):
     for layer in plain.layers:
         if layer.weights:
             model.get_layer(layer.name).set_weights(layer.get_weights())
-    assert_near(outputs(model, x), outputs(plain, x), 1e-5)
+    # On JAX they are two programs, which XLA optimises apart.
+    limit = 1e-5 if BACKEND == "jax" else 1e-6
+    assert_near(outputs(model, x), outputs(plain, x), limit)
 
 
 def test_attention_that_takes_no_name(family):
@@ -393,10 +396,10 @@ def test_decode_predictions(family, monkeypatch):
         ({"attention": 3}, "`attention`.*3"),
         ({"attention": CoordinateAttention()}, "`attention`.*CoordinateAttention"),
         ({"reduction": 0}, "`reduction`.*0"),
-        ({"reduction": 16, "attention": "se"}, "`reduction`.*'se'.*16"),
-        ({"reduction": 16, "attention": "cbam"}, "`reduction`.*'cbam'.*16"),
-        ({"reduction": 16, "attention": None}, "`reduction`.*None.*16"),
-        ({"reduction": 16, "attention": SqueezeExcite}, "`reduction`.*16"),
+        ({"reduction": 16, "attention": "se"}, "`reduction`.*'se'.*16\n.*partial"),
+        ({"reduction": 16, "attention": "cbam"}, "`reduction`.*'cbam'.*16\n.*partial"),
+        ({"reduction": 16, "attention": None}, "`reduction`.*None.*16\n.*partial"),
+        ({"reduction": 16, "attention": SqueezeExcite}, "`reduction`.*16\n.*partial"),
         ({"output_stride": 4}, "`output_stride`.*4"),
         ({"output_stride": "16"}, "`output_stride`.*'16'"),
         ({"include_preprocessing": "yes"}, "`include_preprocessing`.*'yes'"),

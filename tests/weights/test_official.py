@@ -5,6 +5,7 @@ import re
 import keras
 import numpy as np
 import pytest
+from backends import once
 from keras import ops
 
 from keras_coordatt import CoordinateAttention, MobileNetV2CA, MobileNeXtCA
@@ -387,7 +388,7 @@ def test_a_classifier_beside_a_prefixed_backbone(short, short_state):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize("change", ["int8", "lora"])
+@pytest.mark.parametrize("change", ["int8", pytest.param("int4", marks=once), "lora"])
 def test_quantized_kernels_are_refused(short, short_state, change):
     model = short()
     if change == "lora":
