@@ -3,8 +3,9 @@
     python killed.py DATA OUT KILLS SEED
 
 Trains without kills into OUT/whole and with them into OUT/killed, and prints how many
-processes were killed in each. All are forked from this one, which has imported
-everything and computed nothing, so that none has to start anew.
+processes were killed in each, fewer than KILLS where one ended before. All are forked
+from this one, which has imported everything and computed nothing, so that none has to
+start anew.
 """
 
 import os
@@ -61,7 +62,7 @@ def train_and_kill(data, out, kills, draw):
             deadline = time.monotonic() + LONGEST
             while time.monotonic() < deadline and last_change(state) == before:
                 time.sleep(0.01)
-            time.sleep(draw.uniform(0, 1))
+            time.sleep(draw.uniform(0, 0.5))
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         if os.WIFEXITED(status):

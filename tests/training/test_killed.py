@@ -77,7 +77,8 @@ def test_killed_at_random(image_folder, tmp_path):
         timeout=540,
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.split() == ["0", "3"]
+    # A quick machine may finish before the last kills.
+    assert done.stdout.split() in (["0", "1"], ["0", "2"], ["0", "3"])
     killed, whole = (
         (tmp_path / name / "history.csv").read_text() for name in ("killed", "whole")
     )
