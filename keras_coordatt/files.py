@@ -16,7 +16,8 @@ def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     name, so that code that looks at the suffix works.
 
     Args:
-        path: The file to write. Its folder must exist.
+        path: The file to write. Folders that are missing above it are made, and removed
+            again if writing fails.
 
     Example:
 
@@ -37,7 +38,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     one can't be moved there.
 
     Args:
-        path: The folder to write. Its parent must exist.
+        path: The folder to write.
 
     Example:
 
@@ -63,7 +64,15 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 def _temporary_folder(path):
     """A folder on the same file system as `path`, so that renaming is atomic."""
     path = pathlib.Path(path)
-    with tempfile.TemporaryDirectory(
-        dir=path.parent, prefix=f".{path.name}-"
-    ) as folder:
-        yield pathlib.Path(folder)
+    made = [folder for folder in path.parents if not folder.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(
+            dir=path.parent, prefix=f".{path.name}-"
+        ) as folder:
+            yield pathlib.Path(folder)
+    except BaseException:
+        with contextlib.suppress(OSError):  # others have written there
+            for parent in made:
+                parent.rmdir()
+        raise

@@ -577,8 +577,11 @@ def test_options_from_a_file(tmp_path, capsys):
     assert "alfa" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("equals", [False, True])
 @pytest.mark.parametrize("last", [False, True])
-def test_what_is_typed_overrides_and_adds_to_a_file(tmp_path, monkeypatch, last):
+def test_what_is_typed_overrides_and_adds_to_a_file(
+    tmp_path, monkeypatch, last, equals
+):
     received = {}
 
     @functools.wraps(COMMANDS["train"])
@@ -588,7 +591,8 @@ def test_what_is_typed_overrides_and_adds_to_a_file(tmp_path, monkeypatch, last)
     monkeypatch.setitem(COMMANDS, "train", train)
     file = tmp_path / "config.json"
     file.write_text('{"data": "a", "output": "b", "seed": 1, "set": ["ema=0.9"]}')
-    typed, config = ["c", "d", "--seed", 2], ["--config", file]
+    typed = ["c", "d", "--seed", 2]
+    config = [f"--config={file}"] if equals else ["--config", file]
     typed += ["--set", "mixup=0.1", "--set", "cutmix=0.2"]
     assert run("train", *(typed + config if last else config + typed)) == 0
     assert [received[name] for name in ("data", "output", "seed")] == ["c", "d", 2]

@@ -39,3 +39,18 @@ def test_a_folder_is_replaced_only_when_it_is_written(tmp_path):
         pass  # nothing was written, so the old folder goes back
     assert os.listdir(path) == ["second"]
     assert os.listdir(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("atomic", [atomic_file, atomic_folder])
+def test_missing_folders_stay_only_with_what_is_written(tmp_path, atomic):
+    path = tmp_path / "runs" / "first" / "model"
+    with pytest.raises(RuntimeError), atomic(path):
+        raise RuntimeError
+    assert not os.listdir(tmp_path)
+    with pytest.raises(RuntimeError), atomic(path):
+        (tmp_path / "runs" / "notes").touch()  # of somebody else
+        raise RuntimeError
+    assert os.listdir(tmp_path / "runs") == ["notes"]
+    with atomic(path) as temporary:
+        temporary.mkdir()
+    assert path.exists()

@@ -51,8 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             process.
 
     Returns:
-        The exit status: 0, 1 if the command failed, or 130 if it was interrupted. If the arguments can't be
-        parsed, the process ends with status 2.
+        The exit status: 0, 1 if the command failed, or 130 if it was interrupted. If the
+        arguments can't be parsed, the process ends with status 2.
     """
     parser = CommandParser(
         prog="keras-coordatt", description="Coordinate attention for Keras."

@@ -5,6 +5,8 @@ import json as json_lib
 import pathlib
 from typing import Literal
 
+from keras_coordatt.files import atomic_file
+
 
 def data(
     data: str,
@@ -40,5 +42,5 @@ def data(
     print(report)
     if json is not None:
         text = json_lib.dumps(dataclasses.asdict(report), indent=2)
-        json.parent.mkdir(parents=True, exist_ok=True)
-        json.write_text(text, encoding="utf-8")
+        with atomic_file(json) as temporary:
+            temporary.write_text(text, encoding="utf-8")

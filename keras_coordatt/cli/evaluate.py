@@ -87,7 +87,6 @@ def evaluate(
         seed=seed,
     )
     if json is not None:
-        json.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(json) as temporary:
             temporary.write_text(dumps(report.as_dict(), indent=1), "utf-8")
     print(report)

@@ -146,7 +146,6 @@ def export(
         measured = _Measured(model, builder, split, task, labels, prepared, image_size)
         options |= measured.options(precision)
     write = {".tflite": writers.litert, ".onnx": writers.onnx}
-    output.parent.mkdir(parents=True, exist_ok=True)
     if suffix in write:
         place = atomic_file(output)
     else:

@@ -9,6 +9,7 @@ as `--memory` or `--no-memory`, and errors are one line that names the argument.
 import argparse
 import difflib
 import inspect
+import itertools
 import re
 import types
 import typing
@@ -103,12 +104,16 @@ def config_first(argv: Sequence[str]) -> list[str]:
     Args:
         argv: The command and its arguments.
     """
-    command, rest, configs = list(argv[:1]), list(argv[1:]), []
-    while "--config" in rest:
-        i = rest.index("--config")
-        configs += rest[i : i + 2]
-        del rest[i : i + 2]
-    return [*command, *configs, *rest]
+    configs, others = [], []
+    rest = iter(argv[1:])
+    for argument in rest:
+        if argument == "--config":
+            configs += [argument, *itertools.islice(rest, 1)]
+        elif argument.startswith("--config="):
+            configs.append(argument)
+        else:
+            others.append(argument)
+    return [*argv[:1], *configs, *others]
 
 
 def add_command(commands, name: str, function: Callable) -> None:

@@ -84,9 +84,6 @@ def predict(
         results.append((found.as_dict(), found.rows()))
         if draw is not None:
             _draw(found, runnable.labels, names[found.file])
-    for file in (csv, json):
-        if file is not None:
-            file.parent.mkdir(parents=True, exist_ok=True)
     if json is not None:
         with atomic_file(json) as temporary:
             content = dumps([x for x, _ in results], indent=1, ensure_ascii=False)

@@ -10,7 +10,11 @@ from collections.abc import Sequence
 
 import keras
 
-from keras_coordatt.export.inference import constant_function, in_float32
+from keras_coordatt.export.inference import (
+    constant_function,
+    in_float32,
+    split_suppression,
+)
 from keras_coordatt.export.litert_metadata import add_metadata
 from keras_coordatt.export.litert_mixed import MixedConverter, smallest_stretch
 from keras_coordatt.export.litert_runtime import (
@@ -18,7 +22,7 @@ from keras_coordatt.export.litert_runtime import (
     layer_errors,
     run_litert,
 )
-from keras_coordatt.export.litert_suppression import split_suppression, suppress
+from keras_coordatt.export.litert_suppression import suppress
 from keras_coordatt.export.metadata import describe
 from keras_coordatt.export.model_input import ImageInput, check_backend, check_suffix
 from keras_coordatt.export.verify import AGREEMENT, Reference, Report, top1_agreement

@@ -13,10 +13,12 @@ from keras_coordatt.export.inference import (
     constant_function,
     for_inference,
     in_float32,
+    split_suppression,
 )
 from keras_coordatt.export.metadata import describe, packages_for_onnx
 from keras_coordatt.export.model_input import ImageInput, check_backend, check_suffix
 from keras_coordatt.export.onnx_graph import BATCH, repeat_gates
+from keras_coordatt.export.onnx_suppression import with_suppression
 from keras_coordatt.export.verify import Reference, Report
 from keras_coordatt.files import atomic_file
 from keras_coordatt.preprocessing import Preprocessing
@@ -41,7 +43,7 @@ def onnx(
     and data format. The outputs have the model's names, except that one called `image`
     becomes `image_output`. Labels and preprocessing are in `metadata_props`, each value
     as JSON. The file is compared with the Keras model in ONNX Runtime, with two batch
-    sizes.
+    sizes. The suppression at the end of a detector is ONNX's `NonMaxSuppression`.
 
     Works on the TensorFlow and the PyTorch backend, with the packages of
     `pip install 'keras_coordatt[export]'`.
@@ -76,8 +78,9 @@ def onnx(
     on_torch = keras.config.backend() == "torch"
     image = ImageInput(model, preprocessing, image_size, fixed=on_torch)
     metadata = describe("onnx", model, image, labels)
+    network, suppression = split_suppression(model)
     if on_torch:
-        check_suppression(model, "PyTorch cannot write its loop as ONNX")
+        check_suppression(network, "PyTorch cannot write its loop as ONNX")
     if images is not None:
         images = image.read("images", images)
     reference = Reference(model, image, images)
@@ -85,8 +88,9 @@ def onnx(
     with packages_for_onnx(), atomic_file(path) as temporary:
         write = _write_from_torch if on_torch else _write_from_tensorflow
         try:
-            write(in_float32(model), image, names, temporary)
-            _finish(temporary, names, metadata, nchw=not on_torch)
+            ends = names if suppression is None else ["all_boxes", "all_scores"]
+            write(in_float32(network), image, ends, temporary)
+            _finish(temporary, ends, suppression, metadata, nchw=not on_torch)
             given = _run(temporary, reference.inputs, names)
         except ImportError:
             raise
@@ -150,10 +154,14 @@ def _write_from_torch(model, image, names, path):
     )
 
 
-def _finish(path, names, metadata, nchw):
-    """Names input, outputs and batch axis, repeats gates, and adds the metadata.
+def _finish(path, names, suppression, metadata, nchw):
+    """Names input, outputs and batch axis, and adds what the converter didn't write.
 
     Args:
+        path: The file, which is written again.
+        names: Names of its outputs.
+        suppression: A `NonMaxSuppression` to add at the end, or `None`.
+        metadata: Dict of what to add as `metadata_props`.
         nchw: Whether feature maps are channels first inside, as tf2onnx makes them.
     """
     import onnx
@@ -170,6 +178,8 @@ def _finish(path, names, metadata, nchw):
         value.type.tensor_type.shape.dim[0].dim_param = BATCH
     if nchw:
         repeat_gates(proto)
+    if suppression is not None:
+        proto = with_suppression(proto, suppression)
     onnx.helper.set_model_props(
         proto, {key: json.dumps(value) for key, value in metadata.items()}
     )

@@ -65,6 +65,30 @@ def check_suppression(model, problem):
         )
 
 
+def split_suppression(model):
+    """Separates the suppression at the end of a detector from its network.
+
+    Args:
+        model: A functional model.
+
+    Returns:
+        `(network, suppression)`: a model with the same layers that ends before the
+        suppression, and the `NonMaxSuppression` layer; or `(model, None)` if the
+        outputs of the model aren't those of such a layer.
+    """
+    layers = (x for x in model.layers if isinstance(x, NonMaxSuppression))
+    layer = next(layers, None)
+    if layer is None or _ids(layer.output) != _ids(model.output):
+        return model, None
+    boxes, scores = keras.tree.flatten(layer.input)
+    inputs = {"boxes": boxes, "scores": scores}
+    return keras.Model(model.input, inputs, name=model.name), layer
+
+
+def _ids(outputs):
+    return {id(x) for x in keras.tree.flatten(outputs)}
+
+
 def all_layers(layer, _seen=None):
     """Yields the layers, at all depths: of models, and in attributes of layers."""
     seen = set() if _seen is None else _seen

@@ -6,10 +6,8 @@ not accept and the calibrator of int8 cannot run.
 
 import math
 
-import keras
 import numpy as np
 
-from keras_coordatt.detection import NonMaxSuppression
 from keras_coordatt.detection.suppression import CANDIDATES
 
 # TensorFlow Lite's convention for detectors adds their number to Keras's outputs.
@@ -17,30 +15,6 @@ LITERT_DETECTIONS = ("boxes", "labels", "scores", "count")
 
 # Side of a grid cell: boxes may extend beyond the image, whose side is 1.
 CELL = 2.0
-
-
-def split_suppression(model):
-    """Separates the suppression at the end of a detector from its network.
-
-    Args:
-        model: A functional model.
-
-    Returns:
-        `(network, suppression)`: a model with the same layers that ends before the
-        suppression, and the `NonMaxSuppression` layer; or `(model, None)` if the
-        outputs of the model aren't those of such a layer.
-    """
-    layers = (x for x in model.layers if isinstance(x, NonMaxSuppression))
-    layer = next(layers, None)
-    if layer is None or _ids(layer.output) != _ids(model.output):
-        return model, None
-    boxes, scores = keras.tree.flatten(layer.input)
-    inputs = {"boxes": boxes, "scores": scores}
-    return keras.Model(model.input, inputs, name=model.name), layer
-
-
-def _ids(outputs):
-    return {id(x) for x in keras.tree.flatten(outputs)}
 
 
 def suppress(layer, outputs):

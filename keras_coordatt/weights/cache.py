@@ -34,7 +34,6 @@ def cached_weights(name: str) -> pathlib.Path:
     record = CATALOG[name]
     path = published_path(name)
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path)
         # Other processes see the complete file or none.
         with atomic_file(path) as temporary:

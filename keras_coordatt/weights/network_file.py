@@ -103,7 +103,6 @@ def save_network(model: keras.Model, path: str | os.PathLike) -> None:
     path = pathlib.Path(path)
     if not path.name.endswith(OUTPUTS):
         raise ValueError(f"`path` must end in one of {OUTPUTS}. Received: {path}")
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".safetensors":
         save_safetensors(model, path)
         return
