@@ -25,6 +25,15 @@ def quick_initial_weights():
         yield
 
 
+def drawn(build, *args, **arguments):
+    """Builds a network without making its weights, which takes the most time."""
+    with keras.StatelessScope(initialize_variables=False):
+        model = build(*args, **arguments)
+    # Or else the next model that is traced would make them.
+    keras.utils.clear_session(free_memory=False)
+    return model
+
+
 def images(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape).astype("float32")
 

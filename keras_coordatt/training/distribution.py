@@ -211,12 +211,13 @@ def _processes(job, devices):
     if not jax.distributed.is_initialized():
         # It would keep SIGTERM from ending a process.
         jax.config.update("jax_enable_preemption_service", False)
-        # We say more clearly than JAX what happened, and so have the shorter limits.
+        # We say more clearly than JAX what happened, and so have the shorter limits. JAX
+        # counts from the last sign of life, which may be half of its limit ago.
         with _end_unless_all_come(job):
             jax.distributed.initialize(
                 **job,
                 initialization_timeout=PATIENCE + 60,
-                heartbeat_timeout_seconds=watch.LIMIT + 10,
+                heartbeat_timeout_seconds=2 * watch.LIMIT + 20,
             )
     by_process = [
         [f"{x.platform}:{x.id}" for x in jax.devices() if x.process_index == i]

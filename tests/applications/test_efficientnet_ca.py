@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from backends import needs_tensorflow
 from keras import ops
+from networks import drawn
 
 from keras_coordatt.applications import efficientnet_ca
 from keras_coordatt.applications.efficientnet_ca import EfficientNetCA
@@ -53,8 +54,7 @@ def by_our_names(theirs):
 @functools.cache
 def unmade(variant="b0", **arguments):
     """A network of which only the shapes of the weights are known: built fast."""
-    with keras.StatelessScope(initialize_variables=False):
-        return EfficientNetCA(variant, **arguments)
+    return drawn(EfficientNetCA, variant, **arguments)
 
 
 def random_weights(layer, rng, gated):
@@ -150,8 +150,7 @@ def test_without_attention_is_keras_applications_with_open_gates():
     ["b0", *(pytest.param(variant, marks=needs_tensorflow) for variant in VARIANTS)],
 )
 def test_every_variant_is_keras_applications(variant):
-    with keras.StatelessScope(initialize_variables=False):
-        theirs = keras_efficientnet(variant)
+    theirs = drawn(keras_efficientnet, variant)
     ours = unmade(variant, attention="se")
     assert ours.input_shape == theirs.input_shape
     layers = by_our_names(theirs)

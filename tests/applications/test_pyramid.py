@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import pytest
 from backends import BACKEND
+from networks import drawn
 
 from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 from keras_coordatt.applications import pyramid_outputs
@@ -41,12 +42,6 @@ NETWORKS = [
 ]
 
 each_network = pytest.mark.parametrize("build, last_layers", NETWORKS)
-
-
-def drawn(build, **arguments):
-    """Builds a network without making its weights, which takes the most time."""
-    with keras.StatelessScope(initialize_variables=False):
-        return build(**arguments)
 
 
 def assert_taps(model, last_layers):

@@ -1,6 +1,7 @@
 import keras
 import networks
 import pytest
+from networks import drawn
 
 from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 from keras_coordatt.detection import SSDLite, ssd_box_shapes
@@ -31,19 +32,6 @@ NETWORKS = [
         id="keras.applications.MobileNetV2",
     ),
 ]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forget_drawn_networks():
-    """Or else the next model that runs would make their weights too."""
-    yield
-    keras.utils.clear_session()
-
-
-def drawn(build, *args, **arguments):
-    """Builds a network without making its weights, which takes the most time."""
-    with keras.StatelessScope(initialize_variables=False):
-        return build(*args, **arguments)
 
 
 @pytest.mark.parametrize(

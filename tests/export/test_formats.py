@@ -18,7 +18,7 @@ from keras_coordatt.applications import (
     MobileNetV2CA,
     mobilenet_v2_ca,
 )
-from keras_coordatt.detection import SSDLite
+from keras_coordatt.detection import SSDLite, ssd_box_shapes
 from keras_coordatt.export import Preprocessing, read_metadata
 from keras_coordatt.preprocessing import RAW_PIXELS, PreprocessingRecord
 from keras_coordatt.segmentation import DeepLabV3
@@ -103,7 +103,9 @@ def dense_network(task):
         )
     if task == "segmentation":
         return calibrated(DeepLabV3(backbone, 5, filters=16), scenes()), {"logits"}
-    model = calibrated(SSDLite(backbone, 5), scenes())
+    # One map beyond the backbone's
+    heads = SSDLite(backbone, 5, box_shapes=ssd_box_shapes()[:3])
+    model = calibrated(heads, scenes())
     if task == "detection":
         return model, {"boxes", "classes"}
     return model.detector(suppress=False), {"boxes", "scores"}

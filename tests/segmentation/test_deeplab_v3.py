@@ -5,7 +5,15 @@ import numpy as np
 import pytest
 from backends import gradient, needs_tensorflow
 from keras import ops
-from networks import assert_near, calibrated, copy_weights, count, images, outputs
+from networks import (
+    assert_near,
+    calibrated,
+    copy_weights,
+    count,
+    drawn,
+    images,
+    outputs,
+)
 
 from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 from keras_coordatt.applications import pyramid_outputs
@@ -22,12 +30,6 @@ def shallow_network(input_shape=(None, None, 3), output_stride=16):
     for name in names[: output_stride.bit_length() - 1]:
         x = keras.layers.Conv2D(16, 3, 2, "same", activation="relu", name=name)(x)
     return keras.Model(image, x)
-
-
-def drawn(build, *args, **arguments):
-    """Builds a network without making its weights, which takes the most time."""
-    with keras.StatelessScope(initialize_variables=False):
-        return build(*args, **arguments)
 
 
 @pytest.fixture(scope="module")

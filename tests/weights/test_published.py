@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from backends import once
 from keras import ops
-from networks import quick_initial_weights
+from networks import drawn, quick_initial_weights
 
 import keras_coordatt
 from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA, insert_attention
@@ -172,9 +172,8 @@ def test_the_number_of_parameters_and_the_size_of_images(monkeypatch):
     for name, record in CATALOG.items():
         if re.search("netb[1-7]", name):
             continue  # see tests/applications/test_efficientnet_ca.py
-        with keras.StatelessScope(initialize_variables=False):
-            builder = getattr(keras_coordatt, record.network)
-            model = builder(weights=None, classes=record.classes, **record.arguments)
+        arguments = {"weights": None, "classes": record.classes, **record.arguments}
+        model = drawn(getattr(keras_coordatt, record.network), **arguments)
         assert model.count_params() == record.parameters, name
         if record.dataset == "ImageNet-1k":
             assert model.input_shape == (None, *[record.input_size] * 2, 3), name
