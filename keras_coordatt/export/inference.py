@@ -3,6 +3,7 @@
 import keras
 
 from keras_coordatt.detection import NonMaxSuppression
+from keras_coordatt.export.detections import DETECTIONS
 from keras_coordatt.layers.lowering import lowered_for
 
 
@@ -74,11 +75,13 @@ def split_suppression(model):
     Returns:
         `(network, suppression)`: a model with the same layers that ends before the
         suppression, and the `NonMaxSuppression` layer; or `(model, None)` if the
-        outputs of the model aren't those of such a layer.
+        outputs of the model aren't those of such a layer, under the same names.
     """
     layers = (x for x in model.layers if isinstance(x, NonMaxSuppression))
     layer = next(layers, None)
-    if layer is None or _ids(layer.output) != _ids(model.output):
+    outputs = model.output
+    named = isinstance(outputs, dict) and outputs.keys() == DETECTIONS
+    if layer is None or not named or _ids(outputs) != _ids(layer.output):
         return model, None
     boxes, scores = keras.tree.flatten(layer.input)
     inputs = {"boxes": boxes, "scores": scores}
@@ -86,7 +89,7 @@ def split_suppression(model):
 
 
 def _ids(outputs):
-    return {id(x) for x in keras.tree.flatten(outputs)}
+    return [id(x) for x in keras.tree.flatten(outputs)]
 
 
 def all_layers(layer, _seen=None):

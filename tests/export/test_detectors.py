@@ -168,14 +168,25 @@ def test_int8_of_a_loop_is_refused(tmp_path):
         export.litert(model, tmp_path / "it.tflite", precision="int8", representative=x)
 
 
+def renamed(model):
+    found = model.output
+    outputs = {"boxes": found["boxes"], "class": found["labels"], "p": found["scores"]}
+    return keras.Model(model.input, outputs)
+
+
+@needs_tensorflow
+@pytest.mark.parametrize("suffix", ["onnx", "tflite"])
+def test_other_names_of_detections_are_kept(tmp_path, suffix):
+    write = {"onnx": export.onnx, "tflite": export.litert}[suffix]
+    report = write(renamed(detector()), tmp_path / f"it.{suffix}")
+    assert report.difference.keys() == {"boxes", "class", "p"}
+
+
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="works there")
 def test_suppression_elsewhere_is_told_what_to_do(tmp_path):
     model, path, write = detector(), tmp_path / "it", export.saved_model
     if BACKEND == "torch":  # which writes suppression at the end only
-        found = model.output
-        found = {**found, "scores": found["scores"] * 2}
-        model, path = keras.Model(model.input, found), tmp_path / "it.onnx"
-        write = export.onnx
+        model, path, write = renamed(model), tmp_path / "it.onnx", export.onnx
     with pytest.raises(ValueError, match=r"detector\(suppress=False\)"):
         write(model, path)
 
