@@ -599,6 +599,21 @@ def test_what_is_typed_overrides_and_adds_to_a_file(
     assert received["set"] == ["ema=0.9", "mixup=0.1", "cutmix=0.2"]
 
 
+def test_a_typed_list_replaces_that_of_a_file(tmp_path, monkeypatch):
+    received = {}
+
+    @functools.wraps(COMMANDS["benchmark"])
+    def benchmark(**options):
+        received.update(options)
+
+    monkeypatch.setitem(COMMANDS, "benchmark", benchmark)
+    file = tmp_path / "config.json"
+    file.write_text('{"processes": [1, 2], "models": ["MobileNeXtCA"]}')
+    typed = ["--processes", 4, "--models", "SSDLite"]
+    assert run("benchmark", "--config", file, *typed) == 0
+    assert received["processes"] == [4] and received["models"] == ["SSDLite"]
+
+
 def test_version(capsys):
     with pytest.raises(SystemExit) as caught:
         main(["--version"])

@@ -162,8 +162,8 @@ def _add_parameter(parser, parameter, kind, text):
         options |= {"type": items, "nargs": "+"}
         if isinstance(parameter.default, tuple):
             options["default"] = list(parameter.default)
-            if not parameter.default:
-                # Several, such as those of a file and those typed, add up.
+            if items is str and not parameter.default:
+                # NAME=VALUE of a file and those typed add up.
                 options["action"] = "extend"
     else:
         options["type"] = kind

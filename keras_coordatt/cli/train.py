@@ -78,7 +78,8 @@ def train(
             rates and the weight decay to values that fit it.
         learning_rate: Highest learning rate. By default the recipe's. With
             `--set base_batch_size=64` it is multiplied by batch size / 64.
-        set: Other values of the recipe to change, such as `ema=0.99 mixup=0.2`.
+        set: Other values of the recipe to change, such as `ema=0.99 mixup=0.2`. They
+            add to those of a `--config` file.
         validation_split: Fraction of the training images set aside for validation, if
             DATA has no split for it; 0 to train without.
         on_error: What to do with files that can't be used.

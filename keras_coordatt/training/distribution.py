@@ -61,7 +61,7 @@ def distribute(
 
     Raises:
         ValueError: If an argument is invalid, or the backend can't do it.
-        RuntimeError: If JAX was used before, or the processes don't find each other.
+        RuntimeError: If JAX was used before.
 
     Example:
 
@@ -251,11 +251,16 @@ def _end_unless_all_come(job):
     JAX aborts it then, with a stack trace, which no `except` prevents.
     """
 
+    check = "that all of them run, and reach the first one's machine"
+    if job:
+        check = (
+            "that each runs with a process id of its own and the same coordinator, which "
+            "is an address of the machine of process 0 that the others reach. "
+            f"Received: {job}"
+        )
     message = (
-        f"after {PATIENCE} s, not all of the {job.get('num_processes', '')} processes "
-        "have found each other. Check that each runs with a `process_id` of its own and "
-        "the same `coordinator`, which is an address of the machine of process 0 that "
-        f"the others reach. Received: {job}"
+        f"after {PATIENCE} s, not all of the processes have found each other. "
+        f"Check {check}"
     )
     timer = threading.Timer(PATIENCE, watch.end_process, [message])
     timer.daemon = True

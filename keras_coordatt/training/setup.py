@@ -17,7 +17,7 @@ import tensorflow as tf
 from keras_coordatt.data import class_names, find_task, open_data
 from keras_coordatt.data import splits as count_splits
 from keras_coordatt.training.augmentation import Augmentation
-from keras_coordatt.training.recipes import Recipe
+from keras_coordatt.training.recipes import RECIPES, Recipe
 from keras_coordatt.training.recipes import recipe as named_recipe
 from keras_coordatt.training.tasks import TASKS, Task
 from keras_coordatt.validation import check_choice
@@ -208,6 +208,12 @@ def config_of(settings: Mapping, output: str | os.PathLike | None) -> dict:
     """Returns the options of `keras-coordatt train` that repeat a training."""
     network = dict(settings["network"])
     recipe = dict(settings["recipe"])
+    name = recipe.pop("name")
+    name = name if name in RECIPES else "scratch"
+    typed = {key: recipe.pop(key) for key in ("epochs", "optimizer")}
+    # Only what these don't say, so that another optimizer changes the rates again.
+    said = dataclasses.asdict(named_recipe(name, settings["task"], typed))
+    others = {key: value for key, value in recipe.items() if value != said[key]}
     if "attention" in network:
         network["attention"] = network["attention"] or "none"
     tasks = {
@@ -222,8 +228,9 @@ def config_of(settings: Mapping, output: str | os.PathLike | None) -> dict:
         "network": network.pop("name"),
         **network,
         "weights": settings["weights"],
-        "recipe": recipe.pop("name"),
-        "set": [f"{name}={_text(value)}" for name, value in recipe.items()],
+        "recipe": name,
+        **typed,
+        "set": [f"{key}={_text(value)}" for key, value in others.items()],
         **{
             name: settings[name]
             for name in ("validation_split", "on_error", "seed", "deterministic")

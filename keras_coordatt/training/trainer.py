@@ -88,7 +88,9 @@ def train(
             network, or of the whole model. `None` to start from random weights.
         recipe: `"fine-tune"`, `"scratch"`, `"paper"` or a `Recipe`. Defaults to
             `"fine-tune"` with weights, and to `"scratch"` without.
-        changes: Dict of values to change in the recipe, such as `{"epochs": 5}`.
+        changes: Dict of values to change in the recipe, such as `{"epochs": 5}`. With a
+            named recipe, the learning rates and the weight decay follow a change of
+            the optimizer.
         validation_split: Fraction of the training images that is set aside for
             validation if the data has no split for it; 0 to train without.
         on_error: Same as in `keras_coordatt.data.load_classification`.

@@ -1,17 +1,23 @@
+import dataclasses
 import functools
+import json
+import types
 
 import keras
 import numpy as np
 import pytest
-from backends import needs_tensorflow
+from backends import needs_tensorflow, once
 from keras import ops
 from networks import images, quick_initial_weights
 
 from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
-from keras_coordatt.training import warmup_cosine, zero_init_residuals
+from keras_coordatt.cli import main
+from keras_coordatt.cli import train as command
+from keras_coordatt.training import recipes, warmup_cosine, zero_init_residuals
 from keras_coordatt.training.optimizers import make_optimizer
 from keras_coordatt.training.phases import phases
 from keras_coordatt.training.recipes import recipe
+from keras_coordatt.training.setup import config_of
 
 
 @pytest.mark.parametrize(
@@ -69,6 +75,40 @@ def test_rates_fit_the_optimizer():
     fine_tune = recipe("fine-tune", "classification", given)
     assert (fine_tune.learning_rate, fine_tune.weight_decay) == (0.1, 0.2)
     assert fine_tune.head_learning_rate == pytest.approx(7.5e-3)
+
+
+@once
+@pytest.mark.parametrize(
+    "name, task, changes",
+    [
+        ("scratch", "classification", {}),
+        ("fine-tune", "detection", {"epochs": 50, "image_size": (96, 64)}),
+        ("paper", "segmentation", {"optimizer": "lamb", "patience": 3}),
+        ("scratch", "classification", {"learning_rate": 0.2, "mixup": 0.1}),
+    ],
+)
+def test_a_configuration_repeats_the_recipe(name, task, changes, tmp_path, monkeypatch):
+    first = recipe(name, task, changes)
+    settings = {"task": task, "data": "photos", "weights": None, "on_error": "raise"}
+    settings |= {"network": {"name": "MobileNetV2CA"}, "validation_split": 0.2}
+    settings |= {"seed": 0, "deterministic": False}
+    settings["recipe"] = dataclasses.asdict(first)
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(config_of(settings, "out")))
+    found = []
+    report = {"metrics": {}, "best_epoch": 1, "split": "test"}
+    report |= {"parameters": 1, "seconds": 1}
+
+    def record(task, data, output, *, recipe, changes, **_):
+        found.append(recipes.recipe(recipe, task, changes))
+        return types.SimpleNamespace(report=report)
+
+    monkeypatch.setattr(command, "train_model", record)
+    assert main(["train", "--config", str(file)]) == 0
+    # As if it had been typed in the first place
+    assert main(["train", "--config", str(file), "--optimizer", "adamw"]) == 0
+    expected = recipe(name, task, {**changes, "optimizer": "adamw"})
+    assert found == [first, expected]
 
 
 def test_warmup_cosine():
