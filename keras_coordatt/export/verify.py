@@ -136,12 +136,12 @@ class Reference:
         self.image, self.half = image, half_precision(model)
         self.suppression = suppression_of(model)
         groups = image.test_inputs() if images is None else [images]
-        self.names, _ = model_outputs(model, groups[0][:1])
+        self.names = output_names(model)
         self.detects = self.suppression is not None and set(self.names) == DETECTIONS
         if self.detects and images is None:
             groups = _with_objects(model, image)
         self.inputs = np.concatenate(groups)
-        _, self.outputs = model_outputs(model, self.inputs)
+        self.outputs = model_outputs(model, self.inputs)
         ends = np.cumsum([len(group) for group in groups])
         self.groups = [slice(end - len(x), end) for x, end in zip(groups, ends)]
         self.detections = None
@@ -214,8 +214,8 @@ class Reference:
 def _with_objects(model, image):
     """The test inputs in which a detector finds the most, 4 at most."""
     inputs = np.concatenate(image.test_inputs(SCENES))
-    names, outputs = model_outputs(model, inputs)
-    found = (dict(zip(names, outputs))["labels"] >= 0).sum(axis=1)
+    outputs = dict(zip(output_names(model), model_outputs(model, inputs)))
+    found = (outputs["labels"] >= 0).sum(axis=1)
     return [inputs[np.argsort(-found, kind="stable")[:4]]]
 
 
@@ -223,21 +223,27 @@ def to_numpy(outputs):
     return [ops.convert_to_numpy(x) for x in keras.tree.flatten(outputs)]
 
 
-def model_outputs(model, images):
-    """Names of the model's outputs, and their values for the images."""
-    batches = []
-    # A GPU may multiply in lower precision.
-    with keras.device("cpu:0"):
-        for start in range(0, len(images), BATCH):
-            outputs = model(images[start : start + BATCH], training=False)
-            batches.append([_float32(x) for x in keras.tree.flatten(outputs)])
+def output_names(model):
+    outputs = model.output
     if isinstance(outputs, dict):
         names = [str(name) for name in keras.tree.flatten({k: k for k in outputs})]
     else:
         names = list(getattr(model, "output_names", []))
-    if len(set(names)) != len(batches[0]):
-        names = [f"output_{i}" for i in range(len(batches[0]))]
-    return names, [np.concatenate(x) for x in zip(*batches)]
+    count = len(keras.tree.flatten(outputs))
+    return names if len(set(names)) == count else [f"output_{i}" for i in range(count)]
+
+
+def model_outputs(model, images):
+    """The values of the model's outputs for the images."""
+    # Not compiled, as the file is. JAX would compile each operation for each size.
+    size = 1 if keras.config.backend() == "jax" else BATCH
+    batches = []
+    # A GPU may multiply in lower precision.
+    with keras.device("cpu:0"):
+        for start in range(0, len(images), size):
+            outputs = model(images[start : start + size], training=False)
+            batches.append([_float32(x) for x in keras.tree.flatten(outputs)])
+    return [np.concatenate(x) for x in zip(*batches)]
 
 
 def _float32(x):
