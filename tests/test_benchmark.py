@@ -4,7 +4,7 @@ import types
 import keras
 import numpy as np
 import pytest
-from backends import BACKEND, needs_tensorflow
+from backends import BACKEND, needs_tensorflow, once
 from keras import ops
 from networks import images
 
@@ -210,6 +210,65 @@ def test_what_is_not_installed_is_said(monkeypatch):
         benchmark.picture([row], "none.png", "train_fake")
 
 
+@once
+@pytest.mark.parametrize("refused", [0, 1])
+def test_one_network_is_refused(monkeypatch, tmp_path, refused):
+    names = iter(range(2))
+
+    def prepare(model):
+        if next(names) == refused:
+            raise ValueError  # without a message
+        return lambda: None
+
+    fake = benchmark.Measure("fake", prepare, images=1, calls=1)
+    monkeypatch.setitem(benchmark.MEASURES, "train_fake", fake)
+    arguments = {"image_size": 32, "alpha": 0.25, "memory": False}
+    rows = benchmark.benchmark(
+        measures=["train_fake"], attentions=["se"], rounds=2, **arguments
+    )
+    assert rows[refused]["train_fake"] == {"absent": "ValueError"}
+    measured = rows[1 - refused]["train_fake"]
+    assert measured["seconds"] > 0 and ("ratio" in measured) == (refused == 1)
+    assert "ValueError" in benchmark.table(rows)
+    renamed = [{**row, "onnx_1": row["train_fake"]} for row in rows]
+    for name, draw in (
+        ("a.png", lambda path: benchmark.latency_picture(renamed, path)),
+        ("b.png", lambda path: benchmark.picture(rows, path, "train_fake")),
+    ):
+        draw(tmp_path / name)
+        assert (tmp_path / name).stat().st_size > 1000
+
+
+@once
+def test_a_runtime_that_fails_later_has_no_times():
+    starts = iter([True, False])
+
+    def prepare(model):
+        if not next(starts):
+            raise RuntimeError("out of memory")
+        return lambda: None
+
+    fake = benchmark.Measure("fake", prepare, images=1, calls=1, starts=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(benchmark.MEASURES, "fake", fake)
+        found = measure._time("fake", {"a": None}, rounds=4)
+    assert found == ({}, {"a": "out of memory"})
+
+
+@once
+def test_a_script_that_sets_another_backend_is_told():
+    """The process for a measure runs the script first, which may set the backend."""
+    _, failed = measure._build_and_time("jax_1", {}, {"a": []}, 1)
+    assert failed == {"a": f"KERAS_BACKEND was set to {BACKEND}, and must be jax"}
+
+
+@once
+def test_attention_that_no_other_process_can_have_is_absent():
+    built = {("MobileNetV2CA", "mine"): {"attention": lambda name: None}}
+    times, failed = measure._time_elsewhere("keras_torch_1", built, built, 1)
+    assert not times and "pickle" in failed["MobileNetV2CA", "mine"].lower()
+
+
 @needs_tensorflow
 def test_heads_and_onnx_files_run(eager, tmp_path):
     rows = benchmark.benchmark(
@@ -222,7 +281,7 @@ def test_heads_and_onnx_files_run(eager, tmp_path):
         memory=False,
     )
     assert rows[0]["onnx_1"]["seconds"] > 0
-    assert rows[0]["train_32"] == {"absent": "has a loss of its own"}
+    assert rows[0]["train_32"] == {"absent": "no training step of heads"}
     path = tmp_path / "latency.png"
     benchmark.latency_picture(rows, path)
     assert keras.utils.img_to_array(keras.utils.load_img(path)).std() > 10

@@ -413,9 +413,23 @@ def test_a_file_that_tells_its_network_takes_no_options(tmp_path, capsys):
     assert "leave out the options" in capsys.readouterr().err
 
 
-def test_benchmark_checks_first(tmp_path, capsys):
-    assert run("benchmark", "--official", tmp_path) == 1
-    assert "mbv2_ca.py" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    "command, message",
+    [
+        (["benchmark", "--official", "."], "mbv2_ca.py"),
+        (["benchmark", "--processes", 1, "--picture", "a.png"], "leave out --picture"),
+        # It would run here, with another backend and all threads.
+        (
+            ["compare", "classify", "none", "--picture", "a", "--measure", "jax_1"],
+            "jax",
+        ),
+    ],
+)
+def test_measuring_checks_first(tmp_path, capsys, monkeypatch, command, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(*command) == 1
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.skipif(keras.config.backend() == "jax", reason="JAX can")

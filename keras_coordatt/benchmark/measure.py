@@ -7,6 +7,8 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures.process import BrokenProcessPool
+from pickle import PicklingError
 from typing import Any
 
 import keras
@@ -87,8 +89,9 @@ def benchmark(
         bytes (inference at batch size 16, above what the same process had before it
         built the network; not for `extra`) and, for each measure, a dict of the median
         `seconds`, the images `per_second`, and `ratio`, the quartiles of the ratio to
-        no attention as `(25 %, 50 %, 75 %)`. Where something isn't installed, the dict
-        has the reason as `absent` instead.
+        no attention as `(25 %, 50 %, 75 %)`, if that was measured. Where a network
+        wasn't, such as in a runtime that isn't installed, or a head in a training step,
+        the dict has the reason as `absent` instead.
 
     Raises:
         ValueError: If an argument is invalid, or needs another backend.
@@ -145,7 +148,7 @@ def benchmark(
             }
             if backend == "tensorflow":
                 row["multiply_adds"] = multiply_adds(networks[key])
-            if memory and needy and attention not in extra:
+            if memory and backend == "tensorflow" and attention not in extra:
                 row["peak_memory"] = peak_memory(MODELS[name], arguments)
             rows.append(row)
 
@@ -156,7 +159,7 @@ def benchmark(
             if not (measure.startswith("train") and key[0] in HEADS)
         }
         how, times = MEASURES[measure], {}
-        reasons = dict.fromkeys(networks, "has a loss of its own")
+        reasons = {key: "no training step of heads" for key in networks.keys() - chosen}
         if how.backend and chosen:
             weights = {key: model.get_weights() for key, model in chosen.items()}
             times, failed = _time_elsewhere(measure, built, weights, rounds)
@@ -166,10 +169,10 @@ def benchmark(
             reasons.update(failed)
         for row in rows:
             key = row["model"], row["attention"]
-            if key not in times or (key[0], None) not in times:
-                row[measure] = {"absent": reasons.get(key, "no network to compare")}
+            if key not in times:
+                row[measure] = {"absent": reasons[key]}
                 continue
-            row[measure] = summarize(times[key], times[key[0], None], how.images)
+            row[measure] = summarize(times[key], times.get((key[0], None)), how.images)
             if measure.startswith("litert"):
                 precision = measure.split("_")[1]
                 row[f"size_{precision}"] = len(exported(networks[key], precision))
@@ -188,12 +191,12 @@ def _time(measure, networks, rounds):
             try:
                 runs[key] = how.prepare(networks[key])
             # A file that is not exact enough is refused with a ValueError.
-            except (ImportError, ValueError) as error:
-                failed[key] = str(error).splitlines()[0]
+            except (ImportError, RuntimeError, ValueError) as error:
+                failed[key] = _reason(error)
         if runs:
             for key, new in interleaved(runs, len(part), how.calls).items():
                 times[key] = times.get(key, []) + new
-    return times, failed
+    return {key: x for key, x in times.items() if key not in failed}, failed
 
 
 def _time_elsewhere(measure, built, weights, rounds):
@@ -209,14 +212,27 @@ def _time_elsewhere(measure, built, weights, rounds):
     if importlib.util.find_spec(backend) is None:
         return {}, dict.fromkeys(weights, f"No module named {backend!r}")
     context = multiprocessing.get_context("spawn")
+    arguments = measure, built, weights, rounds
     with (
         single_thread(backend),
         concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool,
     ):
-        return pool.submit(_build_and_time, measure, built, weights, rounds).result()
+        try:
+            return pool.submit(_build_and_time, *arguments).result()
+        # The process was killed, or a callable of `extra` is not of a module.
+        except (BrokenProcessPool, AttributeError, PicklingError) as error:
+            return {}, dict.fromkeys(weights, _reason(error))
+
+
+def _reason(error):
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _build_and_time(measure, built, weights, rounds):
+    found, backend = keras.config.backend(), MEASURES[measure].backend
+    if found != backend:  # by the user's script, which the process runs first
+        reason = f"KERAS_BACKEND was set to {found}, and must be {backend}"
+        return {}, dict.fromkeys(weights, reason)
     networks = {}
     for key in weights:
         networks[key] = MODELS[key[0]](**built[key])
@@ -274,14 +290,13 @@ def interleaved(
     return times
 
 
-def summarize(own: list[float], plain: list[float], images: int) -> dict:
-    ratios = [a / b for a, b in zip(own, plain)]
+def summarize(own: list[float], plain: list[float] | None, images: int) -> dict:
     seconds = statistics.median(own)
-    return {
-        "seconds": seconds,
-        "per_second": images / seconds,
-        "ratio": tuple(np.percentile(ratios, (25, 50, 75)).round(4).tolist()),
-    }
+    found: dict = {"seconds": seconds, "per_second": images / seconds}
+    if plain is not None:
+        ratios = [a / b for a, b in zip(own, plain)]
+        found["ratio"] = tuple(np.percentile(ratios, (25, 50, 75)).round(4).tolist())
+    return found
 
 
 def multiply_adds(model: keras.Model) -> int:

@@ -56,7 +56,7 @@ def _cell(row, measure):
     if "absent" in found:
         return found["absent"]
     cell = f"{1000 * found['seconds']:.3g} ms"
-    if row["attention"]:
+    if row["attention"] and "ratio" in found:
         low, middle, high = found["ratio"]
         cell += f", × {middle:.2f} ({low:.2f}-{high:.2f})"
     return cell
@@ -75,7 +75,7 @@ def latency_picture(rows: list[dict], path: str | os.PathLike) -> None:
     measures = [
         name
         for name in _measures(rows)
-        if "absent" not in rows[0][name] and not name.startswith("train")
+        if any("seconds" in row[name] for row in rows) and not name.startswith("train")
     ][::-1]
     figure = matplotlib.figure.Figure(
         figsize=(7, 1 + 0.12 * len(measures) * (len(rows) + 1)), layout="tight"
@@ -83,9 +83,13 @@ def latency_picture(rows: list[dict], path: str | os.PathLike) -> None:
     axes = figure.subplots()
     thick = 0.8 / len(rows)
     for i, row in enumerate(rows):
-        ys = [y + 0.4 - (i + 0.5) * thick for y in range(len(measures))]
-        milliseconds = [1000 / row[name]["per_second"] for name in measures]
-        axes.barh(ys, milliseconds, thick, label=row["attention"] or "none")
+        bars = {
+            y + 0.4 - (i + 0.5) * thick: 1000 / row[name]["per_second"]
+            for y, name in enumerate(measures)
+            if "seconds" in row[name]
+        }
+        label = row["attention"] or "none"
+        axes.barh([*bars.keys()], [*bars.values()], thick, label=label)
     axes.set_yticks(range(len(measures)), [_title(name) for name in measures])
     axes.set_xlabel(f"{rows[0]['model']}: ms per image")
     axes.grid(axis="x", alpha=0.3)
@@ -102,11 +106,12 @@ def picture(rows: list[dict], path: str | os.PathLike, measure: str) -> None:
         measure: The measure to plot, a key of `MEASURES`.
 
     Raises:
-        ValueError: If `measure` was not measured.
+        ValueError: If no network has this measure.
     """
     import matplotlib.figure
 
-    if "seconds" not in rows[0].get(measure, {}):
+    rows = [row for row in rows if "seconds" in row.get(measure, {})]
+    if not rows:
         raise ValueError(f"`measure` must be one of `rows`. Received: {measure!r}")
     figure = matplotlib.figure.Figure(figsize=(6, 4), layout="tight")
     axes = figure.subplots()

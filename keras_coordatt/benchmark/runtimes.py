@@ -38,10 +38,12 @@ class Measure:
 
 @contextlib.contextmanager
 def single_thread(backend: str) -> Iterator[None]:
-    """Lets processes that are started inside use a backend, with one thread."""
+    """Lets processes that are started inside use a backend, on the CPU with one thread."""
     names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
     settings = {
         "KERAS_BACKEND": backend,
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false "
         "intra_op_parallelism_threads=1",
         **dict.fromkeys(names, "1"),

@@ -46,18 +46,25 @@ def benchmark(
             what their communication costs. JAX only.
         official: Folder of your copy of the authors' code, to time it, too.
         json: File for the figures.
-        picture: File for a picture of latency, by the first measure, and parameters.
+        picture: File for a picture of latency, by the first measure that all networks
+            have, and parameters.
         latency_picture: File for a picture of the latency in every runtime.
     """
     # Fail before the measurements, which take minutes, rather than after.
     if official:
         measuring.check_official(official)
-    pictures = (picture, latency_picture)
-    if any(pictures) and importlib.util.find_spec("matplotlib") is None:
+        if image_size != 224:
+            raise ValueError(
+                f"--official is for 224 pixels. Received: --image-size {image_size}"
+            )
+    pictures = picture or latency_picture
+    if pictures and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("A picture needs matplotlib: pip install matplotlib")
-    for path in (json, *pictures):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
+    if processes and (pictures or official or references or build):
+        raise ValueError(
+            "--processes measures nothing else: leave out --picture, --latency-picture, "
+            "--official, --references and --build"
+        )
 
     if processes:
         scaling = measuring.measure_processes(
@@ -79,21 +86,25 @@ def benchmark(
         extra=extra,
     )
     print(measuring.table(rows))
-    official_rows = []
+    if json:
+        _write_json(rows, json)
     if official:
-        official_rows = measuring.official_rows(official)
+        official_rows = measuring.official_rows(official, rounds)
         print(f"\n{measuring.table(official_rows)}")
+        if json:
+            _write_json(rows + official_rows, json)
     if build:
         for name, ratios in measuring.build_times().items():
             print(
                 f"\n{name}: built in {statistics.median(ratios):.2f} times what "
                 f"Keras's plain network takes ({min(ratios):.2f} to {max(ratios):.2f})"
             )
-    if json:
-        _write_json(rows + official_rows, json)
     if picture:
+        complete = [m for m in measures if all("seconds" in row[m] for row in rows)]
+        if not complete:
+            raise ValueError("--picture needs a measure of all networks")
         with atomic_file(picture) as temporary:
-            measuring.picture(rows, temporary, measures[0])
+            measuring.picture(rows, temporary, complete[0])
     if latency_picture:
         with atomic_file(latency_picture) as temporary:
             measuring.latency_picture(rows, temporary)

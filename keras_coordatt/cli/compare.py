@@ -7,6 +7,7 @@ from typing import Literal
 from keras_coordatt import comparison
 from keras_coordatt.cli.options import Attention
 from keras_coordatt.cli.train import TASKS, parse_changes
+from keras_coordatt.comparison.report import check_measure
 from keras_coordatt.files import atomic_file
 
 
@@ -29,6 +30,7 @@ def compare(
     learning_rate: float | None = None,
     set: tuple[str, ...] = (),
     validation_split: float = 0.2,
+    on_error: Literal["raise", "skip", "repair"] = "raise",
     curves: pathlib.Path | None = None,
     picture: pathlib.Path | None = None,
     measure: str = "litert_float32_1",
@@ -57,6 +59,7 @@ def compare(
         set: Other values of the recipe to change, such as `augmentation=none`.
         validation_split: Fraction of the training images set aside for validation, if
             DATA has no split for it; 0 to train without.
+        on_error: What to do with files that can't be used.
         curves: File for a picture of the curves.
         picture: File for a picture of the result against latency.
         measure: Latency in the picture, as in `keras-coordatt benchmark`.
@@ -66,11 +69,10 @@ def compare(
         raise ValueError(
             "--picture needs networks that are built here, without --start"
         )
+    if picture:
+        check_measure(measure)
     if (curves or picture) and importlib.util.find_spec("matplotlib") is None:
         raise ValueError("A picture needs matplotlib: pip install matplotlib")
-    for path in (curves, picture):
-        if path:
-            path.parent.mkdir(parents=True, exist_ok=True)
     given = {
         "epochs": epochs,
         "image_size": image_size,
@@ -92,6 +94,7 @@ def compare(
             **{name: value for name, value in given.items() if value is not None},
         },
         validation_split=validation_split,
+        on_error=on_error,
     )
     print(comparison.table(runs))
     if curves:

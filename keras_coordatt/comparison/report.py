@@ -80,6 +80,21 @@ def curves(runs: list[dict]):
     return figure
 
 
+def check_measure(measure: str) -> None:
+    """Raises a ValueError if this measure of latency can't be taken here."""
+    inference = [
+        name
+        for name, how in MEASURES.items()
+        if not name.startswith("train") and not how.backend
+    ]
+    check_choice("measure", measure, inference)
+    if keras.config.backend() != "tensorflow":
+        raise ValueError(
+            "Latency needs the TensorFlow backend: set KERAS_BACKEND=tensorflow. "
+            f"Received: the backend {keras.config.backend()}"
+        )
+
+
 def latency(
     runs: list[dict], measure: str = "litert_float32_1", rounds: int = 20
 ) -> dict[str | None, float]:
@@ -89,7 +104,8 @@ def latency(
 
     Args:
         runs: Return value of `compare`.
-        measure: A key of `keras_coordatt.benchmark.MEASURES` for inference.
+        measure: A key of `keras_coordatt.benchmark.MEASURES` for inference that needs no
+            process of its own.
         rounds: Number of timings of each network.
 
     Returns:
@@ -99,17 +115,12 @@ def latency(
         ValueError: If an argument is out of its range, if the runs started from a file,
             or if the backend isn't TensorFlow.
     """
-    check_choice("measure", measure, [x for x in MEASURES if not x.startswith("train")])
-    check_positive_int("rounds", rounds)
     if any(run.get("start") for run in runs):
         raise ValueError(
             "`runs` must not have started from a file: its network is unknown"
         )
-    if keras.config.backend() != "tensorflow":
-        raise ValueError(
-            "`latency` needs the TensorFlow backend: set KERAS_BACKEND=tensorflow. "
-            f"Received: the backend {keras.config.backend()}"
-        )
+    check_measure(measure)
+    check_positive_int("rounds", rounds)
     how = MEASURES[measure]
     functions = {}
     for attention, (run, *_) in _by_attention(runs).items():

@@ -42,6 +42,7 @@ def compare(
     recipe: str = "scratch",
     changes: Mapping | None = None,
     validation_split: float = 0.2,
+    on_error: str = "raise",
     verbose: bool = True,
 ) -> list[dict]:
     """Trains a network with each attention and each seed, from random weights.
@@ -66,7 +67,7 @@ def compare(
             `network`: as it is for the attention `None`, and for the others after
             `insert_attention` with gates that start at 1. Runs are identified by the
             file's name, without its path. Defaults to `None`.
-        recipe, changes, validation_split, verbose: Same as in
+        recipe, changes, validation_split, on_error, verbose: Same as in
             `keras_coordatt.training.train`.
 
     Returns:
@@ -102,6 +103,8 @@ def compare(
         "changes": {**(changes or {}), **({"zero_init": False} if start else {})},
         "validation_split": validation_split,
     }
+    if on_error != "raise":  # which runs before this option were
+        settings["on_error"] = on_error
     # As they come out of the file: a tuple is a list there.
     settings = json.loads(json.dumps(settings))
     runs = [run for run in read_runs(output) if settings.items() <= run.items()]
@@ -127,6 +130,7 @@ def compare(
                 recipe=recipe,
                 changes=settings["changes"],
                 validation_split=validation_split,
+                on_error=on_error,
                 seed=seed,
                 verbose=verbose,
             )
