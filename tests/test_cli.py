@@ -16,9 +16,10 @@ import h5py
 import keras
 import numpy as np
 import pytest
-from backends import needs_tensorflow
+from backends import needs_tensorflow, once
 
 from keras_coordatt import MobileNetV2CA, __version__
+from keras_coordatt import benchmark as measuring
 from keras_coordatt.applications.mobilenet_v2_names import arguments_of
 from keras_coordatt.cli import COMMANDS, main
 from keras_coordatt.cli import weights as weights_command
@@ -430,6 +431,29 @@ def test_measuring_checks_first(tmp_path, capsys, monkeypatch, command, message)
     assert run(*command) == 1
     assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@once
+def test_figures_are_written_before_what_may_fail(tmp_path, capsys, monkeypatch):
+    rows = [{"model": "MobileNetV2CA", "attention": None, "jax_1": {"absent": "no"}}]
+    monkeypatch.setattr(measuring, "benchmark", lambda *args, **options: rows)
+
+    def official_rows(path, rounds):
+        raise ValueError(f"fails in {rounds} rounds")
+
+    monkeypatch.setattr(measuring, "official_rows", official_rows)
+    monkeypatch.chdir(tmp_path)
+    pathlib.Path("mbv2_ca.py").touch()
+    for options, message in (
+        (["--official", ".", "--rounds", 3], "fails in 3 rounds"),
+        (["--picture", "a.png"], "all networks have. Received: --measures jax_1"),
+    ):
+        figures = tmp_path / f"{options[0]}.json"
+        assert run("benchmark", "--measures", "jax_1", "--json", figures, *options) == 1
+        assert message in capsys.readouterr().err
+        assert json.loads(figures.read_text()) == rows
+    assert run("benchmark", "--official", ".", "--image-size", 32) == 1
+    assert "Received: --image-size 32" in capsys.readouterr().err
 
 
 @pytest.mark.skipif(keras.config.backend() == "jax", reason="JAX can")

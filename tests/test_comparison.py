@@ -3,10 +3,11 @@ import json
 
 import numpy as np
 import pytest
-from backends import needs_tensorflow
+from backends import needs_tensorflow, once
 from keras import ops
 
 from keras_coordatt import MobileNetV2CA, comparison
+from keras_coordatt.cli import main
 from keras_coordatt.comparison import runs as comparison_runs
 from keras_coordatt.training.trainer import Training
 
@@ -47,6 +48,23 @@ def test_table():
         comparison.table([*RUNS, run("se", 0, 0.5, task="detection")])
 
 
+@once
+@pytest.mark.parametrize("measure", ["graph_1_thread_1", "jax_1", "train_32"])
+def test_no_latency_of_what_needs_another_process(measure, capsys):
+    with pytest.raises(ValueError, match=f"`measure`.*{measure}"):
+        comparison.latency(RUNS, measure)
+    command = ["compare", "classify", "no_such_data", "--picture", "none.png"]
+    assert main([*command, "--measure", measure]) == 1
+    assert "--measure must be one of" in capsys.readouterr().err
+
+
+@once
+def test_the_backend_for_latency_is_checked_before_the_training(capsys):
+    command = ["compare", "classify", "no_such_data", "--picture", "none.png"]
+    assert main(command) == 1
+    assert "TensorFlow backend" in capsys.readouterr().err
+
+
 @needs_tensorflow
 def test_pictures():
     (axis,) = comparison.curves(RUNS).axes
@@ -75,6 +93,7 @@ def trained(monkeypatch):
             raise KeyboardInterrupt
         report = {
             "settings": {"recipe": {**RECIPE, **changes}},
+            "given_on_error": options["on_error"],
             "parameters": 1234,
             "metrics": {"accuracy": 0.5},
             "history": [],
@@ -106,11 +125,15 @@ def test_it_goes_on_where_it_was_cut_off(trained, tmp_path):
     # Other settings are another experiment.
     compare(tmp_path, output, **{**arguments, "changes": {"epochs": 5}})
     assert trained[4:] == [(None, 3), ("se", 3)]
+    skipped = compare(tmp_path, output, **arguments, on_error="skip")
+    assert trained[6:] == [(None, 3), ("se", 3)]
+    assert [run["given_on_error"] for run in skipped] == ["skip", "skip"]
+    assert compare(tmp_path, output, **arguments) == both
     # And so are other data, of which the file tells the name, and no path.
     (tmp_path / "other").mkdir()
     others = compare(tmp_path / "other", output, **arguments)
-    assert trained[6:] == [(None, 3), ("se", 3)] and others[0]["data"] == "other"
-    assert len(output.read_text().splitlines()) == 8
+    assert trained[8:] == [(None, 3), ("se", 3)] and others[0]["data"] == "other"
+    assert len(output.read_text().splitlines()) == 10
 
 
 def test_it_starts_from_a_file(trained, tmp_path):

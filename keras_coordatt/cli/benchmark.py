@@ -102,7 +102,10 @@ def benchmark(
     if picture:
         complete = [m for m in measures if all("seconds" in row[m] for row in rows)]
         if not complete:
-            raise ValueError("--picture needs a measure of all networks")
+            raise ValueError(
+                "--picture needs a measure that all networks have. "
+                f"Received: --measures {' '.join(measures)}"
+            )
         with atomic_file(picture) as temporary:
             measuring.picture(rows, temporary, complete[0])
     if latency_picture:

@@ -102,12 +102,16 @@ def compare(
         # It would undo the training of `start`.
         "changes": {**(changes or {}), **({"zero_init": False} if start else {})},
         "validation_split": validation_split,
+        "on_error": on_error,
     }
-    if on_error != "raise":  # which runs before this option were
-        settings["on_error"] = on_error
     # As they come out of the file: a tuple is a list there.
     settings = json.loads(json.dumps(settings))
-    runs = [run for run in read_runs(output) if settings.items() <= run.items()]
+    runs = [
+        run
+        for run in read_runs(output)
+        # Older files don't have `on_error`.
+        if settings.items() <= {"on_error": "raise", **run}.items()
+    ]
     done = {(run["seed"], run["attention"]) for run in runs}
     output.parent.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
