@@ -1,5 +1,6 @@
 import os
 import types
+from concurrent.futures.process import BrokenProcessPool
 
 import keras
 import numpy as np
@@ -262,11 +263,28 @@ def test_a_script_that_sets_another_backend_is_told():
     assert failed == {"a": f"KERAS_BACKEND was set to {BACKEND}, and must be jax"}
 
 
+def killed(*arguments):
+    os._exit(9)
+
+
+def broken(*arguments):
+    raise BrokenProcessPool("killed")
+
+
 @once
-def test_attention_that_no_other_process_can_have_is_absent():
-    built = {("MobileNetV2CA", "mine"): {"attention": lambda name: None}}
+def test_other_processes_do_not_end_the_benchmark(monkeypatch):
+    monkeypatch.setattr(measure, "_build_and_time", killed)
+    # No other process can have the first.
+    built = {"mine": {"attention": lambda name: None}, "se": {"attention": "se"}}
     times, failed = measure._time_elsewhere("keras_torch_1", built, built, 1)
-    assert not times and "pickle" in failed["MobileNetV2CA", "mine"].lower()
+    assert not times and "terminated" in failed["se"]
+    assert "pickle" in failed["mine"].lower()
+    monkeypatch.setattr(measure, "peak_memory", broken)
+    monkeypatch.setattr(measure.keras.config, "backend", lambda: "tensorflow")
+    monkeypatch.setattr(measure, "multiply_adds", lambda model: 0)
+    with pytest.warns(UserWarning, match="No peak memory of .*killed"):
+        rows = benchmark.benchmark(attentions=[], measures=[], image_size=32, alpha=0.1)
+    assert len(rows) == 1 and "peak_memory" not in rows[0]
 
 
 @needs_tensorflow
@@ -281,7 +299,7 @@ def test_heads_and_onnx_files_run(eager, tmp_path):
         memory=False,
     )
     assert rows[0]["onnx_1"]["seconds"] > 0
-    assert rows[0]["train_32"] == {"absent": "no training step of heads"}
+    assert rows[0]["train_32"] == {"absent": "no training step for heads"}
     path = tmp_path / "latency.png"
     benchmark.latency_picture(rows, path)
     assert keras.utils.img_to_array(keras.utils.load_img(path)).std() > 10

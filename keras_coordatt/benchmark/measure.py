@@ -4,11 +4,12 @@ import concurrent.futures
 import importlib.util
 import math
 import multiprocessing
+import pickle
 import statistics
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures.process import BrokenProcessPool
-from pickle import PicklingError
 from typing import Any
 
 import keras
@@ -149,7 +150,10 @@ def benchmark(
             if backend == "tensorflow":
                 row["multiply_adds"] = multiply_adds(networks[key])
             if memory and backend == "tensorflow" and attention not in extra:
-                row["peak_memory"] = peak_memory(MODELS[name], arguments)
+                try:
+                    row["peak_memory"] = peak_memory(MODELS[name], arguments)
+                except BrokenProcessPool as error:
+                    warnings.warn(f"No peak memory of {key}: {error}", stacklevel=2)
             rows.append(row)
 
     for measure in measures:
@@ -159,7 +163,9 @@ def benchmark(
             if not (measure.startswith("train") and key[0] in HEADS)
         }
         how, times = MEASURES[measure], {}
-        reasons = {key: "no training step of heads" for key in networks.keys() - chosen}
+        reasons = {
+            key: "no training step for heads" for key in networks.keys() - chosen
+        }
         if how.backend and chosen:
             weights = {key: model.get_weights() for key, model in chosen.items()}
             times, failed = _time_elsewhere(measure, built, weights, rounds)
@@ -211,17 +217,26 @@ def _time_elsewhere(measure, built, weights, rounds):
     backend = MEASURES[measure].backend
     if importlib.util.find_spec(backend) is None:
         return {}, dict.fromkeys(weights, f"No module named {backend!r}")
+    failed = {}
+    for key in weights:
+        try:
+            pickle.dumps(built[key])
+        # A callable of `extra` is not of a module; the type depends on Python's version.
+        except (AttributeError, TypeError, pickle.PicklingError) as error:
+            failed[key] = _reason(error)
+    weights = {key: value for key, value in weights.items() if key not in failed}
+    built = {key: built[key] for key in weights}
     context = multiprocessing.get_context("spawn")
-    arguments = measure, built, weights, rounds
     with (
         single_thread(backend),
         concurrent.futures.ProcessPoolExecutor(1, mp_context=context) as pool,
     ):
+        run = pool.submit(_build_and_time, measure, built, weights, rounds)
         try:
-            return pool.submit(_build_and_time, *arguments).result()
-        # The process was killed, or a callable of `extra` is not of a module.
-        except (BrokenProcessPool, AttributeError, PicklingError) as error:
-            return {}, dict.fromkeys(weights, _reason(error))
+            times, others = run.result()
+        except RuntimeError as error:  # also that the process was killed
+            times, others = {}, dict.fromkeys(weights, _reason(error))
+    return times, failed | others
 
 
 def _reason(error):
