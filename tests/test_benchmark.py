@@ -174,6 +174,9 @@ def test_settings_of_another_process_end(monkeypatch):
     with runtimes.single_thread("torch"):
         assert os.environ["KERAS_BACKEND"] == "torch"
         assert os.environ["OMP_NUM_THREADS"] == "1"
+        # No GPU, on TensorFlow and PyTorch, and on JAX
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "-1"
+        assert os.environ["JAX_PLATFORMS"] == "cpu"
     assert os.environ["KERAS_BACKEND"] == "jax"
     assert "OMP_NUM_THREADS" not in os.environ
 
