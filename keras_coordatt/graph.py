@@ -27,7 +27,10 @@ class StandIn(keras.Operation):
 
 
 def input_and_output(model):
-    """Returns both in their structure, also of a `Sequential` model."""
+    """Returns both in their structure.
+
+    Keras's own attributes are missing from a `Sequential` that `build` was called on.
+    """
     if isinstance(model, keras.Sequential):
         return model.inputs[0], model.outputs[0]
     return model.input, model.output

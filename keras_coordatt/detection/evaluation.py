@@ -12,6 +12,7 @@ import numpy as np
 from keras_coordatt.detection.objects import check_objects
 from keras_coordatt.detection.ssdlite import SSDLite
 from keras_coordatt.distribution import alone, gather_examples, local_copy
+from keras_coordatt.graph import input_and_output
 
 # One detector per evaluated model, because building and tracing it takes seconds
 _DETECTORS = weakref.WeakKeyDictionary()
@@ -60,7 +61,7 @@ def evaluate_detections(
     model = local_copy(model)
     if isinstance(model, SSDLite):
         classes, model = model.classes, _detector(model)
-    outputs = model.output if isinstance(model, keras.Model) else None
+    outputs = input_and_output(model)[1] if isinstance(model, keras.Model) else None
     if not isinstance(outputs, dict) or set(outputs) != set(NAMES):
         raise ValueError(
             "`model` must be an `SSDLite`, or a model from its `detector`. "

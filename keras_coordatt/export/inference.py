@@ -79,9 +79,11 @@ def split_suppression(model):
     """
     layers = (x for x in model.layers if isinstance(x, NonMaxSuppression))
     layer = next(layers, None)
+    if layer is None:
+        return model, None
     outputs = model.output
     named = isinstance(outputs, dict) and outputs.keys() == DETECTIONS
-    if layer is None or not named or _ids(outputs) != _ids(layer.output):
+    if not named or _ids(outputs) != _ids(layer.output):
         return model, None
     boxes, scores = keras.tree.flatten(layer.input)
     inputs = {"boxes": boxes, "scores": scores}

@@ -16,6 +16,7 @@ from keras_coordatt.export.detections import (
     detection_agreement,
 )
 from keras_coordatt.export.inference import half_precision, suppression_of
+from keras_coordatt.graph import input_and_output
 from keras_coordatt.preprocessing import Preprocessing
 
 # Tolerances. float32: of the range of the outputs over the images, plus rounding errors
@@ -224,7 +225,7 @@ def to_numpy(outputs):
 
 
 def output_names(model):
-    outputs = model.output
+    _, outputs = input_and_output(model)
     if isinstance(outputs, dict):
         names = [str(name) for name in keras.tree.flatten({k: k for k in outputs})]
     else:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import keras
 
 from keras_coordatt.detection import SSDLite, evaluate_detections
+from keras_coordatt.graph import input_and_output
 from keras_coordatt.layers.freezing import nested_layers
 from keras_coordatt.training.averaging import averaged
 from keras_coordatt.training.optimizers import make_optimizer
@@ -164,11 +165,12 @@ def _task_of(model):
     if isinstance(model, SSDLite):
         return "detection"
     ranks = {2: "classification", 4: "segmentation"}
-    rank = None if isinstance(model.output, (dict, list)) else len(model.output.shape)
+    _, output = input_and_output(model)
+    rank = None if isinstance(output, (dict, list)) else len(output.shape)
     if rank not in ranks:
         raise ValueError(
             "`model` must be an SSDLite, or have one output of rank 2 (classes) or 4 "
-            f"(masks). Received: {model.name} with {model.output}"
+            f"(masks). Received: {model.name} with {output}"
         )
     return ranks[rank]
 
@@ -183,7 +185,7 @@ def _compile_arguments(model, task, train, loss, smoothing):
             )
         ignored = 255
         metric = keras.metrics.MeanIoU(
-            model.output.shape[-1],
+            input_and_output(model)[1].shape[-1],
             ignore_class=ignored,
             sparse_y_pred=False,
             name="mean_iou",

@@ -55,6 +55,16 @@ def test_the_head_first_and_then_all_but_statistics(eager, monkeypatch, build, b
     assert np.mean(right) == pytest.approx(max(history["val_accuracy"]))
 
 
+def test_a_sequential_model_that_has_no_output_yet(eager, batches):
+    model = keras.Sequential(
+        [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, "softmax")]
+    )
+    model.build((None, 32, 32, 3))
+    changes = {**CHANGES, "epochs": 1, "head_epochs": 0}
+    history = fine_tune(model, batches, batches, changes=changes, verbose=0)
+    assert len(history["val_accuracy"]) == 1
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
