@@ -671,6 +671,20 @@ def test_as_a_module():
     assert done.stdout.startswith("mobilenetv2_ca_imagenet\n")
 
 
+@once
+def test_a_reader_that_has_enough_is_no_error():
+    done = subprocess.run(
+        f"{sys.executable} -m keras_coordatt.cli weights | true",
+        env={**os.environ, "KERAS_BACKEND": "numpy"},  # imported the soonest
+        cwd=ROOT,
+        shell=True,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
+
+
 @needs_tensorflow
 def test_the_command_starts_quietly():
     done = subprocess.run(

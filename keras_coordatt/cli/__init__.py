@@ -5,6 +5,7 @@ A command is a function with typed parameters and a docstring in Keras's form, f
 one line, without a traceback.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -69,6 +70,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     del options["config"]
     try:
         function(**options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # who reads has enough, such as `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (
         ArithmeticError,
         ImportError,
