@@ -15,6 +15,7 @@ import numpy as np
 
 from keras_coordatt.detection import SSDLite
 from keras_coordatt.detection.suppression import suppress
+from keras_coordatt.export.detections import DETECTIONS
 from keras_coordatt.export.litert_runtime import LiteRTFile, fixed_batches
 from keras_coordatt.export.metadata import packages_for_onnx, read_metadata
 from keras_coordatt.graph import input_and_output, is_network
@@ -29,12 +30,7 @@ from keras_coordatt.validation import (
 from keras_coordatt.weights import FILE_TYPES
 from keras_coordatt.weights.network_file import read_network
 
-__all__ = [
-    "Runnable",
-    "open_model",
-]
-
-DETECTIONS = {"boxes", "labels", "scores"}
+__all__ = ["Runnable", "open_model"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
