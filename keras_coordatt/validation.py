@@ -14,6 +14,11 @@ MAX_CLASSES = 2**20
 MAX_SIZE = 2**15
 
 
+def first_line(error: Exception) -> str:
+    """Returns the first line of an error's message, or else its kind."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def with_hint(error: Exception, hint: str) -> Exception:
     """Adds what to do in Python, which tracebacks show and the command line does not."""
     error.add_note(hint)

@@ -615,18 +615,24 @@ def test_options_from_a_file(tmp_path, capsys):
     assert "alfa" in capsys.readouterr().err
 
 
+def received_by(name, monkeypatch):
+    """The options that a command will have been called with, instead of running."""
+    received = {}
+
+    @functools.wraps(COMMANDS[name])
+    def record(**options):
+        received.update(options)
+
+    monkeypatch.setitem(COMMANDS, name, record)
+    return received
+
+
 @pytest.mark.parametrize("equals", [False, True])
 @pytest.mark.parametrize("last", [False, True])
 def test_what_is_typed_overrides_and_adds_to_a_file(
     tmp_path, monkeypatch, last, equals
 ):
-    received = {}
-
-    @functools.wraps(COMMANDS["train"])
-    def train(**options):
-        received.update(options)
-
-    monkeypatch.setitem(COMMANDS, "train", train)
+    received = received_by("train", monkeypatch)
     file = tmp_path / "config.json"
     file.write_text('{"data": "a", "output": "b", "seed": 1, "set": ["ema=0.9"]}')
     typed = ["c", "d", "--seed", 2]
@@ -638,13 +644,7 @@ def test_what_is_typed_overrides_and_adds_to_a_file(
 
 
 def test_a_typed_list_replaces_that_of_a_file(tmp_path, monkeypatch):
-    received = {}
-
-    @functools.wraps(COMMANDS["benchmark"])
-    def benchmark(**options):
-        received.update(options)
-
-    monkeypatch.setitem(COMMANDS, "benchmark", benchmark)
+    received = received_by("benchmark", monkeypatch)
     file = tmp_path / "config.json"
     file.write_text('{"processes": [1, 2], "models": ["MobileNeXtCA"]}')
     typed = ["--processes", 4, "--models", "SSDLite"]

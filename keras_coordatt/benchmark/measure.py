@@ -19,6 +19,7 @@ from keras import ops
 from keras_coordatt.applications import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
 from keras_coordatt.benchmark.memory import peak_memory
 from keras_coordatt.benchmark.runtimes import (
+    INFERENCE,
     MEASURES,
     concrete_function,
     exported,
@@ -28,7 +29,7 @@ from keras_coordatt.benchmark.runtimes import (
 from keras_coordatt.detection import SSDLite
 from keras_coordatt.layers.freezing import nested_layers
 from keras_coordatt.segmentation import DeepLabV3
-from keras_coordatt.validation import check_choice, check_positive_int
+from keras_coordatt.validation import check_choice, check_positive_int, first_line
 
 
 def _ssdlite(**arguments):
@@ -110,11 +111,7 @@ def benchmark(
     for name in measures:
         check_choice("measures", name, tuple(MEASURES))
     backend = keras.config.backend()
-    needy = [
-        name
-        for name in measures
-        if not name.startswith("train") and not MEASURES[name].backend
-    ]
+    needy = [name for name in measures if name in INFERENCE]
     if needy and backend != "tensorflow":
         raise ValueError(
             f"{needy} need the TensorFlow backend: set KERAS_BACKEND=tensorflow, or "
@@ -198,7 +195,7 @@ def _time(measure, networks, rounds):
                 runs[key] = how.prepare(networks[key])
             # A file that is not exact enough is refused with a ValueError.
             except (ImportError, RuntimeError, ValueError) as error:
-                failed[key] = _reason(error)
+                failed[key] = first_line(error)
         if runs:
             for key, new in interleaved(runs, len(part), how.calls).items():
                 times[key] = times.get(key, []) + new
@@ -223,7 +220,7 @@ def _time_elsewhere(measure, built, weights, rounds):
             pickle.dumps(built[key])
         # A callable of `extra` is not of a module; the type depends on Python's version.
         except (AttributeError, TypeError, pickle.PicklingError) as error:
-            failed[key] = _reason(error)
+            failed[key] = first_line(error)
     weights = {key: value for key, value in weights.items() if key not in failed}
     built = {key: built[key] for key in weights}
     context = multiprocessing.get_context("spawn")
@@ -235,12 +232,8 @@ def _time_elsewhere(measure, built, weights, rounds):
         try:
             times, others = run.result()
         except RuntimeError as error:  # also that the process was killed
-            times, others = {}, dict.fromkeys(weights, _reason(error))
+            times, others = {}, dict.fromkeys(weights, first_line(error))
     return times, failed | others
-
-
-def _reason(error):
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _build_and_time(measure, built, weights, rounds):

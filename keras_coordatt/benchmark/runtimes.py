@@ -232,3 +232,9 @@ MEASURES = {
     "keras_torch_1": _torch(1),
     "train_32": _training(32),
 }
+# Inference in this process, which needs the TensorFlow backend
+INFERENCE = tuple(
+    name
+    for name, how in MEASURES.items()
+    if not name.startswith("train") and not how.backend
+)

@@ -8,6 +8,7 @@ import keras
 from keras_coordatt import applications
 from keras_coordatt.benchmark import MEASURES, interleaved
 from keras_coordatt.benchmark.measure import calibrate_batch_norm
+from keras_coordatt.benchmark.runtimes import INFERENCE
 from keras_coordatt.comparison.runs import METRICS
 from keras_coordatt.detection import SSDLite
 from keras_coordatt.segmentation import DeepLabV3
@@ -82,12 +83,7 @@ def curves(runs: list[dict]):
 
 def check_measure(measure: str) -> None:
     """Raises a ValueError if this measure of latency can't be taken here."""
-    inference = [
-        name
-        for name, how in MEASURES.items()
-        if not name.startswith("train") and not how.backend
-    ]
-    check_choice("measure", measure, inference)
+    check_choice("measure", measure, INFERENCE)
     if keras.config.backend() != "tensorflow":
         raise ValueError(
             "Latency needs the TensorFlow backend: set KERAS_BACKEND=tensorflow. "

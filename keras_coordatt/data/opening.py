@@ -17,7 +17,7 @@ from keras_coordatt.data.mask_folder import MaskFolder
 from keras_coordatt.data.reading import check_on_error, list_folder
 from keras_coordatt.data.voc_folder import VOCFolder
 from keras_coordatt.data.yolo_folder import YOLOFolder
-from keras_coordatt.validation import check_choice, with_hint
+from keras_coordatt.validation import check_choice, first_line, with_hint
 
 
 class _Task(NamedTuple):
@@ -250,7 +250,7 @@ def _as_builder(name, data_dir) -> tfds.core.DatasetBuilder:
             return tfds.builder(name, data_dir=data_dir)
     except (ValueError, AssertionError) as error:
         # TFDS adds lists of all that it has.
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise ValueError(f"TFDS cannot open {name!r}: {reason}") from error
     raise ValueError(
         f"There is neither a file or folder {name!r} nor a TFDS data set of this name"

@@ -22,6 +22,7 @@ from keras_coordatt.export.onnx_suppression import with_suppression
 from keras_coordatt.export.verify import Reference, Report
 from keras_coordatt.files import atomic_file
 from keras_coordatt.preprocessing import Preprocessing
+from keras_coordatt.validation import first_line
 
 # The first opset in which tf2onnx writes dense layers on feature maps, for any batch
 # size, in a way that ONNX Runtime takes.
@@ -95,10 +96,9 @@ def onnx(
         except ImportError:
             raise
         except Exception as error:  # each converter has kinds of its own
-            problem = str(error).strip().splitlines() or [type(error).__name__]
             raise ValueError(
                 f"ONNX cannot express {model.name!r} as the {keras.config.backend()} "
-                f"backend writes it: {problem[0][:300]}. If this is about the last "
+                f"backend writes it: {first_line(error)[:300]}. If this is about the last "
                 "operation, such as an argmax, export the model without it."
             ) from error
         difference = reference.compare(given, path.name)

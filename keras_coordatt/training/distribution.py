@@ -251,15 +251,19 @@ def _end_unless_all_come(job):
     JAX aborts it then, with a stack trace, which no `except` prevents.
     """
 
-    check = "that all of them run, and reach the first one's machine"
+    processes, check = (
+        "processes",
+        "that all of them run, and reach the first one's machine",
+    )
     if job:
+        processes = f"{job['num_processes']} processes"
         check = (
             "that each runs with a process id of its own and the same coordinator, which "
             "is an address of the machine of process 0 that the others reach. "
             f"Received: {job}"
         )
     message = (
-        f"after {PATIENCE} s, not all of the processes have found each other. "
+        f"after {PATIENCE} s, not all of the {processes} have found each other. "
         f"Check {check}"
     )
     timer = threading.Timer(PATIENCE, watch.end_process, [message])

@@ -3,9 +3,8 @@
     python killed.py DATA OUT KILLS SEED
 
 Trains without kills into OUT/whole and with them into OUT/killed, and prints how many
-processes were killed in each, fewer than KILLS where one ended before. All are forked
-from this one, which has imported everything and computed nothing, so that none has to
-start anew.
+processes were killed in each. All are forked from this one, which has imported
+everything and computed nothing, so that none has to start anew.
 """
 
 import os
@@ -22,6 +21,8 @@ from keras_coordatt.training import train, trainer  # noqa: F401
 
 # A process is killed after as many seconds, even before its first epoch.
 LONGEST = 60
+# Enough for 3 kills, each after 2 epochs at most
+EPOCHS = 7
 
 
 def child(data, out):
@@ -31,13 +32,13 @@ def child(data, out):
     changes = {
         "image_size": 32,
         "batch_size": 4,
-        "epochs": 4,
+        "epochs": EPOCHS,
         "head_epochs": 2,
         "ema": 0.9,
         "rand_augment": 0.5,
         "mixup": 0.2,
         "zero_init": False,
-        "patience": 3,
+        "patience": EPOCHS,
     }
     options = {"deterministic": True, "verbose": False, "recipe": "scratch"}
     train(None, data, out, build=conftest.tiny, changes=changes, **options)
@@ -59,10 +60,8 @@ def train_and_kill(data, out, kills, draw):
                 os._exit(status)
         if killed < kills:
             # Usually after an epoch, so that kills are spread over the training.
-            deadline = time.monotonic() + LONGEST
-            while time.monotonic() < deadline and last_change(state) == before:
-                time.sleep(0.01)
-            time.sleep(draw.uniform(0, 0.5))
+            wait_for_change(state, before, LONGEST)
+            wait_for_change(state, last_change(state), draw.uniform(0, 1))
             os.kill(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         if os.WIFEXITED(status):
@@ -70,6 +69,12 @@ def train_and_kill(data, out, kills, draw):
                 sys.exit("A training failed")
             return killed
         killed += 1
+
+
+def wait_for_change(path, before, seconds):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and last_change(path) == before:
+        time.sleep(0.01)
 
 
 def last_change(path):

@@ -236,7 +236,7 @@ def test_lost_processes(image_folder, tmp_path):
         assert found["statuses"].keys() == {other}
         status, seconds = found["statuses"][other]
         assert status == 1 and seconds < 30
-        assert "not all of the processes have found" in found["errors"][other]
+        assert "not all of the 2 processes have found" in found["errors"][other]
     assert alone["statuses"]["0"][0] == -9  # and so it had an epoch more
     assert [status for status, _ in whole["statuses"].values()] == [0, 0]
     with open(tmp_path / "out" / "history.csv", encoding="utf-8") as file:
