@@ -19,8 +19,9 @@ class CBAM(ChannelAttention):
         s[n, h, w] = gate_activation(BN(conv([max over c of y, mean over c of y])))
         out        = y * s
 
-    Under a half-precision policy the gates are computed in float32 and then cast, for
-    which the whole feature map is converted to float32 to be averaged.
+    Under a half-precision policy the gates are computed in float32 and then cast.
+    PyTorch on a GPU averages the feature map in float32 as it reads it. Elsewhere,
+    unless a compiler avoids it, the whole map is converted to float32 first.
 
     Args:
         reduction: Positive integer. The perceptron's hidden layer has

@@ -2,6 +2,7 @@ from keras import ops
 
 from keras_coordatt.layers.gated_attention import GatedAttention
 from keras_coordatt.layers.lowering import lowering
+from keras_coordatt.layers.strip_pooling import mean
 
 
 class ChannelAttention(GatedAttention):
@@ -71,7 +72,7 @@ class ChannelAttention(GatedAttention):
         )
 
     def _mean(self, x, axis):
-        return ops.mean(ops.cast(x, self._gate_dtype), axis)
+        return mean(x, axis, self._gate_dtype)
 
     def _max(self, x, axis):
         return ops.cast(ops.max(x, axis), self._gate_dtype)

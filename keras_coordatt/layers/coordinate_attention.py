@@ -5,7 +5,12 @@ from keras import ops
 from keras_coordatt.layers.batch_normalization import BatchNormalization
 from keras_coordatt.layers.gated_attention import GatedAttention
 from keras_coordatt.layers.lowering import fold, lowering
-from keras_coordatt.layers.strip_pooling import strip_mean, strip_product, strip_scale
+from keras_coordatt.layers.strip_pooling import (
+    mean,
+    strip_mean,
+    strip_product,
+    strip_scale,
+)
 from keras_coordatt.validation import (
     MAX_CHANNELS,
     check_choice,
@@ -37,8 +42,9 @@ class CoordinateAttention(GatedAttention):
     variance of a batch; PyTorch stores `n / (n - 1)` times that, `n = N * (H + W)`.
 
     Under a half-precision policy the gates are computed in float32, where sums don't
-    overflow, and then cast. The convolutions see `H + W` positions only, but the whole
-    feature map is converted to float32 to be averaged, which costs time and memory.
+    overflow, and then cast. PyTorch on a GPU averages the feature map in float32 as it
+    reads it. Elsewhere, unless a compiler avoids it, the whole map is converted to
+    float32 first, which costs time and memory.
 
     Args:
         reduction: Positive integer. The shared convolution has
@@ -239,11 +245,11 @@ class CoordinateAttention(GatedAttention):
 
     def _pool(self, x, training):
         """Averages the feature map to `(N, positions, C)`, rows before columns."""
-        x = ops.cast(x, self._gate_dtype)
+        dtype = self._gate_dtype
         if training and len(self.gates) == 2:
-            x = strip_mean(x, *self._spatial_axes)
+            x = strip_mean(x, *self._spatial_axes, dtype)
         else:
-            means = [ops.mean(x, axis=self._other(axis)) for axis in self.gates]
+            means = [mean(x, self._other(axis), dtype) for axis in self.gates]
             x = ops.concatenate(means, axis=self._spatial_axes[0])
         return ops.transpose(x, (0, 2, 1)) if self._channels_first else x
 

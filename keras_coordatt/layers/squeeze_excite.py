@@ -13,8 +13,9 @@ class SqueezeExcite(ChannelAttention):
         s[n, c] = mean over h and w of x
         out[n, h, w, c] = x * gate_activation(expand(activation(reduce(s))))[n, c]
 
-    Under a half-precision policy the gates are computed in float32 and then cast, for
-    which the whole feature map is converted to float32 to be averaged.
+    Under a half-precision policy the gates are computed in float32 and then cast.
+    PyTorch on a GPU averages the feature map in float32 as it reads it. Elsewhere,
+    unless a compiler avoids it, the whole map is converted to float32 first.
 
     Args:
         reduction: Positive integer. The hidden layer has

@@ -6,15 +6,27 @@ product. These gradients broadcast instead, and keep only the input.
 
 import keras
 from keras import ops
+from keras.backend import standardize_dtype
 
 
-def strip_mean(x, height: int, width: int):
+def mean(x, axis, dtype: str):
+    """Averages in a dtype that may have more bits than that of `x`."""
+    if keras.config.backend() == "torch" and standardize_dtype(x.dtype) != dtype:
+        import torch
+
+        # On a GPU, this makes no converted copy of `x`.
+        return torch.mean(x, axis, dtype=getattr(torch, dtype))
+    return ops.mean(ops.cast(x, dtype), axis=axis)
+
+
+def strip_mean(x, height: int, width: int, dtype: str):
     """Averages feature maps along their width and along their height.
 
     Args:
         x: Floating-point tensor of feature maps.
         height: Index of the height axis.
         width: Index of the width axis, which is `height + 1`.
+        dtype: That of the means, which may have more bits than that of `x`.
 
     Returns:
         The means of all rows, then those of all columns, along the axis `height`.
@@ -29,9 +41,10 @@ def strip_mean(x, height: int, width: int):
             before = (slice(None),) * height
             dy_rows = dy[*before, :rows] / ops.cast(columns, dy.dtype)
             dy_columns = dy[*before, rows:] / ops.cast(rows, dy.dtype)
-            return ops.expand_dims(dy_rows, width) + ops.expand_dims(dy_columns, height)
+            dx = ops.expand_dims(dy_rows, width) + ops.expand_dims(dy_columns, height)
+            return ops.cast(dx, x.dtype)
 
-        means = [ops.mean(x, axis=width), ops.mean(x, axis=height)]
+        means = [mean(x, axis, dtype) for axis in (width, height)]
         return ops.concatenate(means, axis=height), gradient
 
     return both(x)

@@ -1,7 +1,10 @@
+import functools
+
 import numpy as np
 import pytest
 from backends import BACKEND, gradient, needs_tensorflow
 from keras import ops
+from keras.backend import standardize_dtype
 
 from keras_coordatt.layers.strip_pooling import (
     strip_mean,
@@ -49,10 +52,28 @@ def agree(function, plain, x):
 @pytest.mark.parametrize("shape", [(2, 5, 7, 3), (2, 4, 1, 6), (1, 1, 1, 1)])
 def test_mean(shape, axes):
     agree(
-        lambda x: strip_mean(x, *axes),
+        lambda x: strip_mean(x, *axes, "float32"),
         lambda x: plain_mean(x, *axes),
         images(*shape),
     )
+
+
+@pytest.mark.parametrize("axes", AXES)
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_mean_of_half_precision(dtype, axes):
+    """Sums are in float32, where those of the rows don't overflow."""
+    x = ops.cast(10_000 * images(2, 5, 7, 3), dtype)
+    means = strip_mean(x, *axes, "float32")
+    assert standardize_dtype(means.dtype) == "float32"
+    expected = plain_mean(ops.cast(x, "float32"), *axes)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(means), ops.convert_to_numpy(expected), rtol=1e-6
+    )
+    ours = gradient(lambda x: ops.square(strip_mean(x, *axes, "float32")), x / 1000)
+    theirs = gradient(
+        lambda x: ops.square(plain_mean(ops.cast(x, "float32"), *axes)), x / 1000
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=1e-2)
 
 
 @pytest.mark.parametrize("axes", AXES)
@@ -121,7 +142,8 @@ def test_second_derivatives():
 
         return first
 
-    ours = _second(penalty(strip_mean, strip_scale), x)
+    mean = functools.partial(strip_mean, dtype="float32")
+    ours = _second(penalty(mean, strip_scale), x)
     theirs = _second(penalty(plain_mean, plain_multiply), x)
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-5)
 
