@@ -1,5 +1,7 @@
 """What differs between Keras's backends, and tests need."""
 
+import os
+
 import keras
 import pytest
 from keras import ops
@@ -7,6 +9,8 @@ from keras import ops
 BACKEND = keras.config.backend()
 
 needs_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow only")
+# Tests that `make test-as-users` runs
+as_users = pytest.mark.skipif("AS_USERS" not in os.environ, reason="takes minutes")
 # For tests without a model; PyTorch's suite is the quickest.
 once = pytest.mark.skipif(BACKEND != "torch", reason="the same on every backend")
 # Quantization is Keras's, and takes long where each operation is compiled.
