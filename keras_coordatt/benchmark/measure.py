@@ -86,12 +86,13 @@ def benchmark(
             part that no implementation can avoid.
 
     Returns:
-        One dict per network: its `model`, `attention`, `parameters`, `multiply_adds`,
-        `size_float32` and `size_int8` of the LiteRT files in bytes, `peak_memory` in
-        bytes (inference at batch size 16, above what the same process had before it
-        built the network; not for `extra`) and, for each measure, a dict of the median
-        `seconds`, the images `per_second`, and `ratio`, the quartiles of the ratio to
-        no attention as `(25 %, 50 %, 75 %)`, if that was measured. Where a network
+        One dict per network: its `model`, `attention` and `parameters`; on the
+        TensorFlow backend `multiply_adds` and `peak_memory` in bytes (inference at
+        batch size 16, above what the same process had before it built the network; not
+        for `extra`); `size_float32` and `size_int8` of the LiteRT files in bytes, if
+        they are timed; and for each measure a dict of the median `seconds`, the images
+        `per_second`, and `ratio`, the quartiles of the ratio to no attention as
+        `(25 %, 50 %, 75 %)`, if that was measured. Where a network
         wasn't, such as in a runtime that isn't installed, or a head in a training step,
         the dict has the reason as `absent` instead.
 

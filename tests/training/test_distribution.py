@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from backends import BACKEND, needs_tensorflow
+from backends import BACKEND, as_users, needs_tensorflow
 
 from keras_coordatt.data import load_classification
 from keras_coordatt.training import distribute
@@ -182,7 +182,8 @@ def assert_equal(runs, run, names):
 
 
 @needs_jax
-def test_two_terminals(image_folder, tmp_path):
+@as_users
+def test_two_terminals_as_users(image_folder, tmp_path):
     """Runs both blocks of the documentation as they are, with a smaller network.
 
     Python's hashes, and with them the order of sets, differ between the processes.
