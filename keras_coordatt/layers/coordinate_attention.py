@@ -5,12 +5,7 @@ from keras import ops
 from keras_coordatt.layers.batch_normalization import BatchNormalization
 from keras_coordatt.layers.gated_attention import GatedAttention
 from keras_coordatt.layers.lowering import fold, lowering
-from keras_coordatt.layers.strip_pooling import (
-    mean,
-    strip_mean,
-    strip_product,
-    strip_scale,
-)
+from keras_coordatt.layers.strip_pooling import mean, strip_mean, strip_scale
 from keras_coordatt.validation import (
     MAX_CHANNELS,
     check_choice,
@@ -178,11 +173,12 @@ class CoordinateAttention(GatedAttention):
             self._spread(gate, axis, inputs.dtype)
             for axis, gate in self.compute_gates(inputs, training).items()
         ]
-        if len(gates) == 1:
-            return inputs * gates[0]
-        if training:
+        if training and len(gates) == 2:
             return strip_scale(inputs, *gates, *self._spatial_axes)
-        return strip_product(inputs, *gates)
+        outputs = inputs
+        for gate in gates:
+            outputs = outputs * gate
+        return outputs
 
     def _call_lowered(self, x, form):
         """Computes the output at inference, each axis apart, to be exported.

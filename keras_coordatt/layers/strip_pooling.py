@@ -70,25 +70,11 @@ def strip_scale(x, rows, columns, height: int, width: int):
             dy = args[0] if upstream is None else upstream
             product = dy * x
             return (
-                strip_product(dy, rows, columns),
+                dy * rows * columns,
                 ops.sum(product * columns, axis=width, keepdims=True),
                 ops.sum(product * rows, axis=height, keepdims=True),
             )
 
-        return strip_product(x, rows, columns), gradient
+        return x * rows * columns, gradient
 
     return gated(x, rows, columns)
-
-
-def strip_product(x, rows, columns):
-    """Computes `x * rows * columns`, the factors as in `strip_scale`."""
-    if keras.config.backend() != "tensorflow":
-        return x * rows * columns
-    # TensorFlow's optimizer would multiply the gates by each other first, which makes
-    # one more tensor of the feature map's size. It doesn't do so across a reshape.
-    y = _merged(x * columns) * _merged(rows)
-    return ops.reshape(y, (-1, *ops.shape(x)[1:]))
-
-
-def _merged(x):
-    return ops.reshape(x, (-1, *ops.shape(x)[2:]))

@@ -2,13 +2,12 @@ import functools
 
 import numpy as np
 import pytest
-from backends import BACKEND, gradient, needs_tensorflow
+from backends import BACKEND, gradient
 from keras import ops
 from keras.backend import standardize_dtype
 
 from keras_coordatt.layers.strip_pooling import (
     strip_mean,
-    strip_product,
     strip_scale,
 )
 
@@ -92,42 +91,6 @@ def test_multiply(axes, which):
         return function
 
     agree(of(strip_scale), of(plain_multiply), arrays[which])
-
-
-@pytest.mark.parametrize("axes", AXES)
-@pytest.mark.parametrize("batch", [0, 2])
-def test_product(axes, batch):
-    shape = (batch, 5, 7, 3)
-    x = images(*shape)
-    rows, columns = (images(*s, seed=1) for s in gate_shapes(shape, *axes))
-    given = strip_product(*map(ops.convert_to_tensor, (x, rows, columns)))
-    assert tuple(given.shape) == shape
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(given), x * rows * columns, rtol=1e-6
-    )
-
-
-@needs_tensorflow
-@pytest.mark.parametrize("axes", AXES)
-def test_product_of_unknown_sizes(axes):
-    import tensorflow as tf
-
-    # Only the channels are known, as in a SavedModel for images of any size.
-    known = 6 - sum(axes)
-    shapes = [(None,) * 4, *gate_shapes((None,) * 4, *axes)]
-    shapes = [[3 if i == known else n for i, n in enumerate(s)] for s in shapes]
-    graph = tf.function(
-        strip_product, input_signature=[tf.TensorSpec(shape) for shape in shapes]
-    )
-    assert graph.get_concrete_function().structured_outputs.shape[known] == 3
-    for sizes in [(2, 5, 7), (0, 4, 1)]:
-        shape = list(sizes)
-        shape.insert(known, 3)
-        x = images(*shape)
-        rows, columns = (images(*s, seed=1) for s in gate_shapes(shape, *axes))
-        np.testing.assert_allclose(
-            graph(x, rows, columns), x * rows * columns, rtol=1e-6
-        )
 
 
 def test_second_derivatives():
