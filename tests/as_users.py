@@ -34,9 +34,8 @@ def stripes(count, seed):
 def test_fit_predict_save(name, tmp_path):
     keras.utils.set_random_seed(0)
     model = BUILDERS[name](input_shape=(64, 64, 3), classes=2)
-    if name != "efficientnet_ca":
-        # README's advice for MobileNets from scratch.
-        zero_init_residuals(model)
+    # As `train` does from scratch. Without it, EfficientNet's first steps go astray.
+    zero_init_residuals(model)
     model.compile(
         keras.optimizers.Adam(1e-3),
         "sparse_categorical_crossentropy",
@@ -45,7 +44,7 @@ def test_fit_predict_save(name, tmp_path):
     images, labels = stripes(16, 0)
     losses = model.fit(images, labels, 16, epochs=24, verbose=0).history["loss"]
     # The median, as EfficientNet drops whole branches at random.
-    assert np.median(losses[-8:]) < losses[0] / 2
+    assert np.median(losses[-8:]) < losses[0] / 10
 
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
