@@ -15,6 +15,7 @@ def mean(x, axis, dtype: str):
         import torch
 
         # On a GPU, this makes no converted copy of `x`.
+        x = ops.convert_to_tensor(x)
         return torch.mean(x, axis, dtype=getattr(torch, dtype))
     return ops.mean(ops.cast(x, dtype), axis=axis)
 
@@ -47,7 +48,7 @@ def strip_mean(x, height: int, width: int, dtype: str):
         means = [mean(x, axis, dtype) for axis in (width, height)]
         return ops.concatenate(means, axis=height), gradient
 
-    return both(x)
+    return both(ops.convert_to_tensor(x))
 
 
 def strip_scale(x, rows, columns, height: int, width: int):

@@ -195,6 +195,16 @@ def test_gates_to_look_at(identity_init):
     np.testing.assert_allclose(numpy_of(layer(x)), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("training", [False, True])
+def test_gates_of_arrays_in_double_precision(training):
+    layer = CoordinateAttention(data_format="channels_last")
+    x = images(2, 5, 7, 8)
+    layer.build(x.shape)
+    expected = layer.compute_gates(ops.convert_to_tensor(x), training=training)
+    for axis, gate in layer.compute_gates(x.astype("float64"), training).items():
+        np.testing.assert_allclose(numpy_of(gate), numpy_of(expected[axis]), atol=1e-6)
+
+
 # The size of things
 
 
