@@ -29,7 +29,7 @@ def test_python_as_users(monkeypatch, tmp_path):
     blocks = re.findall(r"```python\n(.*?)```", README + GUIDE, re.DOTALL)
     assert len(blocks) >= 5
     # The trainings are shorter.
-    code = re.sub(r'"(train|test)"', r'"\1[:25%]"', "\n".join(blocks))
+    code = re.sub(r'"(train|test)"', r'"\1[:10%]"', "\n".join(blocks))
     code = re.sub(r"epochs=\d+", "epochs=1", code)
     code = code.replace('"epochs": 8', '"epochs": 2')
     script = tmp_path / "readme.py"
