@@ -10,7 +10,8 @@ BACKEND = keras.config.backend()
 
 needs_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow only")
 # Tests that `make test-as-users` runs
-as_users = pytest.mark.skipif("AS_USERS" not in os.environ, reason="takes minutes")
+AS_USERS = bool(os.environ.get("AS_USERS"))
+as_users = pytest.mark.skipif(not AS_USERS, reason="takes minutes")
 # For tests without a model; PyTorch's suite is the quickest.
 once = pytest.mark.skipif(BACKEND != "torch", reason="the same on every backend")
 # Quantization is Keras's, and takes long where each operation is compiled.

@@ -1,18 +1,18 @@
 """Helpers for tests of complete networks."""
 
 import contextlib
-import os
 
 import keras
 import numpy as np
 import pytest
+from backends import AS_USERS
 from keras import ops
 
 
 @contextlib.contextmanager
 def quick_initial_weights():
     """Draws initial kernels with NumPy, as JAX compiles one program per shape."""
-    if os.environ.get("AS_USERS"):
+    if AS_USERS:
         yield
         return
 

@@ -18,18 +18,6 @@ def read(path):
     return nbformat.read(path, as_version=4)
 
 
-def code(notebook):
-    """Returns the code cells, and the index of the one with the parameters."""
-    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    tagged = [
-        i
-        for i, cell in enumerate(cells)
-        if "parameters" in cell.metadata.get("tags", [])
-    ]
-    assert len(tagged) == 1
-    return cells, tagged[0]
-
-
 @needs_tensorflow
 @as_users
 @each_notebook
@@ -48,7 +36,8 @@ def test_notebook_as_users(path, tmp_path, monkeypatch):
 @each_notebook
 def test_outputs_are_there_and_name_no_machine(path):
     notebook = read(path)
-    cells, _ = code(notebook)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert sum("parameters" in cell.metadata.get("tags", []) for cell in cells) == 1
     outputs = [output for cell in cells for output in cell.outputs]
     assert not any(output.output_type == "error" for output in outputs)
     texts = [

@@ -137,16 +137,15 @@ def _openvino(batch_size):
     def prepare(model):
         import openvino
 
-        with tempfile.TemporaryDirectory() as folder:
-            # Keras's own export to OpenVINO has no form of the layer of its own.
-            path = pathlib.Path(folder) / "model.onnx"
-            path.write_bytes(exported(model, "onnx"))
-            # By default it computes in bfloat16 where the processor can.
-            settings = {
-                "INFERENCE_NUM_THREADS": 1,
-                "INFERENCE_PRECISION_HINT": "f32",
-            }
-            compiled = openvino.Core().compile_model(path, "CPU", settings)
+        core = openvino.Core()
+        # Keras's own export to OpenVINO has no form of the layer of its own.
+        network = core.read_model(exported(model, "onnx"))
+        # By default it computes in bfloat16 where the processor can.
+        settings = {
+            "INFERENCE_NUM_THREADS": 1,
+            "INFERENCE_PRECISION_HINT": "f32",
+        }
+        compiled = core.compile_model(network, "CPU", settings)
         images = noise(model.input_shape, batch_size)
         return lambda: compiled(images)
 

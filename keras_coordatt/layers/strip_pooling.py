@@ -14,8 +14,8 @@ def mean(x, axis, dtype: str):
     if keras.config.backend() == "torch" and standardize_dtype(x.dtype) != dtype:
         import torch
 
-        # On a GPU, this makes no converted copy of `x`.
         x = ops.convert_to_tensor(x)
+        # On a GPU, this makes no converted copy of `x`.
         return torch.mean(x, axis, dtype=getattr(torch, dtype))
     return ops.mean(ops.cast(x, dtype), axis=axis)
 
