@@ -16,7 +16,7 @@ test: .venv/installed-for-tests lint
 		KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal; \
 	done
 
-# Without the shortcuts of `make test`: graph mode, optimised XLA, Keras's initializers;
+# Without the shortcuts of `make test`: graph mode, optimized XLA, Keras's initializers;
 # the notebooks and the documentation's commands as they stand.
 test-as-users: .venv/installed-for-tests
 	@set -e; for backend in $(BACKENDS); do \

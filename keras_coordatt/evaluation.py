@@ -117,7 +117,7 @@ def evaluate(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Evaluation:
-    """Measures how good a model is on labelled data.
+    """Measures how good a model is on labeled data.
 
     | task | main figures | others |
     |---|---|---|

@@ -1,6 +1,6 @@
 """Networks trained as users train them, without the shortcuts of the other tests.
 
-`make test-as-users` runs this file: graph mode on TensorFlow, optimised XLA on JAX, and
+`make test-as-users` runs this file: graph mode on TensorFlow, optimized XLA on JAX, and
 the initial weights that the builders draw.
 """
 
@@ -73,7 +73,7 @@ def test_initial_distributions(name):
 
 
 def test_official_network(golden):
-    """Optimised numerics agree with the official code."""
+    """Optimized numerics agree with the official code."""
     with np.load(golden("mbv2_ca_w025_c10_io.npz")) as file:
         x, logits = file["input_nchw"].transpose(0, 2, 3, 1), file["logits"]
     model = MobileNetV2CA(

@@ -40,9 +40,9 @@ def network(attentions=(CoordinateAttention,), size=SIZE, dtype=None):
 
 
 def pictures(*shape, seed=0):
-    """Normalized images that differ in colour too, as noise does not."""
-    colour = np.random.default_rng(seed).normal(size=(shape[0], 1, 1, 3))
-    return (images(*shape, 3, seed=seed) + 2 * colour).astype("float32")
+    """Normalized images that differ in color too, as noise does not."""
+    color = np.random.default_rng(seed).normal(size=(shape[0], 1, 1, 3))
+    return (images(*shape, 3, seed=seed) + 2 * color).astype("float32")
 
 
 def interpret(path, x):

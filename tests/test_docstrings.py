@@ -62,10 +62,10 @@ def folder(tmp_path_factory):
     (folder / "SegmentationClass").mkdir()
     mask.save(folder / "SegmentationClass" / "2007_000032.png")
     # Black cats and white dogs, and a network that tells them apart
-    for name, colour in ("cat", "black"), ("dog", "white"):
+    for name, color in ("cat", "black"), ("dog", "white"):
         (folder / "photos" / name).mkdir(parents=True)
         for i in range(4):
-            image = Image.new("RGB", (80, 60), colour)
+            image = Image.new("RGB", (80, 60), color)
             image.save(folder / "photos" / name / f"{i}.jpg")
     (folder / "photo.jpg").symlink_to(folder / "photos" / "cat" / "0.jpg")
     cats = tiny_classifier()

@@ -287,7 +287,7 @@ def test_classes_of_the_data_are_found_by_name(photos, tmp_path):
         model,
         photos,
         task="classification",
-        labels=["blue", "green", "red", "grey"],
+        labels=["blue", "green", "red", "gray"],
         resamples=0,
     )
     assert report.metrics["top1"] == pytest.approx(2 / 3)

@@ -1,4 +1,4 @@
-"""`keras-coordatt evaluate`: how good a model is on labelled data."""
+"""`keras-coordatt evaluate`: how good a model is on labeled data."""
 
 import pathlib
 from json import dumps
@@ -35,7 +35,7 @@ def evaluate(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> None:
-    """Measure how good a model is on labelled data.
+    """Measure how good a model is on labeled data.
 
     Task, labels, preprocessing and image size are read from the model. What it does not
     record is asked for by an option. Each main figure has a bootstrap interval, from
@@ -43,7 +43,7 @@ def evaluate(
 
     Args:
         model: `.keras`, `.tflite` or `.onnx` file, or the folder of a SavedModel.
-        data: Folder or file of labelled pictures, or TFDS name.
+        data: Folder or file of labeled pictures, or TFDS name.
         split: Split of DATA.
         validation_split: Part of the training images that is the split `validation`, if
             DATA has none.

@@ -69,7 +69,7 @@ def export(
         output: `.tflite` or `.onnx` file to write, or a folder for a SavedModel.
         precision: Precision of a `.tflite` file. `mixed` is int8 with those layers in
             float32 that int8 harms, as few as it takes until the results agree.
-        data: Folder or file of labelled pictures, or TFDS name.
+        data: Folder or file of labeled pictures, or TFDS name.
         split: Split of DATA to measure on.
         validation_split: Part of the training images that is the split `validation`, if
             DATA has none.
@@ -161,7 +161,7 @@ def export(
 
 
 class _Measured:
-    """A network's figures on labelled pictures, to compare a file's with."""
+    """A network's figures on labeled pictures, to compare a file's with."""
 
     def __init__(self, model, builder, split, task, labels, preprocessing, image_size):
         from keras_coordatt.data import class_names, splits

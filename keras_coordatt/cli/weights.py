@@ -49,7 +49,7 @@ def _print(entry):
         f"  accuracy  {record.top1} % top-1 on {record.dataset}, {record.input_size} x "
         f"{record.input_size}\n"
         f"  size      about {entry['megabytes']} MB\n"
-        f"  licence   {record.license}\n"
+        f"  license   {record.license}\n"
         f"  source    {record.url or record.training}\n"
         f"  hash      {record.hash}\n"
         f"  checked   {record.checked}\n"

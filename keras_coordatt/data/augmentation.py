@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 
 import keras
 
-# These change colours only, so boxes, masks and labels stay valid.
-_COLOUR_ONLY = (
+# These change colors only, so boxes, masks and labels stay valid.
+_COLOR_ONLY = (
     keras.layers.AutoContrast,
     keras.layers.ContrastLimitedAdaptiveHistogramEqualization,
     keras.layers.Equalization,
@@ -76,7 +76,7 @@ def augment_with_targets(augment: Callable | None, data: dict) -> dict:
         The same, augmented.
     """
     for step in _steps(augment):
-        if isinstance(step, _COLOUR_ONLY):
+        if isinstance(step, _COLOR_ONLY):
             data = {**data, "images": _call(step, data["images"])}
         else:
             data = _call(step, data)
@@ -131,7 +131,7 @@ def check_boxes_follow(augment: Callable | None) -> None:
             )
         # Layers that are not Keras's may do without.
         box_format = getattr(layer, "bounding_box_format", "rel_xyxy")
-        if box_format != "rel_xyxy" and not isinstance(layer, _COLOUR_ONLY):
+        if box_format != "rel_xyxy" and not isinstance(layer, _COLOR_ONLY):
             raise ValueError(
                 "`augment` must be made with bounding_box_format='rel_xyxy'. "
                 f"Received: {type(layer).__name__} with {box_format!r}"

@@ -24,7 +24,7 @@ from keras_coordatt.data.split_names import (
 )
 
 
-class LabelledImages(Folder):
+class LabeledImages(Folder):
     """Base class of the builders of images with one label each.
 
     Args:
@@ -75,7 +75,7 @@ class LabelledImages(Folder):
         }
 
 
-class ClassFolder(LabelledImages):
+class ClassFolder(LabeledImages):
     """Images in one folder per class, in one folder per split or in none.
 
     ```

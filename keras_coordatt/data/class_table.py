@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_coordatt.data.class_folder import LabelledImages, has_class_folders
+from keras_coordatt.data.class_folder import LabeledImages, has_class_folders
 from keras_coordatt.data.folder import check_classes
 from keras_coordatt.data.image_index import ImageIndex, is_image
 from keras_coordatt.data.reading import (
@@ -41,7 +41,7 @@ _SPLIT = ["split", "subset", "set", "data_set", "dataset", "partition"]
 _BOXES = frozenset(("xmin", "x_min", "xmax", "x_max", "bbox", "x1"))
 
 
-class ClassTable(LabelledImages):
+class ClassTable(LabeledImages):
     """Images with one label each, listed in a CSV file.
 
     ```

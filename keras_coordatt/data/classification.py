@@ -37,7 +37,7 @@ def load_classification(
     steps: int | None = None,
     pad_remainder: bool = False,
 ) -> tf.data.Dataset:
-    """Loads labelled images from a folder or from TFDS, in batches.
+    """Loads labeled images from a folder or from TFDS, in batches.
 
     Images are resized by antialiased bilinear interpolation, without keeping the aspect
     ratio, and keep the data set's dtype until they are batched. If all of them fit in

@@ -63,7 +63,7 @@ def load_detection(
             function, of a dict with a batch of `images`, float32 from 0 to 255, and
             with `bounding_boxes`, a dict of `boxes` and `labels`. It returns such a
             dict. Layers that move objects need `bounding_box_format="rel_xyxy"`; those
-            that only change colours get the images alone. Several layers go into a
+            that only change colors get the images alone. Several layers go into a
             `keras.layers.Pipeline`. On every backend, functions get TensorFlow tensors.
             Boxes that leave the image are dropped.
         preprocess, shuffle, drop_remainder, seed, data_dir, on_error, validation_split,

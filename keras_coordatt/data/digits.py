@@ -5,7 +5,7 @@ boxes and a mask. Both are drawn from the 1,797 digits of 8 x 8 pixels in
 `digits.npz`: the test set of "Optical Recognition of Handwritten Digits" by
 E. Alpaydin and C. Kaynak (UCI Machine Learning Repository, 1998,
 https://doi.org/10.24432/C50P49, CC BY 4.0), the same as in
-scikit-learn's `load_digits`. They are enlarged, coloured and put on backgrounds.
+scikit-learn's `load_digits`. They are enlarged, colored and put on backgrounds.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 _DESCRIPTION = """
-1,797 real handwritten digits, drawn in random sizes, positions and colours.
+1,797 real handwritten digits, drawn in random sizes, positions and colors.
 
 The digits are in the order of the 14 forms that they were written on: every form has
 the same 130 labels, except that up to eight are missing and, in one form, one differs.
@@ -202,10 +202,10 @@ def _ink(digit: np.ndarray, side: int) -> np.ndarray:
     positions = (np.arange(side) + 0.5) * scale - 0.5
     # Linear interpolation as a matrix, with zeros outside the digit.
     weights = np.maximum(0, 1 - np.abs(positions[:, None] - np.arange(len(digit))))
-    grey = weights @ (digit / 16) @ weights.T
+    gray = weights @ (digit / 16) @ weights.T
     # More contrast than the source, as enlarging blurs the edges. Rounded, so that the
     # last bit of a float never decides whether a pixel is ink.
-    return np.round(np.clip(2 * grey - 0.4, 0, 1), 6)
+    return np.round(np.clip(2 * gray - 0.4, 0, 1), 6)
 
 
 def _places(
@@ -246,7 +246,7 @@ def _clutter(rng: np.random.Generator, size: int) -> np.ndarray:
     return image
 
 
-# In every channel, dark and light colours differ by at least 60.
+# In every channel, dark and light colors differ by at least 60.
 def _dark(rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(0, 100, 3)
 
@@ -255,8 +255,8 @@ def _light(rng: np.random.Generator) -> np.ndarray:
     return rng.uniform(160, 250, 3)
 
 
-def _paint(image: np.ndarray, alpha: np.ndarray, colour: np.ndarray) -> None:
-    image += alpha[..., None] * (colour - image)
+def _paint(image: np.ndarray, alpha: np.ndarray, color: np.ndarray) -> None:
+    image += alpha[..., None] * (color - image)
 
 
 def _photograph(rng: np.random.Generator, image: np.ndarray) -> np.ndarray:

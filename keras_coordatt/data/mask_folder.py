@@ -44,7 +44,7 @@ _MASK_NAME = re.compile(r"[ _-]masks?$", re.IGNORECASE)
 _VALUE = re.compile(r"(\d{1,3})\s*[:,;\t]\s*(.+)")
 # Name of a class in labels.txt whose pixels are ignored.
 _IGNORED_NAME = "(ignored)"
-# More grey values without names are not classes.
+# More gray values without names are not classes.
 _MOST_UNNAMED = 64
 
 
@@ -65,7 +65,7 @@ class MaskFolder(Folder):
     folder of its image. The layout of Pascal VOC is read too: `JPEGImages`,
     `SegmentationClass` and, for several splits, `ImageSets/Segmentation`.
 
-    Masks are PNGs of one channel, grey or with a palette as those of Pascal VOC. Their
+    Masks are PNGs of one channel, gray or with a palette as those of Pascal VOC. Their
     values are classes, or 255 where a pixel is ignored. The lines of `labels.txt` may
     say otherwise: `255: thing` gives the value of a class in the masks, and the pixels
     of a class called `(ignored)` are ignored. Without a `labels.txt`, classes are

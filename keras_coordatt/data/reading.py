@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = frozenset(
 # The value of pixels that are ignored, as in the masks of Pascal VOC and Cityscapes.
 IGNORED = 255
 ON_ERROR = ("raise", "skip", "repair")
-# Those of RGB are masks if they are grey.
+# Those of RGB are masks if they are gray.
 _MASK_MODES = ("1", "L", "P", "RGB", "RGBA")
 # Left in a folder by the operating system.
 _CLUTTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "@eadir"))
@@ -99,7 +99,7 @@ def read_mask(file: str | os.PathLike) -> np.ndarray:
     """Reads a mask: the value of each pixel, or its index in the palette.
 
     Args:
-        file: A PNG of up to 8 bits: with a palette, or grey, also as grey RGB.
+        file: A PNG of up to 8 bits: with a palette, or gray, also as gray RGB.
 
     Returns:
         The values, uint8 of shape `(height, width)`.
@@ -119,10 +119,10 @@ def read_mask(file: str | os.PathLike) -> np.ndarray:
             # Pillow spreads 2 and 4 bits over 0 to 255.
             values = values // (255 // (2 ** _bits(file) - 1))
         elif values.ndim == 3:
-            colours = values[..., :3]
-            if (colours != colours[..., :1]).any():
-                raise ValueError("it is in colour, and must have one value per pixel")
-            values = colours[..., 0]
+            colors = values[..., :3]
+            if (colors != colors[..., :1]).any():
+                raise ValueError("it is in color, and must have one value per pixel")
+            values = colors[..., 0]
         return values
 
     check_mask(file)
@@ -145,7 +145,7 @@ def check_mask(file: str | os.PathLike) -> None:
         fits = False
     if not fits:
         raise ValueError(
-            f"{os.fspath(file)} must be a PNG, grey or with a palette, of up to 8 bits"
+            f"{os.fspath(file)} must be a PNG, gray or with a palette, of up to 8 bits"
         )
 
 
@@ -268,7 +268,7 @@ def _open(file, read):
 
 
 def _to_bytes(values: np.ndarray) -> np.ndarray:
-    """Scales grey values of 16 bits, or floats from 0 to 1, to 8 bits."""
+    """Scales gray values of 16 bits, or floats from 0 to 1, to 8 bits."""
     top = 1.0 if values.dtype.kind == "f" and values.max(initial=0) <= 1 else 65535.0
     return np.round(np.clip(values / top, 0, 1) * 255).astype("uint8")
 

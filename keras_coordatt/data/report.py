@@ -36,7 +36,7 @@ class SplitReport:
         sizes: Width and height of the smallest, median and largest image by area.
         class_images: For each class, the number of images that have it.
         class_objects: For each class, the number of objects; of masks, the share of
-            pixels; of labelled images, that of images again.
+            pixels; of labeled images, that of images again.
     """
 
     images: int

@@ -98,14 +98,14 @@ def _describe_output(build, metadata, name, outputs):
         corners = {0: order, 1: build.byte(BOUNDARIES), 2: build.byte(RATIO)}
         kind = build.byte(BOUNDING_BOX_PROPERTIES)
         fields[3] = build.table({0: kind, 1: build.table(corners)})
-    kind = _labelled(outputs).get(name)
+    kind = _labeled(outputs).get(name)
     if kind is not None and metadata["labels"] is not None:
         labels = {0: build.string("labels.txt"), 2: build.byte(kind)}
         fields[6] = build.vector([build.table(labels)])
     return build.table(fields)
 
 
-def _labelled(outputs):
+def _labeled(outputs):
     """Dict from the outputs that the labels belong to, to how they do."""
     if "labels" in outputs:
         return {"labels": VALUE_LABELS}

@@ -1,6 +1,6 @@
 """Strip pooling and scaling of coordinate attention, with gradients for training.
 
-Autodiff materialises one full-size gradient per mean and keeps the intermediate
+Autodiff materializes one full-size gradient per mean and keeps the intermediate
 product. These gradients broadcast instead, and keep only the input.
 """
 

@@ -39,7 +39,7 @@ HOMOGENEOUS = (
 
 
 def fuse_attention(model: keras.Model) -> keras.Model:
-    """Removes the extra factor of identity-initialised gates, for deployment.
+    """Removes the extra factor of identity-initialized gates, for deployment.
 
     With `identity_init=True` a gate of `CoordinateAttention` is twice a sigmoid, which
     costs one more operation per gate than in the plain layer. The new model has plain

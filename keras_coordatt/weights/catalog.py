@@ -32,7 +32,7 @@ class Record:
         parameters: The number of weights in the network, trainable or not.
         top1: Accuracy on the data set's test or validation images, in percent, as the
             source reports it.
-        license: The licence of the file.
+        license: The license of the file.
         source: Who published it.
         weights: The builder's `weights` argument.
         dataset: The data it was trained on.
@@ -284,7 +284,7 @@ def builder_call(record: Record, **changes) -> str:
 def table() -> str:
     """Returns the catalog as a table in Markdown."""
     rows = [
-        ("Name", "Network", "Size", "Top-1", "Licence", "Source", "Checked here"),
+        ("Name", "Network", "Size", "Top-1", "License", "Source", "Checked here"),
         ("---",) * 7,
     ]
     rows += [

@@ -21,7 +21,7 @@ def load_torch(target, source, skip_mismatch: bool = False) -> None:
     missing, unexpected, of another shape, or not a finite number, no weight of `target`
     changes.
 
-    Names are recognised of the code below, and those of `save_safetensors`, which has
+    Names are recognized of the code below, and those of `save_safetensors`, which has
     names for every attention. A file doesn't tell the padding and the epsilon that its
     network was trained with: of timm's EfficientNets, those called `tf_efficientnet_b0`
     to `b7` have Keras's.

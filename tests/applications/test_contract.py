@@ -267,7 +267,7 @@ def test_attention_of_ones_own(family, headless, x):
     for layer in plain.layers:
         if layer.weights:
             model.get_layer(layer.name).set_weights(layer.get_weights())
-    # On JAX they are two programs, which XLA optimises apart.
+    # On JAX they are two programs, which XLA optimizes apart.
     limit = 1e-5 if BACKEND == "jax" else 1e-6
     assert_near(outputs(model, x), outputs(plain, x), limit)
 

@@ -1,4 +1,4 @@
-"""Pictures whose colours say where everything is."""
+"""Pictures whose colors say where everything is."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ HEIGHT, WIDTH = 30, 40
 
 @pytest.fixture(scope="session")
 def pictures():
-    """Twelve pictures of a red, a green and a blue rectangle on grey, and the places.
+    """Twelve pictures of a red, a green and a blue rectangle on gray, and the places.
 
     A place is (x1, y1, x2, y2), in pixels. Rectangles don't overlap, nor touch a border.
     """

@@ -9,7 +9,7 @@ from data_scenes import annotation, encode, is_red, scene, write
 from PIL import Image
 
 from keras_coordatt.data import load_classification, load_detection, load_segmentation
-from keras_coordatt.data.augmentation import _COLOUR_ONLY, _MISPLACE_BOXES
+from keras_coordatt.data.augmentation import _COLOR_ONLY, _MISPLACE_BOXES
 
 LEVELS = np.arange(8) * 30.0
 MIXING = [keras.layers.MixUp, keras.layers.CutMix]
@@ -26,7 +26,7 @@ FOLLOWED = (
 
 @pytest.fixture(scope="module")
 def levels(tmp_path_factory):
-    """Two grey pictures per class, whose level says the class."""
+    """Two gray pictures per class, whose level says the class."""
     path = tmp_path_factory.mktemp("levels")
     for level in LEVELS:
         image = Image.new("RGB", (16, 16), (int(level),) * 3)
@@ -123,7 +123,7 @@ def make(layer, **arguments):
     raise reason
 
 
-@pytest.mark.parametrize("layer", _COLOUR_ONLY)
+@pytest.mark.parametrize("layer", _COLOR_ONLY)
 def test_layers_that_move_nothing_need_no_format(boxes, layer):
     dataset = load_detection(boxes, "train", (32, 48), augment=make(layer))
     ((images, objects),) = tfds.as_numpy(dataset)
@@ -160,7 +160,7 @@ def test_every_layer_of_keras_is_known():
         for name in dir(keras.layers)
         if hasattr(layer := getattr(keras.layers, name), "transform_bounding_boxes")
     }
-    assert layers == {*_COLOUR_ONLY, *_MISPLACE_BOXES, *FOLLOWED}
+    assert layers == {*_COLOR_ONLY, *_MISPLACE_BOXES, *FOLLOWED}
 
 
 @pytest.mark.parametrize("layer", _MISPLACE_BOXES)

@@ -56,7 +56,7 @@ def folder(tmp_path):
                 png = tf.io.encode_png(image).numpy()
                 (tmp_path / split / label / f"{i}.png").write_bytes(png)
             jpeg = tf.io.encode_jpeg(np.full((9, 9, 3), 100, "uint8")).numpy()
-            (tmp_path / split / label / "grey.jpg").write_bytes(jpeg)
+            (tmp_path / split / label / "gray.jpg").write_bytes(jpeg)
     return tmp_path
 
 
@@ -286,8 +286,8 @@ def test_image_folder(folder):
     images, labels = read(load_classification(builder, "train", 24, shuffle=True))
     assert images.shape == (8, 24, 24, 3)
     assert sorted(labels) == [0] * 4 + [1] * 4
-    grey = np.abs(images - 100).max((1, 2, 3)) <= 1
-    assert sorted(labels[grey]) == [0, 1]
+    gray = np.abs(images - 100).max((1, 2, 3)) <= 1
+    assert sorted(labels[gray]) == [0, 1]
     assert len(read(load_classification(builder, "test", 24))[1]) == 4
 
 

@@ -72,8 +72,8 @@ def read(dataset):
     return [np.concatenate(arrays) for arrays in zip(*batches, strict=True)]
 
 
-def coloured(image, label):
-    """Where an image, from 0 to 255, has the colour of a class."""
+def colored(image, label):
+    """Where an image, from 0 to 255, has the color of a class."""
     others = np.delete(image, label, axis=-1).max(-1)
     return image[..., label] - others > 125
 
@@ -88,7 +88,7 @@ def extents(mask):
     )
 
 
-def assert_boxes_enclose_colours(images, boxes, labels, pixels, cut=0):
+def assert_boxes_enclose_colors(images, boxes, labels, pixels, cut=0):
     """Checks each box, and gives how many objects have none.
 
     `cut` is how many pixels of an object may be left in the image without a box.
@@ -99,10 +99,10 @@ def assert_boxes_enclose_colours(images, boxes, labels, pixels, cut=0):
         found = set(labels[i]) - {-1}
         for label in found:
             (box,) = boxes[i][labels[i] == label]
-            difference = np.abs(box - extents(coloured(image, label)))
+            difference = np.abs(box - extents(colored(image, label)))
             assert (difference <= limit).all()
         for label in {0, 1, 2} - found - {i % 4}:
-            assert coloured(image, label).sum() <= cut
+            assert colored(image, label).sum() <= cut
             missing += 1
     assert (boxes[labels == -1] == 0).all()
     return missing
@@ -137,7 +137,7 @@ def test_static_shapes(load):
 def test_boxes_hold_at_another_size(load):
     images, boxes, labels = read(load((75, 60)))
     assert images.shape[1:3] == (75, 60)
-    assert assert_boxes_enclose_colours(images, boxes, labels, pixels=1.5) == 0
+    assert assert_boxes_enclose_colors(images, boxes, labels, pixels=1.5) == 0
 
 
 def test_difficult_objects_are_left_out(load):
@@ -168,8 +168,8 @@ def test_shuffled_together_and_a_seed_repeats_it(load, limit_memory):
         for image, its_boxes, its_labels in zip(images, boxes, labels, strict=True):
             for box, label in zip(its_boxes, its_labels, strict=True):
                 if label != -1:
-                    colour = extents(coloured(image, label))
-                    np.testing.assert_allclose(box, colour, atol=1e-6)
+                    color = extents(colored(image, label))
+                    np.testing.assert_allclose(box, color, atol=1e-6)
         orders.append([image.tobytes() for image in images])
     stored = [image.tobytes() for image in read(load())[0]]
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(stored)
@@ -178,7 +178,7 @@ def test_shuffled_together_and_a_seed_repeats_it(load, limit_memory):
 
 # Augmentation
 
-grey = {"fill_mode": "constant", "fill_value": 60.0, "seed": 0, **BOXES}
+gray = {"fill_mode": "constant", "fill_value": 60.0, "seed": 0, **BOXES}
 
 
 @pytest.mark.parametrize(
@@ -186,8 +186,8 @@ grey = {"fill_mode": "constant", "fill_value": 60.0, "seed": 0, **BOXES}
     [
         (lambda: keras.layers.RandomFlip("horizontal", seed=0, **BOXES), False),
         (lambda: keras.layers.RandomFlip("vertical", seed=0, **BOXES), True),
-        (lambda: keras.layers.RandomTranslation(0.4, 0.4, **grey), True),
-        (lambda: keras.layers.RandomZoom((-0.4, 0.5), **grey), False),
+        (lambda: keras.layers.RandomTranslation(0.4, 0.4, **gray), True),
+        (lambda: keras.layers.RandomZoom((-0.4, 0.5), **gray), False),
     ],
     ids=["horizontal flip", "vertical flip", "translation", "zoom"],
 )
@@ -200,8 +200,8 @@ def test_boxes_follow_what_layers_do(load, layer, first, request):
     if first:
         images = images.transpose(0, 2, 3, 1)
     assert images.shape == (8, 60, 80, 3)
-    # The visible part of an object at the border may be too narrow to be coloured.
-    assert_boxes_enclose_colours(images, boxes, labels, 2, cut=80)
+    # The visible part of an object at the border may be too narrow to be colored.
+    assert_boxes_enclose_colors(images, boxes, labels, 2, cut=80)
     _, old_boxes, old_labels = read(load((60, 80)))
     there = old_labels != -1
     assert (np.abs(boxes - old_boxes)[there] > 0.05).any()
@@ -209,11 +209,11 @@ def test_boxes_follow_what_layers_do(load, layer, first, request):
 
 
 def test_boxes_that_leave_the_image_are_dropped(load):
-    away = keras.layers.RandomTranslation((0.9, 0.95), (0.9, 0.95), **grey)
+    away = keras.layers.RandomTranslation((0.9, 0.95), (0.9, 0.95), **gray)
     images, boxes, labels = read(load(augment=away))
     assert (labels == -1).all()
     assert (boxes == 0).all()
-    assert not any(coloured(images, label).any() for label in range(3))
+    assert not any(colored(images, label).any() for label in range(3))
 
 
 def test_a_function_gets_and_gives_what_layers_do(load):
@@ -230,7 +230,7 @@ def test_a_function_gets_and_gives_what_layers_do(load):
     old_images, _, old_labels = read(load())
     np.testing.assert_allclose(images, old_images[:, :, ::-1] / 255, atol=1e-6)
     np.testing.assert_array_equal(labels, old_labels)
-    assert assert_boxes_enclose_colours(images * 255, boxes, labels, pixels=0.01) == 0
+    assert assert_boxes_enclose_colors(images * 255, boxes, labels, pixels=0.01) == 0
 
 
 def test_what_a_function_leaves_outside_or_without_a_label_is_dropped(load):
@@ -265,7 +265,7 @@ def test_types_under_mixed_precision(load, mixed_float16):
     flip = keras.layers.RandomFlip("horizontal", seed=0, **BOXES)
     images, boxes, labels = read(load(augment=flip))
     assert (images.dtype, boxes.dtype, labels.dtype) == ("float32", "float32", "int32")
-    assert assert_boxes_enclose_colours(images, boxes, labels, pixels=0.05) == 0
+    assert assert_boxes_enclose_colors(images, boxes, labels, pixels=0.05) == 0
 
 
 misplacing = pytest.mark.parametrize(
@@ -273,8 +273,8 @@ misplacing = pytest.mark.parametrize(
     [
         lambda: keras.layers.RandomCrop(24, 32, **BOXES),
         lambda: keras.layers.RandomPerspective(1.0, scale=0.5, **BOXES),
-        lambda: keras.layers.RandomRotation(0.1, **grey),
-        lambda: keras.layers.RandomShear(0.5, 0.5, **grey),
+        lambda: keras.layers.RandomRotation(0.1, **gray),
+        lambda: keras.layers.RandomShear(0.5, 0.5, **gray),
     ],
     ids=["crop", "perspective", "rotation", "shear"],
 )
@@ -284,12 +284,12 @@ misplacing = pytest.mark.parametrize(
 def test_layers_that_are_refused_do_misplace_boxes(load, monkeypatch, layer):
     """Once Keras has mended one, it needn't be refused."""
     monkeypatch.setattr("keras_coordatt.data.augmentation._MISPLACE_BOXES", ())
-    # No colour at all under a box is a TypeError, and a huge box is an error as it is
+    # No color at all under a box is a TypeError, and a huge box is an error as it is
     # read.
     errors = (AssertionError, TypeError, tf.errors.InvalidArgumentError)
     with pytest.raises(errors):
         images, boxes, labels = read(load((60, 80), 8, augment=layer()))
-        assert_boxes_enclose_colours(images, boxes, labels, 3, cut=80)
+        assert_boxes_enclose_colors(images, boxes, labels, 3, cut=80)
 
 
 # Data sets

@@ -102,7 +102,7 @@ def test_values_in_labels_txt(binary, separator):
         assert_on_object(image, np.where(mask == 0, 1, 0))
 
 
-def test_grey_masks_in_rgb(folder):
+def test_gray_masks_in_rgb(folder):
     for mode in ("RGB", "RGBA"):
         mask = scene()[2]
         file = folder / "train/masks/photo 0.png"
@@ -159,7 +159,7 @@ def test_files_without_a_partner_and_of_another_kind(folder):
     with pytest.raises(ValueError, match="2 files cannot be used") as error:
         MaskFolder(folder)
     assert "photo 0.png must have an image" in str(error.value)
-    assert "photo 1.png must be a PNG, grey" in str(error.value)
+    assert "photo 1.png must be a PNG, gray" in str(error.value)
     with pytest.warns(UserWarning, match="2 files cannot be used, left out"):
         (example,) = read(folder, on_error="skip")
     assert_on_object(*example)

@@ -18,7 +18,7 @@ pytestmark = once
 
 IMAGE, _, _ = scene()
 PIXELS = np.asarray(IMAGE, int)
-GREY = np.asarray(IMAGE.convert("L"), int)[..., None]
+GRAY = np.asarray(IMAGE.convert("L"), int)[..., None]
 # Palettes and WebP are exact, JPEG nearly so.
 FILES = {
     "cmyk.jpg": encode(IMAGE.convert("CMYK")),
@@ -38,24 +38,24 @@ FILES = {
     "scan.tif": encode(IMAGE, "TIFF"),
     "progressive.jpeg": encode(IMAGE, progressive=True),
 }
-GREY_FILES = {
-    "grey.jpg": encode(IMAGE.convert("L")),
-    "grey16.png": encode(Image.fromarray((GREY[..., 0] * 257).astype("uint16")), "PNG"),
-    "grey16.tif": encode(
-        Image.fromarray((GREY[..., 0] * 257).astype("uint16")), "TIFF"
+GRAY_FILES = {
+    "gray.jpg": encode(IMAGE.convert("L")),
+    "gray16.png": encode(Image.fromarray((GRAY[..., 0] * 257).astype("uint16")), "PNG"),
+    "gray16.tif": encode(
+        Image.fromarray((GRAY[..., 0] * 257).astype("uint16")), "TIFF"
     ),
     "alpha.png": encode(IMAGE.convert("LA"), "PNG"),
 }
 
 
-@pytest.mark.parametrize("name", [*FILES, *GREY_FILES])
+@pytest.mark.parametrize("name", [*FILES, *GRAY_FILES])
 def test_odd_pictures(tmp_path, name):
-    write(tmp_path / name, (FILES | GREY_FILES)[name])
+    write(tmp_path / name, (FILES | GRAY_FILES)[name])
     image = read_image(tmp_path / name)
     assert image.dtype == np.uint8
-    expected = np.broadcast_to(GREY if name in GREY_FILES else PIXELS, PIXELS.shape)
+    expected = np.broadcast_to(GRAY if name in GRAY_FILES else PIXELS, PIXELS.shape)
     assert image.shape == expected.shape
-    # Colours run a little at the object's edge.
+    # Colors run a little at the object's edge.
     assert np.abs(image - expected).mean() < 4
     assert np.abs(image - expected).max((0, 1, 2)) < 90
     assert image_size(tmp_path / name) == image.shape[:2]

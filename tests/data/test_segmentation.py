@@ -11,13 +11,13 @@ from PIL import Image
 
 from keras_coordatt.data import IGNORED, MaskFolder, load_segmentation
 
-# Grey, and the three colours.
+# Gray, and the three colors.
 CLASSES = ["background", "red", "green", "blue"]
 
 
 @pytest.fixture(scope="module")
 def masks(pictures):
-    """1 + channel where a picture is coloured, and a column that does not count."""
+    """1 + channel where a picture is colored, and a column that does not count."""
     masks = 1 + pictures[0].argmax(-1)
     masks[pictures[0].min(-1) == 60] = 0
     masks[:, :, 39] = IGNORED
@@ -57,8 +57,8 @@ def read(dataset):
     return np.concatenate(images), np.concatenate(masks)
 
 
-def colours(images):
-    """The class that each pixel's colour says, 0 for any other colour."""
+def colors(images):
+    """The class that each pixel's color says, 0 for any other color."""
     best = images.argmax(-1)
     others = np.sort(images, axis=-1)[..., 1]
     return np.where(images.max(-1) - others > 125, 1 + best, 0)
@@ -105,7 +105,7 @@ def test_shuffled_together_and_a_seed_repeats_it(load, limit_memory):
         for array, again in zip((images, masks), read(same), strict=True):
             np.testing.assert_array_equal(array, again)
         counts = masks != IGNORED
-        np.testing.assert_array_equal(colours(images)[counts], masks[counts])
+        np.testing.assert_array_equal(colors(images)[counts], masks[counts])
         orders.append([image.tobytes() for image in images])
     stored = [image.tobytes() for image in read(load())[0]]
     assert sorted(orders[0]) == sorted(orders[1]) == sorted(stored)
@@ -130,7 +130,7 @@ def test_what_comes_from_outside_is_ignored(load, fill):
     # The column that does not count is still there, and little else.
     assert 0 < (masks[~outside] == IGNORED).mean() < 0.04
     counts = masks != IGNORED
-    np.testing.assert_array_equal(colours(images)[counts], masks[counts])
+    np.testing.assert_array_equal(colors(images)[counts], masks[counts])
 
 
 @pytest.mark.parametrize(
@@ -155,8 +155,8 @@ def test_masks_follow_what_layers_do(load, layer, first, request):
     assert masks.dtype == np.int32
     assert set(np.unique(masks)) <= {0, 1, 2, 3, IGNORED}
     counts = masks != IGNORED
-    # Colours blend into grey at the edges, masks don't.
-    assert (colours(images) == masks)[counts].mean() > 0.95
+    # Colors blend into gray at the edges, masks don't.
+    assert (colors(images) == masks)[counts].mean() > 0.95
     plain = read(load(masks.shape[1:]))[1]
     assert (masks != plain).mean() > 0.1
 
@@ -227,8 +227,8 @@ def test_pngs_of_masks(folder, mode, bits):
     values = np.random.default_rng(0).integers(0, min(2**bits, 4), (30, 40), "uint8")
     image = Image.fromarray(values)
     if mode == "P":
-        colours = np.random.default_rng(1).integers(0, 256, (2**bits, 3))
-        image.putpalette(colours.astype("uint8").tobytes())
+        colors = np.random.default_rng(1).integers(0, 256, (2**bits, 3))
+        image.putpalette(colors.astype("uint8").tobytes())
         image.info["transparency"] = 0
     elif mode == "1":
         image = Image.fromarray(values.astype(bool))
@@ -239,10 +239,10 @@ def test_pngs_of_masks(folder, mode, bits):
     np.testing.assert_array_equal(mask, np.array(Image.open(file)))
 
 
-def test_images_may_be_jpegs_and_grey(folder):
+def test_images_may_be_jpegs_and_gray(folder):
     (folder / "train/images/00.png").unlink()
-    grey = Image.fromarray(np.full((30, 40), 77, "uint8"))
-    grey.save(folder / "train/images/00.jpeg")
+    gray = Image.fromarray(np.full((30, 40), 77, "uint8"))
+    gray.save(folder / "train/images/00.jpeg")
     # As macOS leaves them.
     (folder / "train/images/._00.png").write_bytes(b"")
     images, _ = read(load_segmentation(MaskFolder(folder), "train[:1]", (30, 40)))
@@ -253,7 +253,7 @@ def test_images_may_be_jpegs_and_grey(folder):
     ("mask", "message"),
     [
         (np.full((30, 40), 4, "uint8"), r"00\.png.*unknown classes: \[4\]"),
-        (np.eye(3, dtype="uint8")[np.ones((30, 40), int)], r"00\.png .*in colour"),
+        (np.eye(3, dtype="uint8")[np.ones((30, 40), int)], r"00\.png .*in color"),
         (np.zeros((30, 41), "uint8"), r"00\.png is 41 x 30.*its image is 40 x 30"),
     ],
 )

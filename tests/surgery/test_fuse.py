@@ -1,4 +1,4 @@
-"""The extra factor of identity-initialised attention is fused into its neighbours."""
+"""The extra factor of identity-initialized attention is fused into its neighbors."""
 
 import keras
 import pytest
@@ -121,7 +121,7 @@ STAYS = {
 
 
 @pytest.mark.parametrize("follow", STAYS.values(), ids=STAYS)
-def test_factor_stays_if_no_neighbour_can_take_it(follow):
+def test_factor_stays_if_no_neighbor_can_take_it(follow):
     model = behind(follow)()
     fused = fuse_attention(model)
     assert_same(model, fused, images(2, 8, 8, 4))

@@ -12,7 +12,7 @@ def tiny(input_shape, classes=3, weights=None, skip_mismatch=False):
     image = keras.Input(input_shape)
     x = layers.Conv2D(4, 3, 4, name="conv")(image_entrance(image, False))
     x = layers.BatchNormalization(axis=1 if input_shape[0] == 3 else -1)(x)
-    # Not the maximum: XLA without optimisation, as in these tests, makes its gradient NaN.
+    # Not the maximum: XLA without optimization, as in these tests, makes its gradient NaN.
     x = layers.GlobalAveragePooling2D()(x)
     x = layers.Dropout(0.2)(x)
     x = layers.Dense(classes, activation="softmax", name="predictions")(x)

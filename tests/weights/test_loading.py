@@ -251,7 +251,7 @@ def test_no_classifier(save, suffix):
 
 @EACH
 def test_gray_images(save, suffix):
-    # A network for gray images gives what the one for colours gives of them.
+    # A network for gray images gives what the one for colors gives of them.
     source = randomized(tiny())
     path = save(source, suffix)
     with pytest.warns(UserWarning, match="the network's for 1.*sum the first"):
