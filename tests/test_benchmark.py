@@ -210,7 +210,7 @@ def test_what_is_not_installed_is_said(monkeypatch):
     arguments = {"image_size": 32, "alpha": 0.25, "memory": False}
     (row,) = benchmark.benchmark(measures=["train_fake"], attentions=[], **arguments)
     assert row["train_fake"] == {"absent": "No module named 'fast'"}
-    with pytest.raises(ValueError, match="`measure`"):
+    with pytest.raises(ValueError, match="`measure` must be.*Received: 'train_fake'"):
         benchmark.picture([row], "none.png", "train_fake")
 
 

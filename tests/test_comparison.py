@@ -71,7 +71,7 @@ def test_pictures():
     # Three thin lines and their mean, for each attention
     assert len(axis.lines) == 8
     np.testing.assert_allclose(axis.lines[7].get_ydata(), [27, 54])
-    with pytest.raises(ValueError, match="validated"):
+    with pytest.raises(ValueError, match="`runs` must have been validated"):
         comparison.curves([{**run("se", 0, 0.5), "history": []}])
     seconds = comparison.latency(RUNS, "graph_1", rounds=1)
     assert list(seconds) == [None, "coordinate"] and min(seconds.values()) > 0
@@ -204,9 +204,9 @@ def test_a_line_that_was_cut_off(line, tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"task": "regression"}, "`task`"),
-        ({"network": "ResNet"}, "`network`"),
-        ({"attentions": ["eca"]}, "`attentions`"),
+        ({"task": "regression"}, "`task` must be.*Received: 'regression'"),
+        ({"network": "ResNet"}, "`network` must be.*Received: 'ResNet'"),
+        ({"attentions": ["eca"]}, "`attentions` must be.*Received: .*'eca'"),
     ],
 )
 def test_wrong_arguments(arguments, message, tmp_path):

@@ -5,6 +5,7 @@ import keras
 import known_models
 import numpy as np
 import pytest
+import tensorflow as tf
 from backends import needs_tensorflow
 from data_scenes import encode, write
 from known_models import CELL, COLORS, cells, picture
@@ -333,10 +334,30 @@ def test_bad_arguments(photos, streets, cell_pictures):
     assert record_of(unnamed).labels is None
     given = evaluate(unnamed, photos, task="classification", labels="data")
     assert given.labels == ("blue", "green", "red")
-    # Masks with a value of no class
-    segmenter = known_models.segmenter()
-    with pytest.raises(ValueError, match="`data`"):
-        evaluate(segmenter, MaskFolder(streets, classes=["red", "green", "x"]))
+    message = r"`data` has classes that the model doesn't know: \['x'\]"
+    with pytest.raises(ValueError, match=message):
+        classes = ["red", "green", "x"]
+        evaluate(known_models.segmenter(), MaskFolder(streets, classes=classes))
+
+
+class MasksWithUnknownValues(MaskFolder):
+    """As other builders of TFDS may be: a `MaskFolder` itself refuses such masks."""
+
+    def _as_dataset(self, *args, **kwargs):
+        def change(example):
+            mask = example["segmentation_mask"]
+            return example | {
+                "segmentation_mask": mask + 6 * tf.cast(mask == 1, mask.dtype)
+            }
+
+        return super()._as_dataset(*args, **kwargs).map(change)
+
+
+def test_masks_with_a_value_of_no_class(streets):
+    data = MasksWithUnknownValues(streets, classes=COLORS)
+    message = r"`data` must have masks of 3 classes.*Received: a mask with \[.*7, 255\]"
+    with pytest.raises(ValueError, match=message):
+        evaluate(known_models.segmenter(), data)
 
 
 def test_command(photos, tmp_path, capsys):

@@ -176,9 +176,9 @@ def test_bad_arguments(models, tmp_path):
     write(tmp_path / "notes.txt", "not a model")
     for images, message in {
         "missing.jpg": "'missing.jpg'",
-        "missing/*.jpg": "no picture",
+        "missing/*.jpg": "no picture or folder .missing",
         str(tmp_path): "`images` has no pictures",
-        7: "`images`",
+        7: "`images` must be.*Received: <class 'int'>",
     }.items():
         with pytest.raises((ValueError, OSError), match=message):
             predict(model, images)

@@ -131,7 +131,7 @@ def test_lines_that_cannot_be_used(folder):
         ("filename,weight,height\na.jpg,1,2", "no column of classes.*weight, height"),
         ("photo,label\na,cat", "no column of images"),
         ("a.jpg,cat,1\nb.jpg,dog,2", "must have headings"),
-        ("", "no column"),
+        ("", "no column of images"),
     ],
 )
 def test_tables_that_cannot_be_used(folder, text, message):

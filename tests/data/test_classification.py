@@ -359,7 +359,7 @@ def test_another_process_is_faster(monkeypatch, tmp_path):
 
 def test_a_data_dir_that_cannot_be_written_to(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(OSError, match="Not a directory: .*file/"):
         load_classification(NAME, "test", 32, data_dir=tmp_path / "file")
 
 
@@ -371,8 +371,8 @@ def test_a_data_dir_that_cannot_be_written_to(tmp_path):
     [
         ({"name": 3}, "`name` must be.*Received: 3"),
         ({"name": "digits/scenes"}, "'image' and a 'label'.*digits/scenes"),
-        ({"name": "no_such_data"}, "no_such_data"),
-        ({"split": "validation"}, "validation"),
+        ({"name": "no_such_data"}, "neither a file or folder 'no_such_data' nor"),
+        ({"split": "validation"}, r"split 'validation'.*\['train', 'test'\]"),
         ({"split": ["train", "test"]}, r"`split` must be.*\['train', 'test'\]"),
         ({"split": None}, "`split` must be.*None"),
         ({"image_size": 0}, "`image_size` must be.*0"),

@@ -359,7 +359,7 @@ def test_data_sets_of_tfds(tmp_path, name):
     [
         ({"name": 3}, "`name` must be.*Received: 3"),
         ({"name": "digits/classification"}, "'image' and 'objects'.*digits/class"),
-        ({"split": "validation"}, "validation"),
+        ({"split": "validation"}, r"`split` must be of .*Received: 'validation'"),
         ({"split": None}, "`split` must be.*None"),
         ({"image_size": 0}, "`image_size` must be.*0"),
         ({"batch_size": 0}, "`batch_size` must be.*0"),

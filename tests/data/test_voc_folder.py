@@ -225,7 +225,7 @@ BOMB = "<!DOCTYPE a [<!ENTITY b0 'boom'>{}]><annotation>&b9;</annotation>".forma
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("Annotations/IMG 0.xml", None, "0.xml"),
+        ("Annotations/IMG 0.xml", None, r"0\.xml cannot be used: .*No such file"),
         ("Annotations/IMG 0.xml", "<annotation>", "0.xml.*(no element|unclosed)"),
         ("Annotations/IMG 0.xml", BOMB, "0.xml.*amplification"),
         ("Annotations/IMG 0.xml", "<annotation/>", "0.xml.*<size/height>"),
@@ -240,7 +240,7 @@ BOMB = "<!DOCTYPE a [<!ENTITY b0 'boom'>{}]><annotation>&b9;</annotation>".forma
         (
             "Annotations/IMG 0.xml",
             GOOD.replace("<xmin>2", "<xmin>left"),
-            "0.xml.*left",
+            "0.xml.*float: 'left'",
         ),
         (
             "Annotations/IMG 0.xml",
@@ -254,7 +254,7 @@ BOMB = "<!DOCTYPE a [<!ENTITY b0 'boom'>{}]><annotation>&b9;</annotation>".forma
         ),
         ("JPEGImages/IMG 0.jpg", None, "IMG 0.xml has no image"),
         ("JPEGImages/IMG 0.png", "", "IMG 0.png and .*IMG 0.jpg have the same name"),
-        ("ImageSets/Main/train.txt", "99", "99.xml"),
+        ("ImageSets/Main/train.txt", "99", r"99\.xml has no image"),
         ("JPEGImages", None, "no images in"),
     ],
 )

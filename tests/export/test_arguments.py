@@ -28,19 +28,22 @@ def test_other_backends_are_told_what_to_do(model, tmp_path):
     "arguments, message",
     [
         ({"path": "it.lite"}, "`path` must end in .tflite"),
-        ({"precision": "int4"}, "`precision` must be one of"),
+        ({"precision": "int4"}, "`precision` must be one of.*'int4'"),
         ({"precision": "int8"}, "`representative` is needed"),
         ({"representative": np.zeros((1, *SIZE, 3))}, "`representative` is needed"),
         ({"inference_type": "int8"}, "`inference_type` is float32 unless"),
-        ({"inference_type": "int4"}, "`inference_type` must be one of"),
+        ({"inference_type": "int4"}, "`inference_type` must be one of.*'int4'"),
         ({"batch_size": 0}, "`batch_size` must be a positive integer"),
         ({"images": np.zeros((1, 9, 9, 3))}, r"`images` must be images \(N, 32, 24, 3"),
         ({"images": np.zeros((0, *SIZE, 3))}, "`images` must be images"),
-        ({"images": []}, "Received: none"),
+        ({"images": []}, "`images` must .*Received: none"),
         ({"image_size": 64}, "`image_size` must be the model's"),
         ({"labels": ["one"]}, "`labels` must be strings, one per class, 5 of them"),
         ({"labels": [1, 2, 3, 4, 5]}, "`labels` must be strings"),
-        ({"preprocessing": Preprocessing((0.5,), (0.5,))}, "the 3 channels"),
+        (
+            {"preprocessing": Preprocessing((0.5,), (0.5,))},
+            r"`preprocessing` must be for the 3 channels.*mean=\(0\.5,\)",
+        ),
         ({"model": "it.keras"}, "`model` must be a keras.Model"),
     ],
 )
@@ -65,10 +68,10 @@ def test_a_folder_that_is_not_there(model, path, write):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"std": (1, 1, 0)}, "`std`"),
-        ({"mean": (1,)}, "`mean` and `std`"),
-        ({"interpolation": "best"}, "`interpolation` must be one of"),
-        ({"antialias": 1}, "`antialias` must be one of"),
+        ({"std": (1, 1, 0)}, "`std` must.*Received: .*0"),
+        ({"mean": (1,)}, r"`mean` and `std` must.*mean=\(1,\)"),
+        ({"interpolation": "best"}, "`interpolation` must be one of.*'best'"),
+        ({"antialias": 1}, "`antialias` must be one of.*Received: 1$"),
     ],
 )
 def test_preprocessing_is_checked(arguments, message):

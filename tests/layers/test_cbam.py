@@ -103,10 +103,10 @@ def test_parameters():
 @pytest.mark.parametrize(
     "arguments, received",
     [
-        ({"kernel_size": 4}, "`kernel_size`.*4"),
-        ({"kernel_size": 0}, "`kernel_size`.*0"),
-        ({"momentum": 1.0}, "`momentum`.*1.0"),
-        ({"epsilon": 0}, "`epsilon`.*0"),
+        ({"kernel_size": 4}, "`kernel_size` must be .*Received: 4$"),
+        ({"kernel_size": 0}, "`kernel_size` must be .*Received: 0$"),
+        ({"momentum": 1.0}, r"`momentum` must be .*Received: 1\.0$"),
+        ({"epsilon": 0}, "`epsilon` must be .*Received: 0$"),
     ],
 )
 def test_wrong_argument(arguments, received):

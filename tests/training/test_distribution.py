@@ -90,8 +90,8 @@ def test_steps_are_of_one_size(image_folder):
     [
         ({"shard": (2, 2)}, r"`shard` must be.*\(2, 2\)"),
         ({"shard": 2}, "`shard` must be.*2"),
-        ({"steps": 0}, "`steps`.*0"),
-        ({"pad_remainder": 1}, "`pad_remainder`.*1"),
+        ({"steps": 0}, "`steps` must be.*Received: 0$"),
+        ({"pad_remainder": 1}, "`pad_remainder` must be.*Received: 1$"),
         ({"pad_remainder": True, "shuffle": True}, "`pad_remainder` is for evaluation"),
     ],
 )
@@ -103,7 +103,7 @@ def test_wrong_arguments_of_loaders(image_folder, arguments, message):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"devices": 0}, "`devices`.*0"),
+        ({"devices": 0}, "`devices` must be.*Received: 0$"),
         ({"devices": 9}, "`devices` must be.*9"),
         ({"coordinator": "here"}, "`coordinator` must be HOST:PORT.*here"),
         (
@@ -112,7 +112,7 @@ def test_wrong_arguments_of_loaders(image_folder, arguments, message):
         ),
         (
             {"coordinator": "h:1", "processes": 2, "process_id": 2},
-            "`process_id` must be",
+            "`process_id` must be from 0.*Received: 2 of 2",
         ),
     ],
 )

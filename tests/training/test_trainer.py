@@ -92,7 +92,7 @@ def test_a_file_is_the_model_alone(eager, image_folder, tmp_path, build, quick):
     "arguments, message",
     [
         ({"task": "classify"}, "`task`.*classify"),
-        ({"data": "no_such_data"}, "no_such_data"),
+        ({"data": "no_such_data"}, "neither a file or folder 'no_such_data' nor"),
         ({"changes": {"epochs": 0}}, "`epochs`.*0"),
         ({"changes": {"batch_size": 1}}, "`batch_size` must be at least 2"),
         ({"changes": {"lr": 1}}, "`lr` is not a value.*learning_rate"),

@@ -134,7 +134,7 @@ def test_overlay():
     assert np.all(half[0, :, 0] == 50) and np.all(half[1, :, -1] == 178)
     with pytest.raises(ValueError, match=r"`heat` must be of shape \(2, h, w\)"):
         visualize.overlay(pictures, heat[0])
-    with pytest.raises(ValueError, match="`alpha`"):
+    with pytest.raises(ValueError, match="`alpha` must be.*Received: 2$"):
         visualize.overlay(pictures, heat, alpha=2)
 
 
