@@ -1,7 +1,9 @@
 """Fine-tunes a model on batches: the head first, then all layers."""
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import keras
 
@@ -9,9 +11,18 @@ from keras_coordatt.detection import SSDLite, evaluate_detections
 from keras_coordatt.graph import input_and_output
 from keras_coordatt.layers.freezing import nested_layers
 from keras_coordatt.training.averaging import averaged
+from keras_coordatt.training.history import (
+    best_epoch,
+    check_loss,
+    number_or_none,
+    stops_early,
+)
 from keras_coordatt.training.optimizers import make_optimizer
 from keras_coordatt.training.phases import find_head, phases
 from keras_coordatt.training.recipes import recipe as named_recipe
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 METRICS = {
     "classification": "accuracy",
@@ -36,11 +47,11 @@ _NOT_HERE = (
 
 def fine_tune(
     model: keras.Model,
-    train: Iterable,
-    validation: Iterable | None = None,
+    train: tf.data.Dataset | keras.utils.PyDataset,
+    validation: tf.data.Dataset | keras.utils.PyDataset | None = None,
     *,
     head: Sequence[keras.Layer] | None = None,
-    loss=None,
+    loss: str | keras.losses.Loss | Callable | None = None,
     changes: Mapping | None = None,
     verbose: int | str = "auto",
 ) -> dict[str, list[float]]:
@@ -132,27 +143,23 @@ class _Epochs(keras.callbacks.Callback):
     def __init__(self, task, validation, recipe):
         super().__init__()
         self.task, self.validation, self.recipe = task, validation, recipe
-        self.value, self.epoch, self.weights = -math.inf, 0, None
+        self.rows: list[dict] = []
+        self.weights = None
 
     def on_train_batch_end(self, batch, logs=None):
-        if not math.isfinite(logs["loss"]):
-            raise FloatingPointError(
-                f"The loss is {float(logs['loss'])} since step {batch + 1}. Try a lower "
-                "learning rate or clip_norm"
-            )
+        check_loss(logs["loss"], batch, self.rows)
 
     def on_epoch_end(self, epoch, logs=None):
         with averaged(self.model):
             if self.validation is not None and self.task == "detection":
                 found = evaluate_detections(self.model, self.validation)
                 logs.update({f"val_{name}": found[name] for name in ("AP", "AP50")})
-            value = logs.get(f"val_{METRICS[self.task]}")
-            # Without validation, the last epoch is kept.
-            if value is None or value > self.value or self.weights is None:
-                self.value = self.value if value is None else value
-                self.epoch, self.weights = epoch, self.model.get_weights()
-        since = epoch - max(self.epoch, self.recipe.head_epochs - 1)
-        if self.recipe.patience and since >= self.recipe.patience:
+            values = {name: number_or_none(value) for name, value in logs.items()}
+            self.rows.append({"epoch": epoch + 1, **values})
+            metric = f"val_{METRICS[self.task]}"
+            if best_epoch(self.rows, metric) == epoch + 1:
+                self.weights = self.model.get_weights()
+        if stops_early(self.rows, metric, self.recipe):
             self.model.stop_training = True
 
     def load_best(self, model):

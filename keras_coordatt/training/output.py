@@ -41,7 +41,8 @@ class Output:
     """
 
     def __init__(self, path: str | os.PathLike | None):
-        self.folder = self.file = None
+        self.folder: pathlib.Path | None = None
+        self.file: pathlib.Path | None = None
         self._temporary = None
         if path is None:
             self._temporary = tempfile.TemporaryDirectory()
@@ -68,9 +69,9 @@ class Output:
         Raises:
             OSError: If not, or if the disk has too little room for them.
         """
-        if self.folder is None and self.file is None:
+        parent = self.folder or (self.file and self.file.parent)
+        if parent is None:
             return
-        parent = self.folder or self.file.parent
         while not parent.exists():
             parent = parent.parent
         try:
@@ -126,17 +127,23 @@ class Output:
             self.write_json(backup, config, CONFIG)
 
     def save(self, backup: Backup, model: keras.Model, name: str) -> None:
-        """Saves a model in the folder."""
+        """Saves a model in the folder, if there is one."""
+        if self.folder is None:
+            return
         with backup.writing(self.folder / name) as temporary:
             model.save(temporary)
 
     def save_figure(self, backup: Backup, figure, name: str) -> None:
-        """Saves a figure as PNG in the folder."""
+        """Saves a figure as PNG in the folder, if there is one."""
+        if self.folder is None:
+            return
         with backup.writing(self.folder / name) as temporary:
             figure.savefig(temporary, format="png", dpi=110, bbox_inches="tight")
 
     def write_json(self, backup: Backup, content: dict, name: str) -> None:
-        """Writes JSON into the folder."""
+        """Writes JSON into the folder, if there is one."""
+        if self.folder is None:
+            return
         with backup.writing(self.folder / name) as temporary:
             text = json.dumps(content, indent=1, ensure_ascii=False)
             temporary.write_text(f"{text}\n", encoding="utf-8")

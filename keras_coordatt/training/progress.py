@@ -1,6 +1,5 @@
 """Callback for the end of each epoch: validates, saves, prints and stops early."""
 
-import math
 import random
 import time
 from collections.abc import Callable
@@ -12,6 +11,12 @@ from keras_coordatt.distribution import current
 from keras_coordatt.training.augmentation import reseed
 from keras_coordatt.training.averaging import averaged
 from keras_coordatt.training.backup import Backup
+from keras_coordatt.training.history import (
+    best_epoch,
+    check_loss,
+    number_or_none,
+    stops_early,
+)
 from keras_coordatt.training.tasks import Task
 
 
@@ -55,11 +60,10 @@ class Epochs(keras.callbacks.Callback):
         self.phase = phase
         self.publish = publish
         self.quiet = quiet
-        self.epoch = 0
         self.start = 0.0
 
     def on_epoch_begin(self, epoch, logs=None):
-        self.epoch, self.start = epoch, time.perf_counter()
+        self.start = time.perf_counter()
         # Epochs of all seeds differ.
         seed = self.seed * 1_000_003 + epoch
         _set_seed(seed % 2**32)
@@ -69,12 +73,7 @@ class Epochs(keras.callbacks.Callback):
         reseed(self.model, seed)
 
     def on_train_batch_end(self, batch, logs=None):
-        loss = float(logs["loss"])
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"The loss is {loss} since step {batch + 1} of epoch {self.epoch + 1}. "
-                "Try a lower `learning_rate`, or `clip_norm`"
-            )
+        check_loss(logs["loss"], batch, self.backup.rows)
 
     def on_epoch_end(self, epoch, logs=None):
         logs = {} if logs is None else logs
@@ -88,7 +87,7 @@ class Epochs(keras.callbacks.Callback):
                 "epoch": epoch + 1,
                 "phase": self.phase,
                 "learning_rate": float(self.model.optimizer.learning_rate),
-                **{name: _number(value) for name, value in logs.items()},
+                **{name: number_or_none(value) for name, value in logs.items()},
             }
             best = best_epoch([*self.backup.rows, row], self.task.metric) == epoch + 1
             if best:
@@ -97,7 +96,7 @@ class Epochs(keras.callbacks.Callback):
         self.publish(best)
         if not self.quiet:
             self._show(row, best)
-        if stops_early(self.backup.rows, self.task):
+        if stops_early(self.backup.rows, self.task.metric, self.task.recipe):
             self.model.stop_training = True
 
     def _show(self, row, best):
@@ -111,28 +110,6 @@ class Epochs(keras.callbacks.Callback):
         )
 
 
-def best_epoch(rows: list[dict], metric: str) -> int:
-    """Returns the number of the epoch with the highest metric; the last without one.
-
-    Of equally good epochs it is the first. An epoch without the metric, such as an
-    average precision where there are no objects, is worse than all others.
-    """
-    if not any(metric in row for row in rows):
-        return rows[-1]["epoch"]
-    values = [row.get(metric) for row in rows]
-    values = [-math.inf if value is None else value for value in values]
-    return rows[values.index(max(values))]["epoch"]
-
-
-def stops_early(rows: list[dict], task: Task) -> bool:
-    """Returns whether no epoch was better for as many epochs as the patience."""
-    patience, metric = task.recipe.patience, task.metric
-    if not patience or not any(metric in row for row in rows):
-        return False
-    since = max(best_epoch(rows, metric), task.recipe.head_epochs)
-    return rows[-1]["epoch"] - since >= patience
-
-
 def _set_seed(seed):
     if keras.config.backend() == "tensorflow":
         # Not TensorFlow's own, with which it prepares its compiled functions anew: that
@@ -141,11 +118,6 @@ def _set_seed(seed):
         np.random.seed(seed)
     else:
         keras.utils.set_random_seed(seed)
-
-
-def _number(value):
-    value = float(value)
-    return value if math.isfinite(value) else None
 
 
 def _text(value):

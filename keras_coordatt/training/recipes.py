@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import keras
 
@@ -144,7 +145,7 @@ class Recipe:
 
 _IMAGE_SIZES = {"classification": 224, "detection": 320, "segmentation": 256}
 
-_RECIPES = {
+_RECIPES: dict[str, dict[str, Any]] = {
     "fine-tune": {
         "epochs": 20,
         "head_epochs": 4,
@@ -174,7 +175,7 @@ _RECIPES = {
     },
 }
 # Dense tasks learn from few images, each with many examples.
-_DENSE = {
+_DENSE: dict[str, dict[str, Any]] = {
     "fine-tune": {"epochs": 40, "augmentation": "strong", "batch_size": 16},
     "scratch": {
         "epochs": 60,
@@ -186,7 +187,7 @@ _DENSE = {
     # The paper's learning rate for SSDLite; that of DeepLab for segmentation.
     "paper": {"learning_rate": 0.01, "batch_size": 32},
 }
-_TASKS = {
+_TASKS: dict[str, dict[str, dict[str, Any]]] = {
     "classification": {"fine-tune": {"label_smoothing": 0.1}},
     "detection": _DENSE,
     "segmentation": {**_DENSE, "paper": {"learning_rate": 0.007, "batch_size": 16}},

@@ -23,6 +23,7 @@ from keras_coordatt.training.distribution import (
     open_devices,
     synchronize_batch_norm,
 )
+from keras_coordatt.training.history import best_epoch, stops_early
 from keras_coordatt.training.numerics import dtype_policy, operations
 from keras_coordatt.training.optimizers import make_optimizer
 from keras_coordatt.training.output import BEST, LAST, REPORT, Output
@@ -171,8 +172,7 @@ def _train(task, data, output, build, weights, recipe, changes, options, verbose
         session.fit(config_of(settings, output))
         report = {"settings": settings, **session.finish()}
     report["seconds"] = round(time.perf_counter() - start)
-    if out.folder is not None:
-        out.write_json(backup, report, REPORT)
+    out.write_json(backup, report, REPORT)
     backup.delete()
     return Training(session.twin, report)
 
@@ -213,7 +213,7 @@ class Session:
             self._fit(config)
 
     def _fit(self, config):
-        from keras_coordatt.training.progress import Epochs, stops_early
+        from keras_coordatt.training.progress import Epochs
 
         job, backup = self.job, self.backup
         batches = job.batches("train", training=True)
@@ -231,7 +231,9 @@ class Session:
                 self._compile(phase, len(batches))
                 if done > phase.first:
                     backup.load(self.compiled)
-                if done == phase.last or (done and stops_early(backup.rows, job)):
+                if done == phase.last or (
+                    done and stops_early(backup.rows, job.metric, job.recipe)
+                ):
                     return
                 epochs = Epochs(
                     job,
@@ -270,15 +272,12 @@ class Session:
 
     def finish(self) -> dict:
         """Measures and saves the models, and returns the report."""
-        from keras_coordatt.training.progress import best_epoch
-
         job, backup = self.job, self.backup
         with self.devices.scope():
             backup.load(self.compiled)
             with averaged(self.compiled):
                 self.twin.set_weights(self.network.get_weights())
-        if self.out.folder is not None:
-            self.out.save(backup, self.twin, LAST)
+        self.out.save(backup, self.twin, LAST)
         best = best_epoch(backup.rows, job.metric)
         backup.load_best(self.twin, best)
         split = next(
@@ -303,8 +302,8 @@ class Session:
             "parameters": self.twin.count_params(),
             "history": backup.rows,
         }
+        self.out.save(backup, self.twin, BEST)
         if self.out.folder is not None:
-            self.out.save(backup, self.twin, BEST)
             report["evaluation"] = self._evaluate(split)
         self.out.write_file(self.twin)
         return report
@@ -335,15 +334,12 @@ class Session:
 
     def _keep(self):
         """Saves the best model of a training that failed, and says where it is."""
-        from keras_coordatt.training.progress import best_epoch
-
         if not self.backup.rows:
             return "No epoch was complete, so nothing is left behind"
         best = best_epoch(self.backup.rows, self.job.metric)
         self.backup.load_best(self.twin, best)
-        if self.out.folder is not None:
-            # Missing if the process was killed before it was written.
-            self.out.save(self.backup, self.twin, BEST)
+        # Missing if the process was killed before it was written.
+        self.out.save(self.backup, self.twin, BEST)
         self.out.write_file(self.twin)
         wait()  # Or the others end this process while it writes.
         place = self.out.file or (self.out.folder and self.out.folder / BEST)

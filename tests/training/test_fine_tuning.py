@@ -4,7 +4,9 @@ import pytest
 import tensorflow as tf
 
 from keras_coordatt.training import fine_tune
+from keras_coordatt.training.fine_tuning import _Epochs
 from keras_coordatt.training.phases import Phase
+from keras_coordatt.training.recipes import recipe
 
 CHANGES = {"epochs": 3, "head_epochs": 1, "learning_rate": 0.02}
 
@@ -63,6 +65,19 @@ def test_a_sequential_model_that_has_no_output_yet(eager, batches):
     changes = {**CHANGES, "epochs": 1, "head_epochs": 0}
     history = fine_tune(model, batches, batches, changes=changes, verbose=0)
     assert len(history["val_accuracy"]) == 1
+
+
+def test_an_epoch_without_a_metric_is_not_the_best(build):
+    model = build((32, 32, 3))
+    model.compile()
+    epochs = _Epochs("detection", None, recipe("fine-tune", "detection"))
+    epochs.set_model(model)
+    # NaN where there are no objects: nothing is greater than it.
+    for epoch, value in enumerate([np.nan, 0.5, 0.25]):
+        model.set_weights([np.full(x.shape, epoch) for x in model.get_weights()])
+        epochs.on_epoch_end(epoch, {"val_AP": value})
+    epochs.load_best(model)
+    assert all((x == 1).all() for x in model.get_weights())
 
 
 @pytest.mark.parametrize(
