@@ -1,5 +1,9 @@
 """The paper's networks, one module per family."""
 
+from collections.abc import Callable
+
+import keras
+
 from keras_coordatt.applications import efficientnet_ca, mobilenet_v2_ca, mobilenext_ca
 from keras_coordatt.applications.efficientnet_ca import EfficientNetCA
 from keras_coordatt.applications.mobilenet_v2_ca import MobileNetV2CA
@@ -19,6 +23,12 @@ __all__ = [
     "pyramid_outputs",
 ]
 
+# The one list of networks: the command line, comparisons and benchmarks offer these.
+BUILDERS: dict[str, Callable[..., keras.Model]] = {
+    builder.__name__: builder
+    for builder in (MobileNetV2CA, MobileNeXtCA, EfficientNetCA)
+}
+
 
 def list_models() -> list[str]:
     """Lists the builders of this package.
@@ -32,4 +42,4 @@ def list_models() -> list[str]:
     >>> build = getattr(applications, applications.list_models()[0])
     >>> model = build(weights=None)
     """
-    return ["MobileNetV2CA", "MobileNeXtCA", "EfficientNetCA"]
+    return list(BUILDERS)

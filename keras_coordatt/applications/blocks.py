@@ -21,13 +21,14 @@ OUTPUT_STRIDES = (32, 16, 8)
 # The paper's code trains with PyTorch's defaults.
 BATCH_NORM: dict[str, Any] = {"momentum": 0.9, "epsilon": 1e-5}
 
-# Attentions by name: the axes of coordinate attention, and the paper's baselines with
+# The one list of attentions by name: the axes of coordinate attention, and the paper's baselines with
 # the reduction that its parameter counts imply.
 COORDINATE_AXES = {"coordinate": "both", "height": "height", "width": "width"}
 BASELINES = {
     "se": functools.partial(SqueezeExcite, reduction=24),
     "cbam": functools.partial(CBAM, reduction=24, **BATCH_NORM),
 }
+ATTENTIONS = (*COORDINATE_AXES, *BASELINES)
 
 
 def channel_axis(data_format: str | None = None) -> int:
@@ -223,8 +224,8 @@ def attention_factory(
         make = None
     else:
         raise ValueError(
-            f"`attention` must be one of {(*COORDINATE_AXES, *BASELINES)}, None, or a callable "
-            f"that returns a layer. Received: {attention!r}"
+            f"`attention` must be one of {ATTENTIONS}, None, or a callable that returns a "
+            f"layer. Received: {attention!r}"
         )
 
     if reduction != default_reduction and not (named and attention in COORDINATE_AXES):

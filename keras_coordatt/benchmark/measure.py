@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import importlib.util
+import inspect
 import math
 import multiprocessing
 import pickle
@@ -16,7 +17,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_coordatt.applications import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
+from keras_coordatt.applications import BUILDERS, MobileNetV2CA
 from keras_coordatt.benchmark.memory import peak_memory
 from keras_coordatt.benchmark.runtimes import (
     INFERENCE,
@@ -32,22 +33,18 @@ from keras_coordatt.segmentation import DeepLabV3
 from keras_coordatt.validation import check_choice, check_positive_int, first_line
 
 
-def _ssdlite(**arguments):
-    return SSDLite(MobileNetV2CA(include_top=False, **arguments), 20)
+def _ssdlite(alpha=1.0, **arguments):
+    backbone = MobileNetV2CA(alpha=alpha, include_top=False, **arguments)
+    return SSDLite(backbone, 20)
 
 
-def _deeplab(**arguments):
-    backbone = MobileNetV2CA(include_top=False, output_stride=16, **arguments)
-    return DeepLabV3(backbone, 21)
+def _deeplab(alpha=1.0, **arguments):
+    arguments = {"include_top": False, "output_stride": 16, **arguments}
+    return DeepLabV3(MobileNetV2CA(alpha=alpha, **arguments), 21)
 
 
 HEADS: dict[str, Callable] = {"SSDLite": _ssdlite, "DeepLabV3": _deeplab}
-MODELS: dict[str, Callable] = {
-    "MobileNetV2CA": MobileNetV2CA,
-    "MobileNeXtCA": MobileNeXtCA,
-    "EfficientNetCA": EfficientNetCA,
-    **HEADS,
-}
+MODELS: dict[str, Callable] = {**BUILDERS, **HEADS}
 
 
 def benchmark(
@@ -68,9 +65,9 @@ def benchmark(
     quartiles of the ratios say more than the times.
 
     Args:
-        models: Names of builders: `"MobileNetV2CA"`, `"MobileNeXtCA"`,
-            `"EfficientNetCA"` (b0), or `"SSDLite"` and `"DeepLabV3"` (stride 16), both
-            on MobileNetV2CA.
+        models: Names of builders, from `keras_coordatt.applications.list_models()`, in
+            their default variant, or `"SSDLite"` and `"DeepLabV3"` (stride 16), both on
+            MobileNetV2CA.
         attentions: Values of the builders' `attention`. `None` is always measured.
         image_size: Height and width of the images, in pixels.
         alpha: Width multiplier of the networks that have one.
@@ -129,7 +126,8 @@ def benchmark(
     for name in models:
         for attention in attentions:
             key = name, attention
-            width = {"alpha": alpha} if name != "EfficientNetCA" else {}
+            parameters = inspect.signature(MODELS[name]).parameters
+            width = {"alpha": alpha} if "alpha" in parameters else {}
             arguments = {
                 "input_shape": (image_size, image_size, 3),
                 "weights": None,

@@ -4,15 +4,21 @@ import importlib.util
 import json as json_module
 import pathlib
 import statistics
+from typing import TYPE_CHECKING, Literal
 
 from keras_coordatt import benchmark as measuring
 from keras_coordatt.cli.options import Attention
 from keras_coordatt.files import atomic_file
 
+if TYPE_CHECKING:
+    Model = str
+else:
+    Model = Literal[tuple(measuring.MODELS)]
+
 
 def benchmark(
     *,
-    models: tuple[str, ...] = ("MobileNetV2CA",),
+    models: tuple[Model, ...] = ("MobileNetV2CA",),
     attentions: tuple[Attention, ...] = ("se", "coordinate"),
     image_size: int = 224,
     alpha: float = 1.0,
@@ -32,7 +38,7 @@ def benchmark(
     All networks are timed in turns within one run.
 
     Args:
-        models: Of MobileNetV2CA, MobileNeXtCA, EfficientNetCA, SSDLite and DeepLabV3.
+        models: Networks, or SSDLite and DeepLabV3 on MobileNetV2CA.
         attentions: Compared with none, which is always measured.
         image_size: Height and width in pixels.
         alpha: Width multiplier.

@@ -5,7 +5,7 @@ import pathlib
 from typing import Literal
 
 from keras_coordatt import comparison
-from keras_coordatt.cli.options import Attention
+from keras_coordatt.cli.options import Attention, Network
 from keras_coordatt.cli.train import TASKS, parse_changes
 from keras_coordatt.comparison.report import check_measure
 from keras_coordatt.files import atomic_file
@@ -18,9 +18,7 @@ def compare(
     output: pathlib.Path = pathlib.Path("runs/compare.jsonl"),
     attentions: tuple[Attention, ...] = ("none", "se", "cbam", "coordinate"),
     seeds: tuple[int, ...] = (0, 1),
-    network: Literal[
-        "MobileNetV2CA", "MobileNeXtCA", "EfficientNetCA"
-    ] = "MobileNetV2CA",
+    network: Network = "MobileNetV2CA",
     alpha: float | None = None,
     start: pathlib.Path | None = None,
     recipe: Literal["scratch", "paper"] = "scratch",

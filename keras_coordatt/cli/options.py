@@ -1,11 +1,19 @@
 """Types and checks shared by several commands."""
 
 import pathlib
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from keras_coordatt.applications import BUILDERS
+from keras_coordatt.applications.blocks import ATTENTIONS
 from keras_coordatt.preprocessing import IMAGENET, RAW_PIXELS, Preprocessing
 
-Attention = Literal["coordinate", "height", "width", "se", "cbam", "none"]
+# Choices from the lists of networks and attentions, which type checkers can't read
+if TYPE_CHECKING:
+    Attention = str
+    Network = str
+else:
+    Attention = Literal[(*ATTENTIONS, "none")]
+    Network = Literal[tuple(BUILDERS)]
 PreprocessingName = Literal["imagenet", "raw", "tf"]
 Task = Literal["classification", "detection", "segmentation"]
 PREPROCESSINGS = {

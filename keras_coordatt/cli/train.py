@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Literal
 
-from keras_coordatt import applications
-from keras_coordatt.cli.options import Attention
+from keras_coordatt.applications import BUILDERS
+from keras_coordatt.cli.options import Attention, Network
 from keras_coordatt.training import train as train_model
 from keras_coordatt.training.distribution import open_devices
 from keras_coordatt.training.recipes import Recipe
@@ -25,9 +25,7 @@ def train(
     data: str,
     output: str,
     *,
-    network: Literal[
-        "MobileNetV2CA", "MobileNeXtCA", "EfficientNetCA"
-    ] = "MobileNetV2CA",
+    network: Network = "MobileNetV2CA",
     alpha: float | None = None,
     variant: str | None = None,
     attention: Attention = "coordinate",
@@ -116,7 +114,7 @@ def train(
             TASKS.get(task),  # None for auto
             data,
             output,
-            build=functools.partial(getattr(applications, network), **arguments),
+            build=functools.partial(BUILDERS[network], **arguments),
             weights=weights,
             recipe=recipe,
             changes={**parse_changes(set), **changes},

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 import keras
 
-from keras_coordatt import applications
+from keras_coordatt.applications import BUILDERS
 from keras_coordatt.benchmark import MEASURES, interleaved
 from keras_coordatt.benchmark.measure import calibrate_batch_norm
 from keras_coordatt.benchmark.runtimes import INFERENCE
@@ -172,7 +172,7 @@ def _build(run):
         "attention": run["attention"],
         **run["arguments"],
     }
-    builder = getattr(applications, run["network"])
+    builder = BUILDERS[run["network"]]
     if run["task"] == "classification":
         return builder(**arguments)
     # The number of classes hardly matters to the latency.

@@ -12,15 +12,17 @@ from collections.abc import Iterable, Mapping
 
 import keras
 
-from keras_coordatt import CoordinateAttention, applications, insert_attention
+from keras_coordatt import CoordinateAttention, insert_attention
+from keras_coordatt.applications import BUILDERS
+from keras_coordatt.applications.blocks import ATTENTIONS as NAMED
+from keras_coordatt.applications.blocks import COORDINATE_AXES
 from keras_coordatt.files import atomic_file
 from keras_coordatt.training import train
 from keras_coordatt.validation import check_choice
 
-ATTENTIONS = (None, "se", "cbam", "height", "width", "coordinate")
+ATTENTIONS = (None, *NAMED)
 # Of these, the ones that can start as the identity
-INSERTED = (None, "height", "width", "coordinate")
-BUILDERS = ("MobileNetV2CA", "MobileNeXtCA", "EfficientNetCA")
+INSERTED = (None, *COORDINATE_AXES)
 # The metrics of each task, the most important first
 METRICS = {
     "classification": ("accuracy",),
@@ -61,7 +63,7 @@ def compare(
             are already in it are not repeated.
         attentions: Values of the builders' `attention`.
         seeds: Non-negative integers.
-        network: `"MobileNetV2CA"`, `"MobileNeXtCA"` or `"EfficientNetCA"`.
+        network: Name of a builder, one of `keras_coordatt.applications.list_models()`.
         arguments: Dict of further arguments of the builder, such as `{"alpha": 0.5}`.
         start: `.keras` file of a classifier without attention, to train on instead of
             `network`: as it is for the attention `None`, and for the others after
@@ -85,7 +87,7 @@ def compare(
     >>> print(table(runs))
     """
     check_choice("task", task, tuple(METRICS))
-    check_choice("network", network, BUILDERS)
+    check_choice("network", network, tuple(BUILDERS))
     attentions, seeds = tuple(attentions), tuple(seeds)
     for attention in attentions:
         check_choice("attentions", attention, INSERTED if start else ATTENTIONS)
@@ -147,7 +149,7 @@ def compare(
 
 def _builder(network, arguments, start, attention):
     if start is None:
-        function, arguments = getattr(applications, network), arguments or {}
+        function, arguments = BUILDERS[network], arguments or {}
     else:
         function, arguments = retrofit, {"start": os.fspath(start)}
     return functools.partial(function, attention=attention, **arguments)
@@ -185,7 +187,7 @@ def retrofit(
         )
     if attention is None:
         return model
-    axes = "both" if attention == "coordinate" else attention
+    axes = COORDINATE_AXES[attention]
     return insert_attention(
         model,
         layer=functools.partial(CoordinateAttention, axes=axes, identity_init=True),
