@@ -128,7 +128,7 @@ class Runnable:
         if set(outputs) != DETECTIONS:
             raise ValueError(
                 "A detector's outputs must be boxes, scores and labels, or boxes and "
-                "scores. Export `model.detector()`, or without --no-detector. "
+                "scores. Export `model.detector()`, as `keras-coordatt export` does. "
                 f"Received: {self.name} with {sorted(outputs)}"
             )
         self._check_classes(int(outputs["labels"].max(initial=-1)) + 1, most=True)

@@ -25,6 +25,7 @@ from keras_coordatt.cli import COMMANDS, main
 from keras_coordatt.cli import weights as weights_command
 from keras_coordatt.cli.parser import METAVARS, name_options
 from keras_coordatt.weights import CATALOG, save_safetensors
+from keras_coordatt.weights.network_file import read_network
 from keras_coordatt.weights.safetensors_file import read_safetensors, write_safetensors
 from keras_coordatt.weights.torch_checkpoint import read_checkpoint
 
@@ -410,8 +411,13 @@ def test_a_head_that_does_not_fit_is_no_conversion(tmp_path, capsys):
 def test_a_file_that_tells_its_network_takes_no_options(tmp_path, capsys):
     source = tmp_path / "it.keras"
     source.touch()
-    assert run("convert", source, tmp_path / "out.keras", "--alpha", 0.5) == 1
-    assert "leave out the options" in capsys.readouterr().err
+    options = ("--alpha", 0.5, "--no-top")
+    assert run("convert", source, tmp_path / "out.keras", *options) == 1
+    assert "leave out --alpha, --no-top. Received" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="leave out `alpha`. Received"):
+        read_network(source, alpha=0.5)
+    with pytest.raises(ValueError, match="`source` must end in one of"):
+        read_network(tmp_path / "it.onnx")
 
 
 @pytest.mark.parametrize(
@@ -516,6 +522,7 @@ def test_wrong_usage(arguments, message, capsys):
     "message, typed",
     [
         ("`data` has `a`", "DATA has `a`"),
+        ("the same `data` and `output`", "the same DATA and OUT"),
         ("`validation_split=0.2` sets", "--validation-split 0.2 sets"),
         (
             '`weights="imagenet"` or `weights=None`',
@@ -525,6 +532,22 @@ def test_wrong_usage(arguments, message, capsys):
 )
 def test_errors_name_options_as_they_are_typed(message, typed):
     assert name_options(message, COMMANDS["train"]) == typed
+
+
+@pytest.mark.parametrize(
+    "output, message",
+    [
+        ("model.pth", "OUT must be a folder, or a file"),
+        ("photos/out", "OUT must not be inside DATA"),
+    ],
+)
+@once
+def test_errors_of_train_name_its_positional_arguments(
+    tmp_path, capsys, output, message
+):
+    (tmp_path / "photos").mkdir()
+    assert run("train", "classify", tmp_path / "photos", tmp_path / output) == 1
+    assert f"error: {message}" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

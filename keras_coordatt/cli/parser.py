@@ -199,6 +199,8 @@ def name_options(
     def typed(found):
         if found[1] in settable:
             return f"--set {found[1]}{'=' if found[2] else ''}{found[2] or ''}"
+        if found[1] == "include_top" and "top" in parameters:
+            return "--no-top"
         parameter = parameters.get(found[1])
         if parameter is None:
             return found[0]

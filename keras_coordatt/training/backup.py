@@ -156,7 +156,7 @@ def check_settings(saved: dict, settings: dict, folder: pathlib.Path) -> None:
     if differing:
         raise ValueError(
             f"{folder} is of another training. Repeat its settings to continue it, "
-            f"choose another OUT, or delete it. Different: {'; '.join(differing)}"
+            f"choose another `output`, or delete it. Different: {'; '.join(differing)}"
         )
 
 

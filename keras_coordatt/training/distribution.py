@@ -295,9 +295,9 @@ def check_devices(batch_size: int, state) -> None:
     for i, other in enumerate(states):
         if other != states[0]:
             raise ValueError(
-                "All processes must have the same arguments, and the same DATA and OUT, "
-                f"such as on a shared file system. Process {i} has {other}; process 0 "
-                f"has {states[0]}"
+                "All processes must have the same arguments, and the same `data` and "
+                "`output`, such as on a shared file system. "
+                f"Process {i} has {other}; process 0 has {states[0]}"
             )
 
 

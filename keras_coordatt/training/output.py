@@ -51,13 +51,13 @@ class Output:
         path = pathlib.Path(path)
         if path.name.endswith(OUTPUTS):
             if path.is_dir():
-                raise ValueError(f"OUT must be a file. Received a folder: {path}")
+                raise ValueError(f"`output` must be a file. Received a folder: {path}")
             self.file = path
             self.state = path.with_name(f".{path.name}-training")
             return
         if path.suffix in (*FILE_TYPES, ".tflite", ".onnx") or path.is_file():
             raise ValueError(
-                f"OUT must be a folder, or a file that ends in one of {OUTPUTS}. "
+                f"`output` must be a folder, or a file that ends in one of {OUTPUTS}. "
                 f"Received: {path}"
             )
         self.folder = path
@@ -78,11 +78,11 @@ class Output:
             with tempfile.TemporaryFile(dir=parent):
                 pass
         except OSError as error:
-            raise OSError(f"OUT can't be written: {error}") from error
+            raise OSError(f"`output` can't be written: {error}") from error
         needed, free = 4 * _COPIES * parameters, shutil.disk_usage(parent).free
         if free < needed:
             raise OSError(
-                f"OUT needs about {needed / 1e6:.0f} MB, and {parent} has "
+                f"`output` needs about {needed / 1e6:.0f} MB, and {parent} has "
                 f"{free / 1e6:.0f} MB left"
             )
 
@@ -104,7 +104,7 @@ class Output:
         for name in (BEST, LAST, REPORT, CONFIG, HISTORY):
             if (self.folder / name).exists() and not self.state.exists():
                 raise ValueError(
-                    f"OUT has a file {name} already, of another training. "
+                    f"`output` has a file {name} already, of another training. "
                     f"Choose another folder. Received: {self.folder}"
                 )
         return None

@@ -181,14 +181,14 @@ def fingerprint(data: str | os.PathLike) -> str | None:
 
 
 def check_outside(data, folder: pathlib.Path | None) -> None:
-    """Raises a ValueError if OUT is in DATA, where figures would become images."""
+    """Raises a ValueError if figures would become images: `output` is in `data`."""
     if folder is None or not isinstance(data, str | os.PathLike):
         return
     root = pathlib.Path(data)
     if root.is_dir() and folder.resolve().is_relative_to(root.resolve()):
         raise ValueError(
-            f"OUT must not be inside DATA, as its figures would become images. "
-            f"Received: OUT={folder}, DATA={root}"
+            "`output` must not be inside `data`, as its figures would become images. "
+            f"Received: {folder}, in {root}"
         )
 
 

@@ -41,12 +41,14 @@ def read_network(source: str | os.PathLike, **arguments) -> keras.Model:
 
     source = pathlib.Path(source)
     if not source.name.endswith(FILE_TYPES):
-        raise ValueError(f"IN must end in one of {FILE_TYPES}. Received: {source}")
+        raise ValueError(
+            f"`source` must end in one of {FILE_TYPES}. Received: {source}"
+        )
     if not source.name.endswith((*OFFICIAL, ".weights.h5")):
         if arguments:
             raise ValueError(
-                f"{source.name} describes its network; leave out the options. "
-                f"Received: {arguments}"
+                f"{source.name} describes its network; leave out "
+                f"{', '.join(f'`{name}`' for name in arguments)}. Received: {arguments}"
             )
         return _read_keras_network(source)
     if source.name.endswith(OFFICIAL):

@@ -98,8 +98,11 @@ def test_a_file_is_the_model_alone(eager, image_folder, tmp_path, build, quick):
         ({"changes": {"lr": 1}}, "`lr` is not a value.*learning_rate"),
         ({"changes": {"head_epochs": 16}}, "`head_epochs` must be fewer"),
         ({"recipe": "paper2"}, "`recipe`.*paper2"),
-        ({"output": "model.pth"}, "OUT must be a folder, or.*model.pth"),
-        ({"output": "images/out"}, "OUT must not be inside DATA"),
+        ({"output": "model.pth"}, "`output` must be a folder, or.*model.pth"),
+        (
+            {"output": "images/out"},
+            "`output` must not be inside `data`.*images.out, in",
+        ),
         ({"seed": -1}, "`seed`.*-1"),
         ({"validation_split": 1}, "`validation_split`.*1"),
     ],
@@ -165,11 +168,11 @@ def test_output_is_checked_first(image_folder, tmp_path, monkeypatch, build, qui
     arguments = {"build": build, "changes": quick}
     blocked = tmp_path / "file.txt"
     blocked.touch()
-    with pytest.raises(OSError, match="OUT can't be written.*file.txt"):
+    with pytest.raises(OSError, match="`output` can't be written.*file.txt"):
         train(None, image_folder, blocked / "out", **arguments)
     full = type(shutil.disk_usage(tmp_path))(100, 99, 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    with pytest.raises(OSError, match="OUT needs about .* MB"):
+    with pytest.raises(OSError, match="`output` needs about .* MB"):
         train(None, image_folder, tmp_path / "out", **arguments)
     assert files(tmp_path) == ["file.txt", "images"]
 
