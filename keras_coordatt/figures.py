@@ -288,5 +288,5 @@ def _annotation(box, label, ignored=False):
     }
 
 
-def _ratio(part, whole):
-    return float(part / whole) if whole else float("nan")
+def _ratio(part, total):
+    return float(part / total) if total else float("nan")

@@ -221,13 +221,13 @@ def _head(model):
     detector, leave the meaning of the classes as it is.
     """
     graph = Graph(model)
-    found, seen = set(), set()
+    found, visited = set(), set()
     queue = [x for call in graph.calls for x in call.outputs if id(x) in graph.outputs]
     while queue:
         call = graph.producer.get(id(queue.pop()))
-        if call is None or id(call) in seen:
+        if call is None or id(call) in visited:
             continue
-        seen.add(id(call))
+        visited.add(id(call))
         inner = _head(call.op) if is_network(call.op) else ""
         if inner:
             found.update(inner.split())

@@ -66,11 +66,14 @@ class Runnable:
         """Resizes a uint8 picture `(H, W, 3)` as recorded, as a TensorFlow tensor."""
         import tensorflow as tf
 
-        how = self.preprocessing
+        preprocessing = self.preprocessing
         if tuple(picture.shape[:2]) == self.image_size:
             return tf.cast(picture, "uint8")
         x = tf.image.resize(
-            picture, self.image_size, how.interpolation, antialias=how.antialias
+            picture,
+            self.image_size,
+            preprocessing.interpolation,
+            antialias=preprocessing.antialias,
         )
         # Bicubic interpolation and Lanczos's overshoot.
         return tf.cast(tf.clip_by_value(tf.round(x), 0, 255), "uint8")
@@ -293,15 +296,15 @@ def _known(path):
     known = {"task": metadata.get("task")}
     if metadata["labels"]:
         known["labels"] = tuple(metadata["labels"])
-    how = metadata["preprocessing"]
-    if how:
+    preprocessing = metadata["preprocessing"]
+    if preprocessing:
         fields = {x.name for x in dataclasses.fields(Preprocessing)}
         known["preprocessing"] = Preprocessing(
-            **{name: value for name, value in how.items() if name in fields}
+            **{name: value for name, value in preprocessing.items() if name in fields}
         )
-        known["data_format"] = how["data_format"]
+        known["data_format"] = preprocessing["data_format"]
         # Files of earlier versions lack the size of the training.
-        size = how["input_size"] or metadata.get("image_size")
+        size = preprocessing["input_size"] or metadata.get("image_size")
         known["image_size"] = size and tuple(size)
     return known
 

@@ -168,6 +168,15 @@ def test_table():
     assert benchmark.table(absent).endswith("| no TensorFlow | no TensorFlow |")
 
 
+def test_table_of_long_times_and_official_rows():
+    official = [
+        {"model": "it", "attention": name, "torch_1": {"seconds": seconds}}
+        for name, seconds in ((None, 0.999), ("se", 0.9996), ("official", 1.444))
+    ]
+    last = benchmark.table(official).splitlines()[-1]
+    assert last == "| PyTorch, batch 1, all cores | 999 ms | 1 s | 1.44 s |"
+
+
 def test_settings_of_another_process_end(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setenv("KERAS_BACKEND", "jax")

@@ -79,14 +79,14 @@ def test_a_dataset_is_read_once_per_epoch(model):
 
 
 def test_no_batch_of_a_generator_is_lost():
-    seen = []
-    found = check_batches(batches(np.arange(12), np.arange(12)), seen.append)
+    checked = []
+    found = check_batches(batches(np.arange(12), np.arange(12)), checked.append)
     assert [x.tolist() for x, _ in found] == [
         [0, 1, 2, 3],
         [4, 5, 6, 7],
         [8, 9, 10, 11],
     ]
-    assert len(seen) == 1
+    assert len(checked) == 1
 
 
 def test_what_the_loss_ignores_and_other_losses(model):

@@ -120,14 +120,14 @@ def test_pictures_are_resized_as_recorded(tmp_path):
     stripes = np.zeros((64, 96, 3), "uint8")
     stripes[::2] = 255
     model = known_models.segmenter()
-    for how in (
+    for preprocessing in (
         Preprocessing(interpolation="nearest", antialias=False),
         Preprocessing(interpolation="bicubic"),
     ):
-        x = open_model(model, preprocessing=how).prepare([stripes])
-        size = Image.Resampling[how.interpolation.upper()]
+        x = open_model(model, preprocessing=preprocessing).prepare([stripes])
+        size = Image.Resampling[preprocessing.interpolation.upper()]
         expected = np.asarray(Image.fromarray(stripes).resize((48, 32), size))
-        expected = how.normalize(expected.astype("float32"))
+        expected = preprocessing.normalize(expected.astype("float32"))
         np.testing.assert_allclose(x[0], expected, atol=0.03)
 
 

@@ -27,7 +27,7 @@ from keras_coordatt import MobileNetV2CA, fuse_attention, insert_attention, weig
 from keras_coordatt.applications import mobilenet_v2_ca
 from keras_coordatt.cli import main
 
-# A block a stage, as what takes time is their number
+# One block per stage: building time grows with their number
 stages = mobilenet_v2_ca.STAGES
 mobilenet_v2_ca.STAGES = [(a, b, 1, c) for a, b, _, c in stages]
 shape = (32, 32, 3)

@@ -158,11 +158,11 @@ def benchmark(
             for key, model in networks.items()
             if not (measure.startswith("train") and key[0] in HEADS)
         }
-        how, times = MEASURES[measure], {}
+        settings, times = MEASURES[measure], {}
         reasons = {
             key: "no training step for heads" for key in networks.keys() - chosen
         }
-        if how.backend and chosen:
+        if settings.backend and chosen:
             weights = {key: model.get_weights() for key, model in chosen.items()}
             times, failed = _time_elsewhere(measure, built, weights, rounds)
             reasons.update(failed)
@@ -174,7 +174,9 @@ def benchmark(
             if key not in times:
                 row[measure] = {"absent": reasons[key]}
                 continue
-            row[measure] = summarize(times[key], times.get((key[0], None)), how.images)
+            row[measure] = summarize(
+                times[key], times.get((key[0], None)), settings.images
+            )
             if measure.startswith("litert"):
                 precision = measure.split("_")[1]
                 row[f"size_{precision}"] = len(exported(networks[key], precision))
@@ -184,19 +186,19 @@ def benchmark(
 
 def _time(measure, networks, rounds):
     """Returns times by network, and the reasons why others have none."""
-    how = MEASURES[measure]
+    settings = MEASURES[measure]
     times: dict = {}
     failed: dict = {}
-    for part in np.array_split(np.arange(rounds), min(rounds, how.starts)):
+    for part in np.array_split(np.arange(rounds), min(rounds, settings.starts)):
         runs = {}
         for key in [key for key in networks if key not in failed]:
             try:
-                runs[key] = how.prepare(networks[key])
+                runs[key] = settings.prepare(networks[key])
             # A file that is not exact enough is refused with a ValueError.
             except (ImportError, RuntimeError, ValueError) as error:
                 failed[key] = first_line(error)
         if runs:
-            for key, new in interleaved(runs, len(part), how.calls).items():
+            for key, new in interleaved(runs, len(part), settings.calls).items():
                 times[key] = times.get(key, []) + new
     return {key: x for key, x in times.items() if key not in failed}, failed
 
@@ -207,7 +209,7 @@ def _time_elsewhere(measure, built, weights, rounds):
     Args:
         measure: Key of `MEASURES`.
         built: Dict from the networks' keys to the builders' arguments.
-        weights: Dict from keys to weights, as of `get_weights`.
+        weights: Dict from keys to weights in the form of `get_weights`.
         rounds: Number of rounds.
     """
     backend = MEASURES[measure].backend

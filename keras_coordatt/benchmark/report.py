@@ -11,6 +11,12 @@ COUNTS = {
     "size_int8": ("LiteRT int8", 2**20, "MiB", 2),
     "peak_memory": ("peak memory", 2**20, "MiB", 0),
 }
+# Measures of `official_rows` that `MEASURES` lacks
+_OFFICIAL_TITLES = {
+    "torch_1": "PyTorch, batch 1, all cores",
+    "torch_16": "PyTorch, batch 16, all cores",
+    "torch_train_32": "PyTorch training step, batch 32",
+}
 
 
 def table(rows: list[dict]) -> str:
@@ -48,14 +54,18 @@ def _measures(rows):
 
 
 def _title(measure):
-    return MEASURES[measure].title if measure in MEASURES else measure
+    if measure in MEASURES:
+        return MEASURES[measure].title
+    return _OFFICIAL_TITLES.get(measure, measure)
 
 
 def _cell(row, measure):
     found = row[measure]
     if "absent" in found:
         return found["absent"]
-    cell = f"{1000 * found['seconds']:.3g} ms"
+    seconds = found["seconds"]
+    # 0.9995 s would round to 1e+03 ms.
+    cell = f"{seconds:.3g} s" if seconds >= 0.9995 else f"{1000 * seconds:.3g} ms"
     if row["attention"] and "ratio" in found:
         low, middle, high = found["ratio"]
         cell += f", × {middle:.2f} ({low:.2f}-{high:.2f})"
@@ -120,9 +130,9 @@ def picture(rows: list[dict], path: str | os.PathLike, measure: str) -> None:
         x = [row["parameters"] / 1e6 for row in chosen]
         y = [1000 * row[measure]["seconds"] for row in chosen]
         axes.scatter(x, y, label=model)
-        for row, place in zip(chosen, zip(x, y)):
+        for row, point in zip(chosen, zip(x, y)):
             label = row["attention"] or "none"
-            axes.annotate(label, place, xytext=(5, 3), textcoords="offset points")
+            axes.annotate(label, point, xytext=(5, 3), textcoords="offset points")
     axes.set_xlabel("parameters, in millions")
     axes.set_ylabel(f"{MEASURES[measure].title}, in ms")
     axes.set_ylim(bottom=0)

@@ -235,6 +235,6 @@ MEASURES = {
 # Inference in this process, which needs the TensorFlow backend
 INFERENCE = tuple(
     name
-    for name, how in MEASURES.items()
-    if not name.startswith("train") and not how.backend
+    for name, measure in MEASURES.items()
+    if not name.startswith("train") and not measure.backend
 )

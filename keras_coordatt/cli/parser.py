@@ -105,10 +105,10 @@ def config_first(argv: Sequence[str]) -> list[str]:
         argv: The command and its arguments.
     """
     configs, others = [], []
-    rest = iter(argv[1:])
-    for argument in rest:
+    arguments = iter(argv[1:])
+    for argument in arguments:
         if argument == "--config":
-            configs += [argument, *itertools.islice(rest, 1)]
+            configs += [argument, *itertools.islice(arguments, 1)]
         elif argument.startswith("--config="):
             configs.append(argument)
         else:

@@ -117,14 +117,14 @@ def latency(
         )
     check_measure(measure)
     check_positive_int("rounds", rounds)
-    how = MEASURES[measure]
+    settings = MEASURES[measure]
     functions = {}
     for attention, (run, *_) in _by_attention(runs).items():
         model = _build(run)
-        functions[attention] = how.prepare(calibrate_batch_norm(model))
-    times = interleaved(functions, rounds, how.calls)
+        functions[attention] = settings.prepare(calibrate_batch_norm(model))
+    times = interleaved(functions, rounds, settings.calls)
     return {
-        attention: statistics.median(values) / how.images
+        attention: statistics.median(values) / settings.images
         for attention, values in times.items()
     }
 
@@ -151,10 +151,10 @@ def picture(
     for i, (attention, chosen) in enumerate(_by_attention(runs).items()):
         values = _values(chosen, name)
         deviation = statistics.stdev(values) if len(values) > 1 else None
-        place = 1000 * seconds[attention], statistics.mean(values)
-        axis.errorbar(*place, deviation, fmt="o", color=f"C{i}", capsize=3)
+        point = 1000 * seconds[attention], statistics.mean(values)
+        axis.errorbar(*point, deviation, fmt="o", color=f"C{i}", capsize=3)
         axis.annotate(
-            attention or "none", place, xytext=(6, 4), textcoords="offset points"
+            attention or "none", point, xytext=(6, 4), textcoords="offset points"
         )
     axis.set(xlabel=f"{MEASURES[measure].title}, in ms", ylabel=f"{name}, in percent")
     axis.margins(x=0.2)

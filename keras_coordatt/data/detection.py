@@ -139,9 +139,9 @@ def load_detection(
         boxes = tf.boolean_mask(boxes, kept)[:max_boxes]
         # From (y1, x1, y2, x2).
         boxes = tf.gather(boxes, (1, 0, 3, 2), axis=1)
-        rest = (0, max_boxes - tf.size(labels))
-        labels = tf.pad(tf.cast(labels, "int32"), [rest], constant_values=-1)
-        boxes = tf.pad(boxes, [rest, (0, 0)])
+        padding = (0, max_boxes - tf.size(labels))
+        labels = tf.pad(tf.cast(labels, "int32"), [padding], constant_values=-1)
+        boxes = tf.pad(boxes, [padding, (0, 0)])
         return {
             "boxes": tf.ensure_shape(boxes, (max_boxes, 4)),
             "labels": tf.ensure_shape(labels, (max_boxes,)),

@@ -136,9 +136,9 @@ def load_segmentation(
         masks = tf.stack([masks, IGNORED - masks] if marked else [masks], channels)
         data = {"images": images, "segmentation_masks": masks}
         data = augment_with_targets(augment, data)
-        masks, *rest = tf.unstack(data["segmentation_masks"], axis=channels)
+        masks, *inverted = tf.unstack(data["segmentation_masks"], axis=channels)
         if marked:
-            masks = tf.where(masks == IGNORED - rest[0], masks, IGNORED)
+            masks = tf.where(masks == IGNORED - inverted[0], masks, IGNORED)
         return data["images"], tf.cast(masks, "int32")
 
     return batches.load(builder, read, finish, padding=IGNORED, dense=True)

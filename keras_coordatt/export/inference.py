@@ -94,12 +94,12 @@ def _ids(outputs):
     return [id(x) for x in keras.tree.flatten(outputs)]
 
 
-def all_layers(layer, _seen=None):
+def all_layers(layer, _visited=None):
     """Yields the layers, at all depths: of models, and in attributes of layers."""
-    seen = set() if _seen is None else _seen
-    if id(layer) in seen:
+    visited = set() if _visited is None else _visited
+    if id(layer) in visited:
         return
-    seen.add(id(layer))
+    visited.add(id(layer))
     if isinstance(layer, (keras.Function, keras.Sequential)):
         children = layer.layers
     else:
@@ -109,7 +109,7 @@ def all_layers(layer, _seen=None):
         )
     for child in children:
         if isinstance(child, keras.Layer):
-            yield from all_layers(child, seen)
+            yield from all_layers(child, visited)
 
 
 def constant_function(model, shape, dtype, names, runtime, finish=None):

@@ -61,15 +61,18 @@ def add_metadata(content: bytes, metadata: dict) -> bytes:
 
 def _describe(metadata, outputs):
     build = _Builder()
-    image, how = {0: build.string("image")}, metadata["preprocessing"]
-    if how is not None:
-        height, width = how["input_size"]
+    image, preprocessing = {0: build.string("image")}, metadata["preprocessing"]
+    if preprocessing is not None:
+        height, width = preprocessing["input_size"]
         size = build.table({0: build.uint(width), 1: build.uint(height)})
         properties = build.table({0: build.byte(RGB), 1: size})
         image[3] = build.table({0: build.byte(IMAGE_PROPERTIES), 1: properties})
         # In the schema, they are for images in [0, 255]. Where the channels are alike,
         # MediaPipe expects a single number.
-        mean, std = ([how["scale"] * x for x in how[key]] for key in ("mean", "std"))
+        mean, std = (
+            [preprocessing["scale"] * x for x in preprocessing[key]]
+            for key in ("mean", "std")
+        )
         if len({*zip(mean, std)}) == 1:
             mean, std = mean[:1], std[:1]
         mean, std = build.floats(mean), build.floats(std)

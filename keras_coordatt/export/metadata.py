@@ -24,7 +24,7 @@ def describe(format, model, image, labels):
         labels = record.labels and list(record.labels)
     else:
         labels = check_labels(labels, classes_of(model))
-    how = image.preprocessing
+    preprocessing = image.preprocessing
     return {
         "name": model.name,
         "format": format,
@@ -32,16 +32,16 @@ def describe(format, model, image, labels):
         "labels": labels,
         "image_size": record.image_size and list(record.image_size),
         "metrics": dict(record.metrics),
-        "preprocessing": how
+        "preprocessing": preprocessing
         and {
             "input_size": image.size and list(image.size),
             "color": "RGB",
             "data_format": keras.config.image_data_format(),
-            "interpolation": how.interpolation,
-            "antialias": how.antialias,
+            "interpolation": preprocessing.interpolation,
+            "antialias": preprocessing.antialias,
             "scale": 255,
-            "mean": list(how.mean),
-            "std": list(how.std),
+            "mean": list(preprocessing.mean),
+            "std": list(preprocessing.std),
         },
         "versions": {
             "keras_coordatt": keras_coordatt.__version__,

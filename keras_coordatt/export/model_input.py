@@ -97,16 +97,21 @@ class ImageInput:
         """Prepares uint8 images `(N, H, W, C)` of any size with TensorFlow."""
         import tensorflow as tf
 
-        how = self.preprocessing
+        preprocessing = self.preprocessing
         x = tf.cast(images, "float32")
         if self.size is not None:
             x = tf.image.resize(
-                x, self.size, how.interpolation, antialias=how.antialias
+                x,
+                self.size,
+                preprocessing.interpolation,
+                antialias=preprocessing.antialias,
             )
             # Bicubic interpolation and Lanczos's overshoot.
             x = tf.clip_by_value(tf.round(x), 0, 255)
         x = tf.transpose(x, (0, 3, 1, 2)) if channel_axis() == 1 else x
-        return tf.cast(x if self.takes_bytes else how.normalize(x), self.dtype)
+        return tf.cast(
+            x if self.takes_bytes else preprocessing.normalize(x), self.dtype
+        )
 
     def pictures(self, count=PICTURES):
         """Draws pictures of the model's size: uint8, `(N, H, W, C)`."""

@@ -226,20 +226,20 @@ def _new_attention(graph, matched, name, like, factory):
 
 def _end_of_unit(graph, call):
     """Returns the last call of a layer and its normalization and activation."""
-    seen = {_role(call.op)}
+    roles = {_role(call.op)}
     if getattr(call.op, "activation", keras.activations.linear) not in (
         None,
         keras.activations.linear,
     ):
-        seen.add("activation")
+        roles.add("activation")
     while True:
         readers = [r for x in call.outputs for r in graph.readers.get(id(x), [])]
         if len(readers) != 1 or any(id(x) in graph.outputs for x in call.outputs):
             return call
         role = _role(readers[0].op)
-        if role is None or role in seen or len(readers[0].inputs) != 1:
+        if role is None or role in roles or len(readers[0].inputs) != 1:
             return call
-        seen.add(role)
+        roles.add(role)
         call = readers[0]
 
 

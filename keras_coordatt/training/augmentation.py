@@ -150,14 +150,14 @@ class Augmentation:
             _SSD_OVERLAPS,
             self._generator.uniform((count,), 0, len(_SSD_OVERLAPS), "int32"),
         )
-        seen = tf.where(exists[:, None], _iou(windows, boxes), -1.0)
+        overlaps = tf.where(exists[:, None], _iou(windows, boxes), -1.0)
         center = ((boxes[..., :2] + boxes[..., 2:]) / 2)[:, None]
         holds = tf.reduce_all(
             (center > windows[:, :, None, :2]) & (center < windows[:, :, None, 2:]), -1
         )
         good = (width < 2 * height) & (height < 2 * width)
         good &= tf.reduce_any(holds & exists[:, None], -1)
-        good &= tf.reduce_max(seen, -1) >= overlap[:, None]
+        good &= tf.reduce_max(overlaps, -1) >= overlap[:, None]
         first = tf.argmax(tf.cast(good, "int32"), axis=1)
         chosen = tf.gather(windows, first, batch_dims=1)
         use = tf.reduce_any(good, -1) & (overlap < 1)

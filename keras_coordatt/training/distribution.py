@@ -302,7 +302,7 @@ def check_devices(batch_size: int, state) -> None:
 
 
 def synchronize_batch_norm(model: keras.Model, devices: Devices) -> None:
-    """Makes batch normalization see the images of all devices, where it needs to be told."""
+    """Lets batch normalization average over all devices, where that isn't automatic."""
     if devices.synchronize:
         for layer in nested_layers(model):
             if isinstance(layer, keras.layers.BatchNormalization):

@@ -21,7 +21,7 @@ from keras_coordatt.training.tasks import Task
 
 
 class Epochs(keras.callbacks.Callback):
-    """Makes each epoch reproducible, and saves it when it is complete.
+    """Seeds each epoch so that it can be repeated, and saves it when it is complete.
 
     Args:
         task: The task.

@@ -144,9 +144,9 @@ def _matched(
 def _fitting_part(arrays, variables, source, target, rename):
     """Returns the arrays of the network, which may be nested in the file's model."""
     needed = {name for name in variables if not HEAD.match(name)}
-    whole = rename(arrays)
-    if not needed or whole.keys() >= needed:
-        return whole
+    renamed = rename(arrays)
+    if not needed or renamed.keys() >= needed:
+        return renamed
     prefixes = {name[: m.end()] for name in arrays for m in re.finditer("/", name)}
     parts = {
         prefix: rename(
@@ -164,7 +164,7 @@ def _fitting_part(arrays, variables, source, target, rename):
             f"{source} fits {target} in more than one place: {', '.join(fitting)}. No "
             "weight was changed. Load it into the whole model."
         )
-    return parts[fitting[0]] if fitting else whole
+    return parts[fitting[0]] if fitting else renamed
 
 
 def _stem(model):

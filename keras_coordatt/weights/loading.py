@@ -75,8 +75,8 @@ def local_path(path: str | os.PathLike) -> str | os.PathLike:
     """Returns the path of a file, which is downloaded first if it is on the Hub."""
     if not is_on_hub(path):
         return path
-    user, _, rest = path.removeprefix(HUB).partition("/")
-    repository, _, filename = rest.partition("/")
+    user, _, remainder = path.removeprefix(HUB).partition("/")
+    repository, _, filename = remainder.partition("/")
     repository, _, revision = repository.partition("@")
     if not (user and repository and filename):
         raise ValueError(

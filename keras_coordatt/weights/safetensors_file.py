@@ -43,7 +43,7 @@ def read_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
         tensors = deserialize(data)
     except SafetensorError as error:
         raise ValueError(
-            f"Cannot read {os.fspath(path)!r}: it is truncated, damaged, or no "
+            f"Cannot read {os.fspath(path)!r}: it is truncated, damaged, or not a "
             f"safetensors file ({error})."
         ) from error
     arrays = {}

@@ -128,15 +128,15 @@ def test_dilation_gives_the_strided_features_and_those_between(output_stride):
 
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5"])
 def test_weights_from_a_file(tmp_path, suffix):
-    # A headless network takes the weights of a whole one.
-    whole = MobileNetV2CA((32, 32, 3), 0.25, weights=None, classes=3)
-    path = str(tmp_path / f"whole{suffix}")
-    (whole.save_weights if suffix == ".weights.h5" else whole.save)(path)
+    # A headless network takes the weights of a full one.
+    full = MobileNetV2CA((32, 32, 3), 0.25, weights=None, classes=3)
+    path = str(tmp_path / f"full{suffix}")
+    (full.save_weights if suffix == ".weights.h5" else full.save)(path)
     for include_top in (True, False):
         model = MobileNetV2CA((32, 32, 3), 0.25, include_top, path, classes=3)
         for layer in model.layers:
             if layer.weights:
-                theirs = whole.get_layer(layer.name).get_weights()
+                theirs = full.get_layer(layer.name).get_weights()
                 for ours, their in zip(layer.get_weights(), theirs, strict=True):
                     np.testing.assert_array_equal(ours, their)
 

@@ -38,8 +38,10 @@ def test_onnx_takes_any_batch(model, x, tmp_path, onnxruntime):
 
 @each_format
 def test_metadata_is_read_back(model, path, write):
-    how = Preprocessing((0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic", antialias=False)
-    write(model, path, labels=LABELS, preprocessing=how)
+    preprocessing = Preprocessing(
+        (0.1, 0.2, 0.3), (0.4, 0.5, 0.6), "bicubic", antialias=False
+    )
+    write(model, path, labels=LABELS, preprocessing=preprocessing)
     found = read_metadata(path)
     assert found["labels"] == LABELS
     assert found["name"] == "small"
@@ -96,7 +98,7 @@ def dense_network(task):
     size = None if task == "segmentation" else 64
     stages = [(6 if i else 1, 8 * i + 8, 1, min(i, 1) + 1) for i in range(5)]
     with pytest.MonkeyPatch.context() as patch:
-        # A block a stage, as what takes time is their number.
+        # One block per stage: export time grows with their number.
         patch.setattr(mobilenet_v2_ca, "STAGES", stages)
         backbone = MobileNetV2CA(
             (size, size, 3), include_top=False, weights=None, output_stride=stride
@@ -223,9 +225,9 @@ def test_a_network_that_takes_bytes_says_so(path, write):
     flat = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3)(x))
     model = keras.Model(image, layers.Dense(3)(flat))
     write(model, path)
-    how = read_metadata(path)["preprocessing"]
-    bytes_ = np.arange(256) / how["scale"]
-    for mean, std in zip(how["mean"], how["std"]):
+    preprocessing = read_metadata(path)["preprocessing"]
+    bytes_ = np.arange(256) / preprocessing["scale"]
+    for mean, std in zip(preprocessing["mean"], preprocessing["std"]):
         np.testing.assert_allclose((bytes_ - mean) / std, np.arange(256), atol=1e-4)
     if path.name == "it":
         import tensorflow as tf

@@ -33,10 +33,10 @@ def test_litert_float32_is_folded(model, x, tmp_path):
     given, operations, _ = interpret(tmp_path / "it.tflite", x)
     assert_near(given, outputs(model, x), 1e-4)
     assert report.size == (tmp_path / "it.tflite").stat().st_size
-    assert operations["MUL"] == 2  # a gate each: no normalization is left
+    assert operations["MUL"] == 2  # one per gate: no normalization is left
     assert operations["ADD"] == operations["SUB"] == 0
     assert operations["SHAPE"] == 0
-    assert operations["HARD_SWISH"] == 2  # each axis apart
+    assert operations["HARD_SWISH"] == 2  # one per axis
     assert operations["LOGISTIC"] == 2
 
 

@@ -45,13 +45,13 @@ def reference(layer, x, training):
     x = x * sigmoid(mlp(x.mean((1, 2))) + mlp(x.max((1, 2))))[:, None, None]
 
     reach = layer.kernel_size // 2
-    seen = np.pad(
+    padded = np.pad(
         np.stack([x.max(3), x.mean(3)], 3),
         ((0, 0), (reach, reach), (reach, reach), (0, 0)),
     )
     mixed = np.zeros(x.shape[:3])
     for h, w in np.ndindex(mixed.shape[1:]):
-        window = seen[:, h : h + layer.kernel_size, w : w + layer.kernel_size]
+        window = padded[:, h : h + layer.kernel_size, w : w + layer.kernel_size]
         mixed[:, h, w] = (window * kernel[..., 0]).sum((1, 2, 3))
     if training:
         mean, variance = mixed.mean(), mixed.var()

@@ -140,10 +140,10 @@ def train(task, data, devices, gathers, measures):
         validation = load(data, "validation", pad_remainder=True, **options)
     model, losses = build(task), []
     synchronize_batch_norm(model, current())
-    seen = keras.callbacks.LambdaCallback(
+    record_losses = keras.callbacks.LambdaCallback(
         on_train_batch_end=lambda step, logs: losses.append(logs["loss"])
     )
-    model.fit(batches, verbose=0, callbacks=[seen], shuffle=False)
+    model.fit(batches, verbose=0, callbacks=[record_losses], shuffle=False)
     found = {"losses": losses}
     if measures:
         found["metrics"] = model.evaluate(validation, verbose=0)

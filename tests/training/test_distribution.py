@@ -223,7 +223,7 @@ sys.exit(main())
 def test_lost_processes(image_folder, tmp_path):
     """The other process ends with a message, and the same command continues."""
     lines = run_script("lost.py", image_folder, tmp_path / "out").splitlines()
-    killed, alone, stopped, *absent, whole = (
+    killed, alone, stopped, *absent, uninterrupted = (
         json.loads(line) for line in lines if line.startswith("{")
     )
     for found, lost in ((killed, "0"), (stopped, "1")):
@@ -239,7 +239,7 @@ def test_lost_processes(image_folder, tmp_path):
         assert status == 1 and seconds < 30
         assert "not all of the 2 processes have found" in found["errors"][other]
     assert alone["statuses"]["0"][0] == -9  # and so it had an epoch more
-    assert [status for status, _ in whole["statuses"].values()] == [0, 0]
+    assert [status for status, _ in uninterrupted["statuses"].values()] == [0, 0]
     with open(tmp_path / "out" / "history.csv", encoding="utf-8") as file:
         assert [int(row["epoch"]) for row in csv.DictReader(file)] == [*range(1, 13)]
     assert (tmp_path / "out" / "report.json").exists()

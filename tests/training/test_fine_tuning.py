@@ -28,7 +28,7 @@ def test_the_head_first_and_then_all_but_statistics(eager, monkeypatch, build, b
     before = dict(zip(layers, weights))
     set_trainable, rates = Phase.set_trainable, []
 
-    def seen(phase, *arguments):
+    def set_and_record(phase, *arguments):
         set_trainable(phase, *arguments)
         rates.append((phase.name, phase.learning_rate))
         if phase.name == "all":
@@ -38,7 +38,7 @@ def test_the_head_first_and_then_all_but_statistics(eager, monkeypatch, build, b
                     np.testing.assert_array_equal(a, b)
             assert (layers["Dense"].get_weights()[0] != before["Dense"][0]).any()
 
-    monkeypatch.setattr(Phase, "set_trainable", seen)
+    monkeypatch.setattr(Phase, "set_trainable", set_and_record)
     fine_tune(model, batches, changes=CHANGES, verbose=0)
     assert rates == [("head", 3e-3), ("all", 0.02)]
     assert (layers["Conv2D"].get_weights()[0] != before["Conv2D"][0]).any()

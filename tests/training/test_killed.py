@@ -23,7 +23,7 @@ def test_interrupted_at_any_write(
 ):
     changes = {**quick, "epochs": 3, "head_epochs": 1, "ema": 0.9}
     arguments = {"build": build, "changes": changes, "verbose": False, "seed": 3}
-    whole = train(None, image_folder, tmp_path / "whole", **arguments)
+    expected_run = train(None, image_folder, tmp_path / "whole", **arguments)
 
     replace, left = os.replace, 0
 
@@ -48,7 +48,7 @@ def test_interrupted_at_any_write(
             pass
     assert attempt > 4
     assert [row["epoch"] for row in done.report["history"]] == [1, 2, 3]
-    for expected, row in zip(whole.report["history"], done.report["history"]):
+    for expected, row in zip(expected_run.report["history"], done.report["history"]):
         assert row.pop("phase") == expected.pop("phase")
         assert row == pytest.approx(expected, rel=1e-3, abs=1e-5)
     assert not (tmp_path / "out" / ".training").exists()
@@ -78,11 +78,11 @@ def test_killed_at_random(image_folder, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.split() == ["0", "3"]
-    killed, whole = (
+    killed, expected = (
         (tmp_path / name / "history.csv").read_text() for name in ("killed", "whole")
     )
-    assert killed == whole
-    assert len(whole.splitlines()) == 1 + 7
+    assert killed == expected
+    assert len(expected.splitlines()) == 1 + 7
 
 
 def test_stopped_in_its_first_epoch(image_folder, tmp_path, monkeypatch, build, quick):

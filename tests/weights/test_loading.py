@@ -183,9 +183,9 @@ def test_half_precision(save, suffix, policy):
 
     half = randomized(build())
     path = save(half, suffix)
-    whole = tiny(weights=path)
-    assert str(whole.weights[0].dtype) == "float32"
-    assert_same(weights_of(whole), weights_of(half))
+    loaded = tiny(weights=path)
+    assert str(loaded.weights[0].dtype) == "float32"
+    assert_same(weights_of(loaded), weights_of(half))
     again = build()
     load_weights(again, save(randomized(tiny()), suffix, "whole"))
     assert again.weights[0].dtype == half.weights[0].dtype
@@ -657,9 +657,9 @@ def test_without_a_hub(monkeypatch):
 
 @EACH
 def test_a_class_of_layers_that_only_the_file_has(save, suffix):
-    whole = randomized(tiny(attention=False))
+    full = randomized(tiny(attention=False))
     headless = tiny(attention=False, include_top=False)
     assert not any(isinstance(la, keras.layers.Dense) for la in headless.layers)
-    load_weights(headless, save(whole, suffix))
-    kernel = whole.get_layer("Conv1").get_weights()[0]
+    load_weights(headless, save(full, suffix))
+    kernel = full.get_layer("Conv1").get_weights()[0]
     np.testing.assert_array_equal(headless.get_layer("Conv1").get_weights()[0], kernel)

@@ -229,7 +229,7 @@ F4 = {"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}
             None,
             "a is of type F8_E4M3, and only F64",
         ),
-        ([], b"", None, "no safetensors file"),
+        ([], b"", None, "not a safetensors file"),
     ],
 )
 def test_damaged_files(tmp_path, entries, data, length, message):
@@ -256,7 +256,7 @@ def test_a_file_that_is_not_there(tmp_path):
 def test_a_checkpoint_under_a_wrong_suffix(golden, tmp_path):
     path = tmp_path / "it.safetensors"
     path.write_bytes(golden("mbv2_ca_w025_c10.pth").read_bytes())
-    with pytest.raises(ValueError, match="no safetensors file"):
+    with pytest.raises(ValueError, match="not a safetensors file"):
         read_safetensors(path)
     path = write(tmp_path / "it.pth", F4, bytes(8))
     with pytest.raises(ValueError, match="not a PyTorch checkpoint"):
