@@ -173,20 +173,22 @@ def _blocks(alpha, output_stride):
         is_last = len(blocks) + repeats == len(strides)
         channels = make_divisible(channels * (max(1.0, alpha) if is_last else alpha))
         for _ in range(repeats):
-            stride = strides[len(blocks)]
+            table_stride = strides[len(blocks)]
+            stride, dilation = dilated[len(blocks)]
             # Where the width changes, the first depthwise convolution is left out, and
             # the last one too unless it has the stride. The network's first block and
             # a single-block stage at stride 1 keep both.
-            single_block = repeats == stride == 1
+            single_block = repeats == table_stride == 1
             keeps_both = in_channels == channels or single_block or not blocks
             blocks.append(
                 Block(
-                    reduction,
-                    channels,
-                    *dilated[len(blocks)],
+                    reduction=reduction,
+                    channels=channels,
+                    stride=stride,
+                    dilation=dilation,
                     first_depthwise=keeps_both,
-                    last_depthwise=keeps_both or stride == 2,
-                    residual=stride == 1
+                    last_depthwise=keeps_both or table_stride == 2,
+                    residual=table_stride == 1
                     and in_channels == channels
                     and not single_block,
                 )

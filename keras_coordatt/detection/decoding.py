@@ -1,3 +1,5 @@
+"""From the SSD offsets and logits to boxes and scores, before suppression."""
+
 import keras
 from keras import ops
 

@@ -1,3 +1,5 @@
+"""Suppression of overlapping detections, inside models and on arrays of any runtime."""
+
 import functools
 
 import keras
