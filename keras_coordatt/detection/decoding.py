@@ -1,4 +1,4 @@
-"""From the SSD offsets and logits to boxes and scores, before suppression."""
+"""Conversion of offsets and logits to boxes and scores, before suppression."""
 
 import keras
 from keras import ops

@@ -1,3 +1,5 @@
+"""Batch normalization for the attention layers: descriptors may have one position."""
+
 import math
 
 import keras

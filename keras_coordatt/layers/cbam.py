@@ -1,3 +1,5 @@
+"""The attention of "CBAM: Convolutional Block Attention Module", a baseline."""
+
 import keras
 from keras import ops
 

@@ -1,3 +1,5 @@
+"""The perceptron that squeeze-and-excitation and CBAM have in common."""
+
 from keras import ops
 
 from keras_coordatt.layers.gated_attention import GatedAttention

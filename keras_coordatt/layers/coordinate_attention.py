@@ -1,3 +1,5 @@
+"""The layer of "Coordinate Attention for Efficient Mobile Network Design"."""
+
 import keras
 import numpy as np
 from keras import ops

@@ -1,3 +1,5 @@
+"""Frozen batch normalization, and the search for layers inside other layers."""
+
 import keras
 
 

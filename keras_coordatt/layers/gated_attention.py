@@ -1,3 +1,5 @@
+"""Arguments, checks and configuration that all attention layers have in common."""
+
 import keras
 
 from keras_coordatt.validation import check_choice, check_positive_int

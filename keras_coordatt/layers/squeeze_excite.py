@@ -1,3 +1,5 @@
+"""The attention of "Squeeze-and-Excitation Networks", a baseline."""
+
 import keras
 
 from keras_coordatt.layers.channel_attention import ChannelAttention

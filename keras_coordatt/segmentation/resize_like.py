@@ -1,3 +1,5 @@
+"""Resizing to a size that is known only at run time."""
+
 import keras
 from keras import ops
 

@@ -1,3 +1,5 @@
+"""Plain attention from identity-initialized attention, once it is trained."""
+
 import collections
 import dataclasses
 

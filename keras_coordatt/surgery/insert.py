@@ -1,3 +1,5 @@
+"""Where attention is inserted, and what it replaces."""
+
 import itertools
 import re
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+"""Copies of functional models in which some calls are changed."""
+
 import keras
 from keras import layers
 
