@@ -1,4 +1,4 @@
-"""Predictions of any model or exported file, for pictures as people have them.
+"""Predictions of any model or exported file, for ordinary image files.
 
 for prediction in predict("cats.tflite", "photos/*.jpg"):
     print(prediction)

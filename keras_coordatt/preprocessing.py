@@ -78,7 +78,7 @@ class Preprocessing:
                 "`mean` and `std` must have one number per channel, and those of `std` "
                 f"must be positive. Received: mean={self.mean!r}, std={self.std!r}"
             )
-        # Frozen, and lists come out of saved files.
+        # JSON turns tuples into lists; `object.__setattr__` because the class is frozen.
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
 

@@ -100,7 +100,7 @@ def set_record(
     """Records task, labels, image size and metrics on a model.
 
     They survive `.keras` files, cloning, nesting, `insert_attention`, `fuse_attention`
-    and export. What isn't given stays as it is.
+    and export. Arguments that are left out keep their recorded values.
 
     Args:
         model: A functional or Sequential model on a network of this package.

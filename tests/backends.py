@@ -1,4 +1,4 @@
-"""What differs between Keras's backends, and tests need."""
+"""Differences between Keras's backends, for the tests."""
 
 import os
 

@@ -56,11 +56,11 @@ def pyramid_outputs(model: keras.Model) -> dict[str, keras.KerasTensor]:
         )
 
     # Layers before `input_tensor` may be convolutions too; the stem is the last one.
-    stride, maps = stems[-1].strides[0], {}
+    stride, feature_maps = stems[-1].strides[0], {}
     for block in blocks.values():
         stride *= math.prod(layer.strides[0] for layer in convolutions(block))
-        maps[stride] = block[-1].output
-    return {f"P{int(math.log2(n))}": x for n, x in maps.items() if n >= 4}
+        feature_maps[stride] = block[-1].output
+    return {f"P{int(math.log2(n))}": x for n, x in feature_maps.items() if n >= 4}
 
 
 def convolutions(layers):

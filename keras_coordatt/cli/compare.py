@@ -1,4 +1,4 @@
-"""`keras-coordatt compare`: what an attention brings, at the same training budget."""
+"""`keras-coordatt compare`: trains with each attention at the same budget."""
 
 import importlib.util
 import pathlib

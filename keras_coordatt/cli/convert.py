@@ -29,10 +29,10 @@ def convert(
     Args:
         source: `.keras`, `.h5`, `.weights.h5`, `.pth`, `.pt` or `.safetensors` file.
         output: File to write: `.keras`, `.weights.h5` or `.safetensors`.
-        alpha: Width multiplier of the network, if IN doesn't tell it.
-        classes: Number of classes, if IN doesn't tell it.
-        attention: Attention of the network, if IN doesn't tell it.
-        reduction: Reduction of the attention, if IN doesn't tell it.
+        alpha: Width multiplier of the network, if IN doesn't specify it.
+        classes: Number of classes, if IN doesn't specify it.
+        attention: Attention of the network, if IN doesn't specify it.
+        reduction: Reduction of the attention, if IN doesn't specify it.
         top: Whether the network has its classifier.
     """
     check_output(output)

@@ -1,4 +1,4 @@
-"""`keras-coordatt data`: what a data set holds."""
+"""`keras-coordatt data`: contents and faults of a data set."""
 
 import dataclasses
 import json as json_lib

@@ -1,4 +1,4 @@
-"""`keras-coordatt demo`: what the package does, in two minutes."""
+"""`keras-coordatt demo`: a tour of the package in two minutes."""
 
 import pathlib
 

@@ -61,8 +61,8 @@ def export(
     The network is read as by `convert`. The file is compared with it on drawn pictures,
     or on those of DATA if given. Then accuracy, average precision or mean IoU are
     measured too, of the network and of the file. For int8, the training images of DATA
-    calibrate the ranges. How images are prepared is read from the network. If that does
-    not record it, say it by --preprocessing, or by --mean and --std.
+    calibrate the ranges. The preprocessing of images is read from the network. If none
+    is recorded, pass --preprocessing, or --mean and --std.
 
     Args:
         source: `.keras`, `.h5`, `.weights.h5`, `.pth`, `.pt` or `.safetensors` file.
@@ -91,10 +91,10 @@ def export(
         iou_threshold: Overlap above which a box is suppressed.
         max_detections: Highest number of boxes per image.
         suppression: Suppress overlapping boxes.
-        alpha: Width multiplier of the network, if IN doesn't tell it.
-        classes: Number of classes, if IN doesn't tell it.
-        attention: Attention of the network, if IN doesn't tell it.
-        reduction: Reduction of the attention, if IN doesn't tell it.
+        alpha: Width multiplier of the network, if IN doesn't specify it.
+        classes: Number of classes, if IN doesn't specify it.
+        attention: Attention of the network, if IN doesn't specify it.
+        reduction: Reduction of the attention, if IN doesn't specify it.
         top: Whether the network has its classifier.
     """
     suffix = output.suffix

@@ -88,8 +88,8 @@ def train(
             are several processes.
         coordinator: HOST:PORT at which the other processes reach the first one.
         processes: Number of processes that run this command, on one or more machines
-            (JAX only). With the other two, or KERAS_DISTRIBUTION_NUM_PROCESSES and so
-            on in the environment.
+            (JAX only). Requires --coordinator and --process-id, or the
+            KERAS_DISTRIBUTION_* environment variables.
         process_id: Number of this process, from 0.
     """
     given = {

@@ -72,7 +72,7 @@ class Box:
 
     @property
     def fault(self) -> str | None:
-        """The fault of the box, or an empty string."""
+        """What is wrong with the box, or `None`."""
         if not self.has_pixels:
             reason = "has no pixel in the image"
         elif not self.is_sorted:

@@ -114,7 +114,7 @@ def fit_box_shapes(boxes: np.ndarray, image_size: tuple[int, int]) -> Shapes:
         best = np.maximum(best, values[level, :, index])
     while len(shapes) > 2 and not shapes[-1]:
         shapes.pop()
-    # A feature map cannot do without.
+    # Every feature map needs a shape.
     squares = ssd_box_shapes(len(sizes), reduce_first=False)
     return [found or squares[i][:1] for i, found in enumerate(shapes)]
 

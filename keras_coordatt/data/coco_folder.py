@@ -150,7 +150,7 @@ class _COCOFile:
             # Not by COCO(file), which reads it in the encoding of the machine.
             self._coco.dataset = content = json.loads(read_text(file))
             for key in ("images", "annotations", "categories"):
-                # pycocotools does without.
+                # pycocotools doesn't check these keys.
                 list(content[key])
             with contextlib.redirect_stdout(io.StringIO()):
                 self._coco.createIndex()

@@ -91,7 +91,9 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):  # type: ignore[
 
     def _as_dataset(self, split, shuffle_files=False, decoders=None, read_config=None):
         if decoders:
-            raise NotImplementedError(f"No `decoders`, please. Received: {decoders}")
+            raise NotImplementedError(
+                f"`decoders` is not supported. Received: {decoders}"
+            )
         if isinstance(split, str):
             # As lists and folders may be called too.
             split = re.sub(

@@ -62,7 +62,7 @@ _TASKS = {
     ),
 }
 TASKS = tuple(_TASKS)
-# Folders of one folder each, above a data set.
+# Maximum number of single-folder levels to descend.
 _MOST_NESTED = 4
 
 

@@ -1,4 +1,4 @@
-"""Reads pictures, masks and text files as people have them."""
+"""Reads pictures, masks and text files of all common kinds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = frozenset(
 # The value of pixels that are ignored, as in the masks of Pascal VOC and Cityscapes.
 IGNORED = 255
 ON_ERROR = ("raise", "skip", "repair")
-# Those of RGB are masks if they are gray.
+# Pillow modes of masks; RGB only with equal channels.
 _MASK_MODES = ("1", "L", "P", "RGB", "RGBA")
 # Left in a folder by the operating system.
 _CLUTTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "@eadir"))

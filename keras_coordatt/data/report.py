@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 # Small boxes that are named, and the percentiles of sides that are shown.
 _SMALLEST = 3
 _PERCENTILES = (1, 10, 50)
-# Below it, larger images are looked at too.
+# Below this share, also try twice the image size.
 _ENOUGH = 0.9
 
 

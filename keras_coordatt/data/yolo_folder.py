@@ -25,7 +25,7 @@ from keras_coordatt.data.split_names import (
     split_off_validation,
 )
 
-# Text files beside labels that are none.
+# Files with class names, which lie beside the label files.
 _NAMES = ("classes.txt", "obj.names", "labels/classes.txt")
 # Boxes may reach this far out of the image, as their numbers are rounded.
 _TOLERANCE = 0.01

@@ -98,7 +98,6 @@ def add_heads(maps, box_shapes, classes, data_format, dtype):
 
 def extra_map(x, channels, prefix, *, data_format, dtype):
     """A feature map of half the size: reduction, depthwise convolution, expansion."""
-    # Of the last feature maps, some have one position.
     settings = {"data_format": data_format, "dtype": dtype}
     name = f"{prefix}reduce"
     x = conv_bn(x, channels // 2, 1, name, f"{name}_BN", **settings)

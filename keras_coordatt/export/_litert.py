@@ -112,8 +112,8 @@ def litert(
 
     Raises:
         ValueError: If an argument is invalid, the backend isn't TensorFlow, an
-            operation does not exist in this precision, or the file does not give what
-            the model gives. Nothing is written then.
+            operation does not exist in this precision, or the outputs of the file
+            differ from the model's. Nothing is written then.
         ImportError: If the LiteRT runtime, which checks the file, is missing.
 
     Example:

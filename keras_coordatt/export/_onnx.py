@@ -63,8 +63,8 @@ def onnx(
         A `Report`.
 
     Raises:
-        ValueError: If an argument is invalid, ONNX can't express the model, or the file
-            does not give what the model gives. Nothing is written then.
+        ValueError: If an argument is invalid, ONNX can't express the model, or the
+            outputs of the file differ from the model's. Nothing is written then.
         ImportError: If a package is missing.
 
     Example:

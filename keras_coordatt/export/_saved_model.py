@@ -50,7 +50,7 @@ def saved_model(
 
     Raises:
         ValueError: If an argument is invalid, the backend can't write SavedModels, or
-            the file does not give what the model gives. Nothing is written then.
+            the outputs of the file differ from the model's. Nothing is written then.
 
     Example:
 

@@ -46,7 +46,7 @@ def compare_detections(given, reference, what, precision, score_threshold):
     boxes, scores, missing, total = _compare(given, reference, limit, score_threshold)
     if missing > (1 - share) * total:
         raise ValueError(
-            f"{what} does not give what the Keras model gives. Of {total} detections "
+            f"The outputs of {what} differ from the Keras model's. Of {total} detections "
             f"on {len(reference['labels'])} images, {missing} have no counterpart of "
             f"the same label with a box and a score within {limit}."
         )

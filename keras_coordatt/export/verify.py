@@ -275,7 +275,7 @@ def _check(name, ours, theirs, what, precision):
             limit += SCORE_STEP
     if not size <= limit:  # nor if it is NaN
         raise ValueError(
-            f"{what} does not give what the Keras model gives. The largest "
+            f"The outputs of {what} differ from the Keras model's. The largest "
             f"difference of {name!r} is {difference:.3g}. Its {kind} may be "
             f"{limit:.3g}, and is {size:.3g}."
         )

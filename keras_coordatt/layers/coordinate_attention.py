@@ -40,8 +40,8 @@ class CoordinateAttention(GatedAttention):
 
     Under a half-precision policy the gates are computed in float32, where sums don't
     overflow, and then cast. PyTorch on a GPU averages the feature map in float32 as it
-    reads it. Elsewhere, unless a compiler avoids it, the whole map is converted to
-    float32 first, which costs time and memory.
+    reads it. Elsewhere, unless a compiler avoids it, all of it is converted to float32
+    first, which costs time and memory.
 
     Args:
         reduction: Positive integer. The shared convolution has

@@ -17,11 +17,11 @@ SUBLAYER_ARGUMENTS = (
 class GatedAttention(keras.layers.Layer):
     """Base class of the attention layers, which multiply a feature map by gates.
 
-    It keeps the arguments that all of them take, checks the input, and makes the
-    sublayers. What was changed on a sublayer after it was built (`trainable`,
-    quantization, LoRA) is part of the configuration, so that it survives saving and
-    cloning. A subclass lists the names of its sublayers in `SUBLAYERS` and returns
-    the layers themselves from `sublayers`.
+    It keeps the arguments that all of them take, checks the input, and builds the
+    sublayers. Later changes to a sublayer (`trainable`, quantization, LoRA) are part
+    of the configuration, so that they survive saving and cloning. A subclass lists
+    the names of its sublayers in `SUBLAYERS` and returns the layers themselves from
+    `sublayers`.
     """
 
     SUBLAYERS: tuple[str, ...] = ()

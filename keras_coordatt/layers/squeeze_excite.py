@@ -17,7 +17,7 @@ class SqueezeExcite(ChannelAttention):
 
     Under a half-precision policy the gates are computed in float32 and then cast.
     PyTorch on a GPU averages the feature map in float32 as it reads it. Elsewhere,
-    unless a compiler avoids it, the whole map is converted to float32 first.
+    unless a compiler avoids it, all of it is converted to float32 first.
 
     Args:
         reduction: Positive integer. The hidden layer has

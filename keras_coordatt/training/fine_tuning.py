@@ -57,12 +57,12 @@ def fine_tune(
 ) -> dict[str, list[float]]:
     """Fine-tunes a pretrained model on batches, in two phases.
 
-    First only the head is trained, and the rest is frozen. Then all layers are trained
+    First only the head is trained, and all else is frozen. Then all layers are trained
     at a lower rate, while the batch normalization outside of the head stays at its
     statistics. `train` does the same from a folder of pictures.
 
     With `validation`, the model ends with the weights of the best epoch by accuracy,
-    average precision or mean IoU. What was frozen before is frozen again afterwards.
+    average precision or mean IoU. Layers that were frozen before are so again afterwards.
 
     Args:
         model: A classifier, an `SSDLite` or a segmenter such as `DeepLabV3`.

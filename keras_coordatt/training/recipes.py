@@ -97,7 +97,7 @@ class Recipe:
     base_batch_size: int | None = None
 
     def __post_init__(self):
-        # Frozen, and lists come out of files.
+        # JSON turns tuples into lists; `object.__setattr__` because the class is frozen.
         if isinstance(self.image_size, list):
             object.__setattr__(self, "image_size", tuple(self.image_size))
         sides = self.image_size if isinstance(self.image_size, tuple) else (0, 0)
@@ -202,7 +202,7 @@ _DECAYS = {"sgd": 1 / 250, "adamw": 1.0, "lamb": 1.0}
 def recipe(name: str, task: str, changes: Mapping | None = None) -> Recipe:
     """Returns a recipe by its name.
 
-    - `"fine-tune"`: for pretrained weights. First the head, with the rest frozen; then
+    - `"fine-tune"`: for pretrained weights. First the head, with all else frozen; then
       the whole network at a lower rate, with batch normalization at its statistics.
     - `"scratch"`: learns in a few hundred steps. SGD for classification, AdamW for
       detection and segmentation; residual blocks start as the identity.

@@ -1,4 +1,4 @@
-"""Trains a model for one of three tasks, from data as people have it."""
+"""Trains a model for one of three tasks, from data in a common layout."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ def _train(task, data, output, build, weights, recipe, changes, options, verbose
     backup = Backup(out.state, settings)
     check_devices(job.recipe.batch_size, [settings, backup.rows, report is None])
     if report:
-        # There still, if the process was killed as it deleted it.
+        # The backup remains if the process was killed while deleting it.
         backup.delete()
         if verbose:
             print(f"{output} is finished already")
@@ -342,8 +342,8 @@ class Session:
         self.out.save(self.backup, self.twin, BEST)
         self.out.write_file(self.twin)
         wait()  # Or the others end this process while it writes.
-        place = self.out.file or (self.out.folder and self.out.folder / BEST)
-        return f"The best model so far, of epoch {best}, is {place}"
+        path = self.out.file or (self.out.folder and self.out.folder / BEST)
+        return f"The best model so far, of epoch {best}, is {path}"
 
 
 def record_training(model: keras.Model, job, metrics: Mapping) -> None:

@@ -1,4 +1,4 @@
-"""What keras.applications promises, by one table over all builders."""
+"""The contract of keras.applications, tested for all builders by one table."""
 
 import functools
 import inspect

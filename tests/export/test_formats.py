@@ -1,4 +1,4 @@
-"""Exported files give what the Keras model gives, and say how to use them."""
+"""Exported files compute the same as the Keras model, and describe their use."""
 
 import functools
 import json

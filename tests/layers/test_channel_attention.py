@@ -1,4 +1,4 @@
-"""What squeeze-and-excitation and CBAM have in common."""
+"""Common behavior of squeeze-and-excitation and CBAM."""
 
 import re
 
