@@ -67,6 +67,17 @@ def interpret(path, x):
     return results, collections.Counter(operations), interpreter
 
 
+def tensors(interpreter):
+    """Returns the constants of a LiteRT file, and the tensors that operations make."""
+    operations = interpreter._get_ops_details()
+    made = {index for operation in operations for index in operation["outputs"]}
+    given = {tensor["index"] for tensor in interpreter.get_input_details()}
+    # Nameless tensors are the kernels' scratch memory.
+    named = [x for x in interpreter.get_tensor_details() if x["name"]]
+    constants = [x for x in named if x["index"] not in made | given]
+    return constants, [x for x in named if x["index"] in made]
+
+
 def run_lite(path, x, batch_size=1):
     from ai_edge_litert.interpreter import Interpreter
 
