@@ -20,6 +20,7 @@ from keras_coordatt.figures import (
     SegmentationFigures,
 )
 from keras_coordatt.preprocessing import Preprocessing
+from keras_coordatt.record import IGNORED
 from keras_coordatt.runnable import Runnable, open_model
 from keras_coordatt.validation import check_number, check_positive_int
 
@@ -313,17 +314,17 @@ def read_examples(model, builder, split, shard=(0, 1)):
 
 
 def _target(task, example, order):
-    """Returns what `add` of the figures needs, in the model's classes."""
+    """Returns what `measure` of the figures needs, in the model's classes."""
     if task == "classification":
         return {"label": order[example["label"]]}
     if task == "segmentation":
         mask = example["segmentation_mask"][..., 0].astype("int64")
         classes = np.full(256, -1)
         classes[: len(order)] = order
-        classes[255] = 255
-        if mask.max() > 255 or (classes[mask] < 0).any():
+        classes[IGNORED] = IGNORED
+        if mask.max() >= len(classes) or (classes[mask] < 0).any():
             raise ValueError(
-                f"`data` must have masks of {len(order)} classes, or 255 where pixels "
+                f"`data` must have masks of {len(order)} classes, or {IGNORED} where pixels "
                 f"are ignored. Received: a mask with {np.unique(mask).tolist()}"
             )
         return {"mask": classes[mask]}

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from keras_coordatt.prediction import resize_mask
-
-IGNORED = 255
+from keras_coordatt.record import IGNORED
 
 
 class Figures:
@@ -21,12 +20,8 @@ class Figures:
     def __init__(self, labels: Sequence[str]):
         self.labels = labels
 
-    def add(self, outputs: dict, target: dict) -> None:
-        """Adds an image, with the outputs of `Runnable.run` for it."""
-        self.keep(self.measure(outputs, target))
-
     def measure(self, outputs: dict, target: dict):
-        """Returns what is kept of an image."""
+        """Returns what is kept of an image, from the outputs of `Runnable.run` for it."""
         raise NotImplementedError
 
     def keep(self, measured) -> None:

@@ -29,7 +29,17 @@ __all__ = [
     "set_record",
 ]
 
-TASKS = ("classification", "detection", "segmentation")
+# The metrics of training by task, the most important first
+METRICS = {
+    "classification": ("accuracy",),
+    "detection": ("AP", "AP50"),
+    "segmentation": ("mean_iou",),
+}
+TASKS = tuple(METRICS)
+# What the command line calls the tasks; here, as a training writes its command down
+VERBS = {"classify": "classification", "detect": "detection", "segment": "segmentation"}
+# The value of pixels that are ignored, as in the masks of Pascal VOC and Cityscapes
+IGNORED = 255
 
 
 @dataclasses.dataclass(frozen=True)

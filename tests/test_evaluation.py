@@ -74,7 +74,7 @@ def test_top5_is_as_in_scikit_learn():
     scores, truth = rng.normal(size=(200, 9)), rng.integers(0, 9, 200)
     figures = ClassificationFigures([str(i) for i in range(9)])
     for x, y in zip(scores, truth):
-        figures.add({"scores": x}, {"label": y})
+        figures.keep(figures.measure({"scores": x}, {"label": y}))
     found = figures.main(np.arange(200))
     for name, k in (("top1", 1), ("top5", 5)):
         expected = sklearn.top_k_accuracy_score(truth, scores, k=k)
@@ -188,10 +188,11 @@ def test_average_precision_is_cocos_own():
         noisy = np.concatenate([noisy, boxes[::-1] + 0.1])
         guesses = np.concatenate([labels, rng.integers(0, 3, 5)])
         scores = rng.uniform(0, 1, 10)
-        figures.add(
+        measured = figures.measure(
             {"boxes": noisy, "labels": guesses, "scores": scores},
             {"size": size, "boxes": boxes, "labels": labels, "ignored": ignored},
         )
+        figures.keep(measured)
         scale = np.tile(size[::-1], 2)
         for box, label, crowd in zip(boxes * scale, labels, ignored):
             box = [*box[:2], *(box[2:] - box[:2])]
@@ -253,7 +254,7 @@ def test_vocs_average_precision_is_of_eleven_points():
     pytest.importorskip("pycocotools")
     figures = DetectionFigures(["a"])
     boxes = np.array(cells())[:3]
-    figures.add(
+    measured = figures.measure(
         {
             "boxes": np.array([boxes[0], [0.5, 0.5, 0.6, 0.6], boxes[1]]),
             "labels": np.zeros(3, int),
@@ -261,6 +262,7 @@ def test_vocs_average_precision_is_of_eleven_points():
         },
         {"size": (96, 144), "boxes": boxes, "labels": [0] * 3, "ignored": [False] * 3},
     )
+    figures.keep(measured)
     # Precision 1 up to a recall of 1/3, 2/3 up to one of 2/3.
     assert figures.others()["VOC_mAP"] == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
 
@@ -269,7 +271,8 @@ def test_intervals_hold_what_they_say():
     """Of 1000 images with a rate of 0.7, the interval is the binomial's."""
     figures = ClassificationFigures(["a", "b"])
     for i in range(1000):
-        figures.add({"scores": np.eye(2)[int(i % 10 >= 7)]}, {"label": 0})
+        scores = np.eye(2)[int(i % 10 >= 7)]
+        figures.keep(figures.measure({"scores": scores}, {"label": 0}))
     from keras_coordatt.evaluation import _intervals
 
     low, high = _intervals(figures, 1000, 400, 0.95, seed=0)["top1"]

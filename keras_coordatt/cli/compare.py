@@ -5,14 +5,15 @@ import pathlib
 from typing import Literal
 
 from keras_coordatt import comparison
-from keras_coordatt.cli.options import Attention, Network
-from keras_coordatt.cli.train import TASKS, parse_changes
+from keras_coordatt.cli.options import Attention, Network, Verb
+from keras_coordatt.cli.train import parse_changes
 from keras_coordatt.comparison.report import check_measure
 from keras_coordatt.files import atomic_file
+from keras_coordatt.record import VERBS
 
 
 def compare(
-    task: Literal["classify", "detect", "segment"],
+    task: Verb,
     data: str,
     *,
     output: pathlib.Path = pathlib.Path("runs/compare.jsonl"),
@@ -78,7 +79,7 @@ def compare(
         "learning_rate": learning_rate,
     }
     runs = comparison.compare(
-        TASKS[task],
+        VERBS[task],
         data,
         output,
         attentions=[None if name == "none" else name for name in attentions],

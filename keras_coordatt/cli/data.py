@@ -3,15 +3,15 @@
 import dataclasses
 import json as json_lib
 import pathlib
-from typing import Literal
 
+from keras_coordatt.cli.options import Task
 from keras_coordatt.files import atomic_file
 
 
 def data(
     data: str,
     *,
-    task: Literal["classification", "detection", "segmentation"] | None = None,
+    task: Task | None = None,
     image_size: int = 320,
     validation_split: float | None = None,
     split_seed: int = 0,

@@ -6,16 +6,23 @@ from typing import TYPE_CHECKING, Literal
 from keras_coordatt.applications import BUILDERS
 from keras_coordatt.applications.blocks import ATTENTIONS
 from keras_coordatt.preprocessing import IMAGENET, RAW_PIXELS, Preprocessing
+from keras_coordatt.record import TASKS, VERBS
 
-# Choices from the lists of networks and attentions, which type checkers can't read
+# Choices from the lists of networks, attentions and tasks, which type checkers can't
+# read
 if TYPE_CHECKING:
     Attention = str
     Network = str
+    Task = str
+    Verb = str
+    VerbOrAuto = str
 else:
     Attention = Literal[(*ATTENTIONS, "none")]
     Network = Literal[tuple(BUILDERS)]
+    Task = Literal[TASKS]
+    Verb = Literal[tuple(VERBS)]
+    VerbOrAuto = Literal[("auto", *VERBS)]
 PreprocessingName = Literal["imagenet", "raw", "tf"]
-Task = Literal["classification", "detection", "segmentation"]
 PREPROCESSINGS = {
     "imagenet": IMAGENET,
     "raw": RAW_PIXELS,

@@ -7,21 +7,16 @@ from collections.abc import Mapping
 from typing import Literal
 
 from keras_coordatt.applications import BUILDERS
-from keras_coordatt.cli.options import Attention, Network
+from keras_coordatt.cli.options import Attention, Network, VerbOrAuto
+from keras_coordatt.record import VERBS
 from keras_coordatt.training import train as train_model
 from keras_coordatt.training.distribution import open_devices
 from keras_coordatt.training.recipes import Recipe
 from keras_coordatt.weights.by_name import only_arguments
 
-TASKS = {
-    "classify": "classification",
-    "detect": "detection",
-    "segment": "segmentation",
-}
-
 
 def train(
-    task: Literal["auto", "classify", "detect", "segment"],
+    task: VerbOrAuto,
     data: str,
     output: str,
     *,
@@ -111,7 +106,7 @@ def train(
     arguments = {**only_arguments(network, weights), **arguments}
     with open_devices(devices, coordinator, processes, process_id) as found:
         done = train_model(
-            TASKS.get(task),  # None for auto
+            VERBS.get(task),  # None for auto
             data,
             output,
             build=functools.partial(BUILDERS[network], **arguments),

@@ -9,8 +9,8 @@ from keras_coordatt.applications import BUILDERS
 from keras_coordatt.benchmark import MEASURES, interleaved
 from keras_coordatt.benchmark.measure import calibrate_batch_norm
 from keras_coordatt.benchmark.runtimes import INFERENCE
-from keras_coordatt.comparison.runs import METRICS
 from keras_coordatt.detection import SSDLite
+from keras_coordatt.record import METRICS
 from keras_coordatt.segmentation import DeepLabV3
 from keras_coordatt.validation import check_choice, check_positive_int
 from keras_coordatt.visualize.canvas import subplots

@@ -17,18 +17,13 @@ from keras_coordatt.applications import BUILDERS
 from keras_coordatt.applications.blocks import ATTENTIONS as NAMED
 from keras_coordatt.applications.blocks import COORDINATE_AXES
 from keras_coordatt.files import atomic_file
+from keras_coordatt.record import TASKS
 from keras_coordatt.training import train
 from keras_coordatt.validation import check_choice
 
 ATTENTIONS = (None, *NAMED)
 # Of these, the ones that can start as the identity
 INSERTED = (None, *COORDINATE_AXES)
-# The metrics of each task, the most important first
-METRICS = {
-    "classification": ("accuracy",),
-    "detection": ("AP", "AP50"),
-    "segmentation": ("mean_iou",),
-}
 
 
 def compare(
@@ -86,7 +81,7 @@ def compare(
     >>> runs = compare("segmentation", "digits/scenes", "runs/digits.jsonl")
     >>> print(table(runs))
     """
-    check_choice("task", task, tuple(METRICS))
+    check_choice("task", task, TASKS)
     check_choice("network", network, tuple(BUILDERS))
     attentions, seeds = tuple(attentions), tuple(seeds)
     for attention in attentions:

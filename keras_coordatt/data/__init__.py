@@ -11,11 +11,11 @@ from keras_coordatt.data.coco_folder import COCOFolder
 from keras_coordatt.data.detection import load_detection
 from keras_coordatt.data.mask_folder import MaskFolder
 from keras_coordatt.data.opening import class_names, find_task, open_data, splits
-from keras_coordatt.data.reading import IGNORED
 from keras_coordatt.data.report import DataReport, describe_data
 from keras_coordatt.data.segmentation import load_segmentation
 from keras_coordatt.data.voc_folder import VOCFolder
 from keras_coordatt.data.yolo_folder import YOLOFolder
+from keras_coordatt.record import IGNORED
 
 __all__ = [
     "IGNORED",

@@ -18,7 +18,6 @@ from keras_coordatt.data.folder import (
     images_by_name,
 )
 from keras_coordatt.data.reading import (
-    IGNORED,
     check_mask,
     check_on_error,
     find_faults,
@@ -33,6 +32,7 @@ from keras_coordatt.data.split_names import (
     read_lists,
     split_off_validation,
 )
+from keras_coordatt.record import IGNORED
 from keras_coordatt.validation import with_hint
 
 # Names of folders of images and of masks.

@@ -17,6 +17,7 @@ from keras_coordatt.data.mask_folder import MaskFolder
 from keras_coordatt.data.reading import check_on_error, list_folder
 from keras_coordatt.data.voc_folder import VOCFolder
 from keras_coordatt.data.yolo_folder import YOLOFolder
+from keras_coordatt.record import TASKS
 from keras_coordatt.validation import check_choice, first_line, with_hint
 
 
@@ -61,7 +62,6 @@ _TASKS = {
         (MaskFolder,), _mask_feature, "a 'segmentation_mask' of one channel"
     ),
 }
-TASKS = tuple(_TASKS)
 # Maximum number of single-folder levels to descend.
 _MOST_NESTED = 4
 

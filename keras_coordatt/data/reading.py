@@ -17,8 +17,6 @@ from keras_coordatt.validation import check_choice
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 )
-# The value of pixels that are ignored, as in the masks of Pascal VOC and Cityscapes.
-IGNORED = 255
 ON_ERROR = ("raise", "skip", "repair")
 # Pillow modes of masks; RGB only with equal channels.
 _MASK_MODES = ("1", "L", "P", "RGB", "RGBA")

@@ -14,6 +14,7 @@ from keras_coordatt.data.batches import height_and_width
 from keras_coordatt.data.box_shapes import Shapes, find_matched, fit_box_shapes
 from keras_coordatt.data.folder import Folder
 from keras_coordatt.data.opening import class_names, find_task, open_data, splits
+from keras_coordatt.record import IGNORED
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -247,7 +248,7 @@ def _of_tfds(example, task):
     found["file"] = file.decode() if isinstance(file, bytes) else str(file)
     if task == "segmentation":
         mask = example["segmentation_mask"]
-        labels, amount = np.unique(mask[mask != 255], return_counts=True)
+        labels, amount = np.unique(mask[mask != IGNORED], return_counts=True)
         return {**found, "label": labels, "amount": amount}
     return {**found, **_labels(example.get("objects", example), task)}
 

@@ -16,7 +16,7 @@ from keras_coordatt.data.batches import (
     resize,
 )
 from keras_coordatt.data.opening import open_data
-from keras_coordatt.data.reading import IGNORED
+from keras_coordatt.record import IGNORED
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

@@ -12,6 +12,8 @@ import math
 import keras
 from keras import ops
 
+from keras_coordatt.validation import check_choice
+
 RUNTIMES = ("onnx", "litert", "litert_int8")
 
 # ONNX Runtime computes convolutions on blocks of channels, 16 at most. With hidden
@@ -34,6 +36,9 @@ def lowered_for(runtime: str):
     Args:
         runtime: `"onnx"`, `"litert"` (float32) or `"litert_int8"`.
 
+    Raises:
+        ValueError: If `runtime` is another one.
+
     Example:
 
     >>> import numpy as np
@@ -42,6 +47,7 @@ def lowered_for(runtime: str):
     >>> with lowered_for("onnx"):
     ...     y = layer(x)
     """
+    check_choice("runtime", runtime, RUNTIMES)
     token = _runtime.set(runtime)
     try:
         yield

@@ -10,6 +10,7 @@ import keras
 from keras_coordatt.detection import SSDLite, evaluate_detections
 from keras_coordatt.graph import input_and_output
 from keras_coordatt.layers.freezing import nested_layers
+from keras_coordatt.record import IGNORED, METRICS
 from keras_coordatt.training.averaging import averaged
 from keras_coordatt.training.history import (
     best_epoch,
@@ -24,11 +25,6 @@ from keras_coordatt.training.recipes import recipe as named_recipe
 if TYPE_CHECKING:
     import tensorflow as tf
 
-METRICS = {
-    "classification": "accuracy",
-    "detection": "AP",
-    "segmentation": "mean_iou",
-}
 # The batches and the model have these already.
 _NOT_HERE = (
     "image_size",
@@ -153,10 +149,10 @@ class _Epochs(keras.callbacks.Callback):
         with averaged(self.model):
             if self.validation is not None and self.task == "detection":
                 found = evaluate_detections(self.model, self.validation)
-                logs.update({f"val_{name}": found[name] for name in ("AP", "AP50")})
+                logs.update({f"val_{name}": found[name] for name in METRICS[self.task]})
             values = {name: number_or_none(value) for name, value in logs.items()}
             self.rows.append({"epoch": epoch + 1, **values})
-            metric = f"val_{METRICS[self.task]}"
+            metric = f"val_{METRICS[self.task][0]}"
             if best_epoch(self.rows, metric) == epoch + 1:
                 self.weights = self.model.get_weights()
         if stops_early(self.rows, metric, self.recipe):
@@ -190,14 +186,13 @@ def _compile_arguments(model, task, train, loss, smoothing):
                 "Keras's loss needs the classes on the last axis: `fine_tune` can't "
                 "train segmenters in channels_first; `train` can"
             )
-        ignored = 255
         metric = keras.metrics.MeanIoU(
             input_and_output(model)[1].shape[-1],
-            ignore_class=ignored,
+            ignore_class=IGNORED,
             sparse_y_pred=False,
             name="mean_iou",
         )
-        default = losses.SparseCategoricalCrossentropy(True, ignore_class=ignored)
+        default = losses.SparseCategoricalCrossentropy(True, ignore_class=IGNORED)
         return {"loss": loss or default, "metrics": [metric]}
     _, labels, *_ = next(iter(train))
     last = [layer for layer in model.layers if hasattr(layer, "activation")][-1:]

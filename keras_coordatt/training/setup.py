@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from keras_coordatt.data import class_names, find_task, open_data
 from keras_coordatt.data import splits as count_splits
+from keras_coordatt.record import VERBS
 from keras_coordatt.training.augmentation import Augmentation
 from keras_coordatt.training.recipes import RECIPES, Recipe
 from keras_coordatt.training.recipes import recipe as named_recipe
@@ -214,15 +215,11 @@ def config_of(settings: Mapping, output: str | os.PathLike | None) -> dict:
     # Only what these don't say, so that another optimizer changes the rates again.
     said = dataclasses.asdict(named_recipe(name, settings["task"], typed))
     others = {key: value for key, value in recipe.items() if value != said[key]}
+    verbs = {task: verb for verb, task in VERBS.items()}
     if "attention" in network:
         network["attention"] = network["attention"] or "none"
-    tasks = {
-        "classification": "classify",
-        "detection": "detect",
-        "segmentation": "segment",
-    }
     return {
-        "task": tasks[settings["task"]],
+        "task": verbs[settings["task"]],
         "data": settings["data"],
         "output": None if output is None else os.fspath(output),
         "network": network.pop("name"),

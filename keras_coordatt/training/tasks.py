@@ -12,7 +12,6 @@ import tensorflow as tf
 
 from keras_coordatt.applications.blocks import channel_axis
 from keras_coordatt.data import (
-    IGNORED,
     load_classification,
     load_detection,
     load_segmentation,
@@ -20,6 +19,7 @@ from keras_coordatt.data import (
 from keras_coordatt.detection import SSDLite, evaluate_detections
 from keras_coordatt.distribution import current, gather
 from keras_coordatt.preprocessing import preprocess_input
+from keras_coordatt.record import IGNORED, METRICS
 from keras_coordatt.segmentation import DeepLabV3
 from keras_coordatt.training.augmentation import LOADED_FOR_CROP, Augmentation, pair
 from keras_coordatt.training.recipes import Recipe, zero_init_residuals
@@ -47,8 +47,11 @@ class Task:
     """
 
     name: str
-    metric: str
     load: Callable
+
+    @property
+    def metric(self) -> str:
+        return f"val_{METRICS[self.name][0]}"
 
     def __init__(
         self,
@@ -146,7 +149,6 @@ class Task:
 
 class Classification(Task):
     name = "classification"
-    metric = "val_accuracy"
     load = staticmethod(load_classification)
 
     def options(self, training):
@@ -186,7 +188,6 @@ class Classification(Task):
 
 class Detection(Task):
     name = "detection"
-    metric = "val_AP"
     load = staticmethod(load_detection)
 
     def build(self, build, weights):
@@ -211,7 +212,6 @@ class Detection(Task):
 
 class Segmentation(Task):
     name = "segmentation"
-    metric = "val_mean_iou"
     load = staticmethod(load_segmentation)
 
     def _count_classes(self):

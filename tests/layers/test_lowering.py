@@ -80,3 +80,9 @@ def test_models_lower_the_layers_inside():
         given = ops.convert_to_numpy(model(x, training=False))
     np.testing.assert_allclose(given, expected, atol=1e-6)
     assert (given != expected).any()
+
+
+def test_an_unknown_runtime_is_an_error():
+    error = pytest.raises(ValueError, match="`runtime` must be one of.*'tflite'")
+    with error, lowered_for("tflite"):
+        pass
