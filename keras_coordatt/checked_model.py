@@ -70,8 +70,9 @@ class CheckedModel(keras.Model):
         except Exception:
             if not problems:
                 raise
-            # Before the first step, JAX's arrays are in Keras's hands only. Once they
-            # are used up, Keras has put newer ones in their place.
+            # If the error came before the first step, Keras holds JAX's arrays outside
+            # of the variables: put them back. A step deletes these arrays and leaves
+            # newer ones in the variables.
             if not any(array.is_deleted() for _, array in state):
                 for variable, array in state:
                     variable.assign(array)

@@ -504,7 +504,7 @@ def test_benchmarks(tmp_path, capsys):
         # Not an abbreviation of --output-stride
         (
             ["train", "one", "two", "--output", "three"],
-            "unrecognized .*--output .*OUT is typed without a name",
+            "unrecognized .*--output .*Pass OUT without an option name",
         ),
     ],
 )

@@ -36,13 +36,13 @@ def network_input(
     default_size: int,
     arguments: dict,
 ):
-    """Checks the arguments that every builder takes, and makes the network's input.
+    """Checks the arguments that every builder takes, and builds the network's input.
 
     Args:
         network: Name of the builder in the catalog of weights.
         default_size: Height and width if neither `input_shape` nor published weights,
             which know the size they were trained at, set them.
-        arguments: The arguments for some values of which there are published weights.
+        arguments: Arguments of the builder by which published weights are chosen.
 
     Returns:
         `(inputs, x)`: the inputs of the model, and the image after preprocessing.
@@ -175,7 +175,7 @@ def load_weights(model, network, weights, arguments, input_tensor, skip_mismatch
     if input_tensor is None or any(input_tensor is x for x in model.inputs):
         load(model, path, skip_mismatch)
     else:
-        # The file is of the whole model, or of the network without the layers before.
+        # The file may or may not include the layers before `input_tensor`.
         try:
             load(model, path, skip_mismatch)
         except ValueError:

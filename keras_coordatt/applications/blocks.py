@@ -21,8 +21,8 @@ OUTPUT_STRIDES = (32, 16, 8)
 # The paper's code trains with PyTorch's defaults.
 BATCH_NORM: dict[str, Any] = {"momentum": 0.9, "epsilon": 1e-5}
 
-# The one list of attentions by name: the axes of coordinate attention, and the paper's baselines with
-# the reduction that its parameter counts imply.
+# The one list of attentions by name: the axes of coordinate attention, and the paper's
+# baselines with the reduction that its parameter counts imply.
 COORDINATE_AXES = {"coordinate": "both", "height": "height", "width": "width"}
 BASELINES = {
     "se": functools.partial(SqueezeExcite, reduction=24),
@@ -69,7 +69,7 @@ def dilate(strides: Iterable[int], output_stride: int) -> list[tuple[int, int]]:
 
 
 def image_entrance(image, include_preprocessing):
-    """Records how images are prepared, and normalizes them if the network does.
+    """Records the preprocessing of images, and normalizes them if the network does.
 
     Args:
         image: Symbolic image.

@@ -55,11 +55,11 @@ def namings(layers: list[str]) -> list[Naming]:
 def from_keras_applications(arrays: Mapping, source: str) -> dict:
     """Renames the weights of an EfficientNet of `keras.applications`.
 
-    Its normalization of the images is left out: it is what `preprocess_input` does.
+    Its normalization layer is left out: `preprocess_input` does the same.
 
     Args:
         arrays: The arrays by `layer/weight`; 1x1 kernels get the shape of dense ones.
-        source: What the arrays are, for messages.
+        source: Description of the arrays, for messages.
 
     Returns:
         The arrays under the names of an `EfficientNetCA`; those of another network as

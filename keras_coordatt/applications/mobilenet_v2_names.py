@@ -93,7 +93,7 @@ def arguments_of(arrays: Mapping, source: str) -> dict:
 
     Args:
         arrays: The official names and arrays.
-        source: What the arrays are, for messages.
+        source: Description of the arrays, for messages.
 
     Raises:
         ValueError: If they are not of a `MobileNetV2CA`. The shapes are checked
@@ -113,8 +113,8 @@ def _arguments(shapes):
     if keras.config.image_data_format() == "channels_first":
         found["input_shape"] = (channels, None, None)
 
-    # The narrow and the wide end of the last convolution both tell the multiplier, each
-    # rounded to a multiple of 8. Up to 1.0, the wide end keeps its channels.
+    # Input and output channels of the last convolution both follow from the multiplier,
+    # rounded to a multiple of 8. Up to 1.0, the output keeps its channels.
     last, widest = _shape(shapes, "conv.0.weight", 4)[:2]
     if abs(last - max(1280, 4 * widest)) > 20:
         raise ValueError(

@@ -73,14 +73,14 @@ def benchmark(
         alpha: Width multiplier of the networks that have one.
         measures: Keys of `MEASURES`. Those of exported files and of the TF graph on all
             cores need the TensorFlow backend. Those with one thread of a backend run in
-            a process of their own, for which the same holds as for `memory`.
+            a process of their own, so scripts need the same guard as for `memory`.
         rounds: Number of rounds.
         memory: Whether to measure peak memory too, in one process per network. A script
             that does needs `if __name__ == "__main__":`, as with any use of
             `multiprocessing`.
         extra: Further attentions to compare, a dict from names to callables that the
-            builders take. `REFERENCES` has the layer as it is usually written, and the
-            part that no implementation can avoid.
+            builders take. `REFERENCES` has the layer as it is usually written, and a
+            lower bound of its cost.
 
     Returns:
         One dict per network: its `model`, `attention` and `parameters`; on the
@@ -89,9 +89,9 @@ def benchmark(
         for `extra`); `size_float32` and `size_int8` of the LiteRT files in bytes, if
         they are timed; and for each measure a dict of the median `seconds`, the images
         `per_second`, and `ratio`, the quartiles of the ratio to no attention as
-        `(25 %, 50 %, 75 %)`, if that was measured. Where a network
-        wasn't, such as in a runtime that isn't installed, or a head in a training step,
-        the dict has the reason as `absent` instead.
+        `(25 %, 50 %, 75 %)`, if that was measured. If a network could not be measured,
+        because a runtime isn't installed or a head has no training step, the dict has
+        the reason as `absent` instead.
 
     Raises:
         ValueError: If an argument is invalid, or needs another backend.
@@ -219,7 +219,7 @@ def _time_elsewhere(measure, built, weights, rounds):
     for key in weights:
         try:
             pickle.dumps(built[key])
-        # A callable of `extra` is not of a module; the type depends on Python's version.
+        # A callable of `extra` may be local; the error's type depends on the Python version.
         except (AttributeError, TypeError, pickle.PicklingError) as error:
             failed[key] = first_line(error)
     weights = {key: value for key, value in weights.items() if key not in failed}

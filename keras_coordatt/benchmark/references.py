@@ -45,7 +45,8 @@ class PassesOnly(layers.Layer):
     """Lower bound of the layer's cost: two means and two multiplications.
 
     No implementation is faster as long as each of these is a separate operation. A
-    sigmoid, on means only, keeps the products in a range that files can be compared in.
+    sigmoid of the means keeps the products bounded, so that exported files can be
+    compared with the model.
     """
 
     def call(self, inputs):

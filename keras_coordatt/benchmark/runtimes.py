@@ -38,7 +38,7 @@ class Measure:
 
 @contextlib.contextmanager
 def single_thread(backend: str) -> Iterator[None]:
-    """Lets processes that are started inside use a backend, on the CPU with one thread."""
+    """Context in which new processes use a backend on the CPU with one thread."""
     names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
     settings = {
         "KERAS_BACKEND": backend,
@@ -138,7 +138,7 @@ def _openvino(batch_size):
         import openvino
 
         core = openvino.Core()
-        # Keras's own export to OpenVINO has no form of the layer of its own.
+        # Keras's own export to OpenVINO would miss our lowering of the layer.
         network = core.read_model(exported(model, "onnx"))
         # By default it computes in bfloat16 where the processor can.
         settings = {

@@ -1,4 +1,4 @@
-"""How training grows with the number of processes, and what their communication costs.
+"""Training speed by number of processes, and the cost of their communication.
 
 All processes run on this machine, on the JAX backend. Each trains on a batch of the same
 size, so that with as many cores the images per second would grow with the processes.

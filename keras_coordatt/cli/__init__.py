@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         function(**options)
         sys.stdout.flush()
-    except BrokenPipeError:  # who reads has enough, such as `| head`
+    except BrokenPipeError:  # the reader has closed the pipe, such as `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except (

@@ -1,4 +1,4 @@
-"""`keras-coordatt benchmark`: what attention costs."""
+"""`keras-coordatt benchmark`: speed, size and memory of each attention."""
 
 import importlib.util
 import json as json_module
@@ -48,8 +48,8 @@ def benchmark(
         references: Add the layer as it is usually written, and its memory accesses alone.
         build: Time building the networks, too.
         processes: Numbers of processes, such as `1 2 4`: instead of the comparison,
-            measure how training MobileNetV2CA grows with them on this machine, and
-            what their communication costs. JAX only.
+            measure how training of MobileNetV2CA scales with them on this machine, and
+            the cost of their communication. JAX only.
         official: Folder of your copy of the authors' code, to time it, too.
         json: File for the figures.
         picture: File for a picture of latency, by the first measure that all networks

@@ -28,7 +28,7 @@ def data(
         image_size: Height and width of images in a detector, in pixels.
         validation_split: Part of train to use as validation, if there is none.
         split_seed: Determines this part.
-        json: File to write all of it to.
+        json: File to write the report to, as JSON.
     """
     from keras_coordatt.data import describe_data
 

@@ -1,4 +1,4 @@
-"""`keras-coordatt evaluate`: how good a model is on labeled data."""
+"""`keras-coordatt evaluate`: metrics of a model on labeled data."""
 
 import pathlib
 from json import dumps
@@ -35,10 +35,10 @@ def evaluate(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> None:
-    """Measure how good a model is on labeled data.
+    """Measure accuracy, average precision or mean IoU of a model on labeled data.
 
-    Task, labels, preprocessing and image size are read from the model. What it does not
-    record is asked for by an option. Each main figure has a bootstrap interval, from
+    Task, labels, preprocessing and image size are read from the model, or given by
+    options if it does not record them. Each main figure has a bootstrap interval, from
     resampling the images.
 
     Args:
@@ -52,8 +52,8 @@ def evaluate(
         labels: UTF-8 file with one class name per line, in the order of the model's
             outputs; or `data` if they are those of DATA, in the same order.
         image_size: Height and width, if the model takes images of any size.
-        preprocessing: Preprocessing by name. imagenet: ImageNet's mean and standard deviation; raw: values in
-            [0, 255]; tf: values in [-1, 1].
+        preprocessing: Preprocessing by name. imagenet: ImageNet's mean and standard
+            deviation; raw: values in [0, 255]; tf: values in [-1, 1].
         mean: Mean per channel, of values in [0, 1].
         std: Standard deviation per channel.
         on_error: What to do with files that cannot be used.
@@ -65,7 +65,7 @@ def evaluate(
     names = None
     if labels not in (None, "data"):
         names = read_labels(pathlib.Path(labels))
-    with quiet_stderr():  # LiteRT tells how it runs the file
+    with quiet_stderr():  # LiteRT logs there
         runnable = open_model(
             model,
             task=task,

@@ -152,7 +152,7 @@ def export(
         check_replaceable(output)
         place = atomic_folder(output)
     with place as temporary:
-        with quiet_stderr():  # converters tell of their progress there
+        with quiet_stderr():  # converters log there
             report = write.get(suffix, writers.saved_model)(model, temporary, **options)
         change = measured and not raw and measured.change(temporary, max_drop)
     print(dataclasses.replace(report, path=output))

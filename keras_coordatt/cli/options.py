@@ -59,7 +59,7 @@ def check_not_a_folder(output: pathlib.Path) -> None:
 def read_preprocessing(
     name: PreprocessingName | None, mean: list[float] | None, std: list[float] | None
 ) -> Preprocessing | None:
-    """Returns the preprocessing that the options say, or `None`."""
+    """Returns the preprocessing given by the options, or `None`."""
     if (mean is None) != (std is None) or (mean and name):
         raise ValueError(
             "Give --mean and --std together, or --preprocessing alone. "

@@ -2,8 +2,8 @@
 
 jsonargparse checks the types, reads `--config` files and writes the help. It was chosen
 over tyro and typer because they do not read configuration files, and typer does not read
-docstrings. What it leaves open is done here: lists are typed as `--seeds 0 1 2`, switches
-as `--memory` or `--no-memory`, and errors are one line that names the argument.
+docstrings. This module adds lists such as `--seeds 0 1 2`, switches such as `--memory` and
+`--no-memory`, and errors of one line that names the argument.
 """
 
 import argparse
@@ -79,7 +79,7 @@ class CommandParser(jsonargparse.ArgumentParser):
             typed = message.split()[2].split("=")[0]
             near = difflib.get_close_matches(typed, known, 1)
             if typed in (unnamed := self._unnamed()):
-                message += f". {unnamed[typed]} is typed without a name"
+                message += f". Pass {unnamed[typed]} without an option name"
             elif near:
                 message += f". Did you mean {near[0]}?"
         return message if message.endswith((".", "?")) else f"{message}."
@@ -99,7 +99,7 @@ class CommandParser(jsonargparse.ArgumentParser):
 
 
 def config_first(argv: Sequence[str]) -> list[str]:
-    """Moves `--config FILE` to the front, as what comes later overrides it.
+    """Moves `--config FILE` to the front, because later arguments override earlier ones.
 
     Args:
         argv: The command and its arguments.
@@ -163,7 +163,7 @@ def _add_parameter(parser, parameter, kind, text):
         if isinstance(parameter.default, tuple):
             options["default"] = list(parameter.default)
             if items is str and not parameter.default:
-                # NAME=VALUE of a file and those typed add up.
+                # Items from a file and from the command line are combined.
                 options["action"] = "extend"
     else:
         options["type"] = kind

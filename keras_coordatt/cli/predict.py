@@ -1,4 +1,4 @@
-"""`keras-coordatt predict`: what pictures show."""
+"""`keras-coordatt predict`: classes, boxes or masks of pictures."""
 
 import pathlib
 from csv import DictWriter
@@ -37,10 +37,10 @@ def predict(
     on_error: Literal["raise", "skip"] = "raise",
     batch_size: int = 32,
 ) -> None:
-    """Predict what pictures show.
+    """Predict the classes, objects or masks of pictures.
 
     Pictures are read as a viewer shows them. Task, labels, preprocessing and image size
-    are read from the model. What it does not record is asked for by an option.
+    are read from the model, or given by options if it does not record them.
 
     Args:
         model: `.keras`, `.tflite` or `.onnx` file, or the folder of a SavedModel.
@@ -54,8 +54,8 @@ def predict(
         labels: UTF-8 file with one class name per line, in the order of the model's
             outputs.
         image_size: Height and width, if the model takes images of any size.
-        preprocessing: Preprocessing by name. imagenet: ImageNet's mean and standard deviation; raw: values in
-            [0, 255]; tf: values in [-1, 1].
+        preprocessing: Preprocessing by name. imagenet: ImageNet's mean and standard
+            deviation; raw: values in [0, 255]; tf: values in [-1, 1].
         mean: Mean per channel, of values in [0, 1].
         std: Standard deviation per channel.
         on_error: What to do with pictures that cannot be read. They are named in one
@@ -63,7 +63,7 @@ def predict(
         batch_size: Pictures per call of the model.
     """
     pictures = prediction.find_pictures(images)
-    with quiet_stderr():  # LiteRT tells how it runs the file
+    with quiet_stderr():  # LiteRT logs there
         runnable = open_model(
             model,
             task=task,

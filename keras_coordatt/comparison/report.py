@@ -82,7 +82,7 @@ def curves(runs: list[dict]):
 
 
 def check_measure(measure: str) -> None:
-    """Raises a ValueError if this measure of latency can't be taken here."""
+    """Raises a ValueError unless this latency can be measured on this backend."""
     check_choice("measure", measure, INFERENCE)
     if keras.config.backend() != "tensorflow":
         raise ValueError(

@@ -101,7 +101,7 @@ def compare(
         "validation_split": validation_split,
         "on_error": on_error,
     }
-    # As they come out of the file: a tuple is a list there.
+    # As in the file, where JSON has turned tuples into lists.
     settings = json.loads(json.dumps(settings))
     runs = [
         run

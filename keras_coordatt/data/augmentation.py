@@ -39,7 +39,7 @@ _MISPLACE_BOXES = (
     keras.layers.RandomRotation,
     keras.layers.RandomShear,
 )
-# There is no class between two classes.
+# Blending the numbers of two classes gives the number of a third one.
 _BLEND_MASKS = (keras.layers.AugMix, keras.layers.CutMix, keras.layers.MixUp)
 # Draws one distortion for images, and another one for masks.
 _MISPLACE_MASKS = (keras.layers.RandomElasticTransform,)
@@ -129,7 +129,7 @@ def check_boxes_follow(augment: Callable | None) -> None:
                 "`augment` must keep boxes around their objects, which "
                 f"{type(layer).__name__} does not. Received: {augment!r}"
             )
-        # Layers that are not Keras's may do without.
+        # Custom layers may lack the attribute.
         box_format = getattr(layer, "bounding_box_format", "rel_xyxy")
         if box_format != "rel_xyxy" and not isinstance(layer, _COLOR_ONLY):
             raise ValueError(

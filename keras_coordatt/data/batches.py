@@ -96,7 +96,7 @@ class Batches:
             finish: A function of a batch of images, float32 in Keras's data format, and
                 of their targets. It augments both and returns them as the model takes
                 them, before the images are preprocessed.
-            padding: The value of a target that counts nothing, in its structure.
+            padding: The target of an image that doesn't count, in the same structure.
             dense: Whether the loss of a batch is a mean over its boxes or pixels that
                 count, rather than over its images.
 
@@ -229,7 +229,7 @@ def _check_shard(shard):
 
 
 def open_shard(builder, split, shard, **options):
-    """Returns a shard of a split, of which no other image is read, and the split's size."""
+    """Returns a shard of a split, and the split's size. No other images are read."""
     import tensorflow_datasets as tfds
 
     from keras_coordatt.data.folder import Folder

@@ -60,7 +60,7 @@ class Box:
             min(x2, width),
             min(y2, height),
         )
-        # Not so if one of them is NaN.
+        # False if one of them is NaN.
         self.has_pixels = x1 < x2 and y1 < y2 and math.isfinite(x1 + y1 + x2 + y2)
 
     @property

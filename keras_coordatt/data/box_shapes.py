@@ -9,18 +9,18 @@ import numpy as np
 
 from keras_coordatt.detection.default_boxes import default_boxes, iou, ssd_box_shapes
 
-# Boxes compared at a time, and at most.
+# Boxes compared at once, and in total.
 _CHUNK = 256
 _SAMPLE = 5000
 # Candidates: scales (square roots of areas) and aspect ratios.
 _SCALES = np.geomspace(0.02, 1.0, 30)
 _RATIOS = (1, 1.5, 1 / 1.5, 2, 1 / 2, 3, 1 / 3, 5, 1 / 5, 8, 1 / 8)
-# An IoU counts from nothing at 0.4 to fully at 0.7: enough above 0.5, which makes a
-# default box learn an object, to be sure.
+# Weight of an IoU: from 0 at 0.4 to 1 at 0.7. SSD's threshold for a match is 0.5; the
+# ramp prefers shapes that exceed it by a margin.
 _LOW, _HIGH = 0.4, 0.7
-# Scale up to which a feature map has boxes, in units of its stride. SSD's go to 4.
+# Largest scale of a feature map's boxes, in units of its stride. SSD's go up to 4.
 _MOST_STRIDES = 6
-# Shapes per feature map, and the least that one more must add, per box.
+# Maximum number of shapes per feature map, and the minimum gain per box of one more.
 _MOST_SHAPES = 6
 _LEAST_GAIN = 0.002
 

@@ -45,7 +45,7 @@ class LabeledImages(Folder):
     ):
         labels = {name: label for label, name in enumerate(classes)}
         for split, examples in splits.items():
-            # So that slices have all classes. In the order of tfds.ImageFolder.
+            # Shuffled, so that slices have all classes; same order as tfds.ImageFolder.
             random.Random(split).shuffle(examples)
         splits = split_off_validation(splits, validation_split, split_seed)
         learnt = {name for _, name in splits.get("train", ())}

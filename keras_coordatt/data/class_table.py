@@ -87,7 +87,7 @@ class ClassTable(LabeledImages):
     def recognizes(cls, path):
         if path.is_file():
             return path.suffix.lower() in _SUFFIXES
-        # The error about a single file is more precise.
+        # A single CSV file is always accepted: reading it raises a more precise error.
         is_table = len(_find_files(path)) == 1 or bool(_find_tables(path, None, None))
         return is_table and not has_class_folders(path)
 
@@ -169,7 +169,7 @@ def _find_tables(
         try:
             tables[file.stem] = _read_table(file, image_column, label_column)
         except ValueError:
-            # Of another kind, such as a test set without labels.
+            # Skip other CSV files, such as a test set without labels.
             if len(files) == 1:
                 raise
     named = {name: t for name, t in tables.items() if split_name(name) in SPLITS}

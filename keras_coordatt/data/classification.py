@@ -83,7 +83,7 @@ def load_classification(
             part.
         steps: Number of batches, all of the same size: images are repeated, or left
             out, as needed. Defaults to reading every image once.
-        pad_remainder: Whether to fill up the last batch with images that count nothing,
+        pad_remainder: Whether to fill up the last batch with images that don't count,
             so that all batches, and all shards, have the same size. The batches are
             then `(images, targets, weights)`, for `evaluate` and `validation_data`, and
             a mean over them is that over the images. Compile with `weighted_metrics`.

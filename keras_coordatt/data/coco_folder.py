@@ -116,7 +116,7 @@ class COCOFolder(BoxFolder):
         splits = {
             split: [(split, id) for id in coco.ids] for split, coco in sets.items()
         }
-        # Validation that is set aside still is in the file of train.
+        # Images set aside for validation are still in the JSON file of train.
         splits = split_off_validation(splits, validation_split, split_seed)
 
         def read(example):
@@ -147,7 +147,7 @@ class _COCOFile:
         self._mask = mask
         self._coco = COCO()
         try:
-            # Not by COCO(file), which reads it in the encoding of the machine.
+            # COCO(file) would read it in the machine's default encoding.
             self._coco.dataset = content = json.loads(read_text(file))
             for key in ("images", "annotations", "categories"):
                 # pycocotools doesn't check these keys.

@@ -170,7 +170,7 @@ def load_detection(
 
 
 def _check_boxes(boxes, low, high):
-    # Not so if one is NaN.
+    # False if one is NaN.
     fits = tf.reduce_all((boxes >= low) & (boxes <= high))
     message = "Boxes must be relative to the image's size, from 0 to 1. Received:"
     with tf.control_dependencies([tf.debugging.Assert(fits, [message, boxes])]):

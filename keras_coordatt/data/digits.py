@@ -169,7 +169,7 @@ def _draw_scene(
     indices = rng.choice(digits, rng.integers(2, 6, endpoint=True), replace=False)
     objects = []
     for index, (top, left, side) in zip(
-        indices, _places(rng, size, len(indices)), strict=True
+        indices, _squares(rng, size, len(indices)), strict=True
     ):
         window = np.s_[top : top + side, left : left + side]
         ink, label = _ink(images[index], side), int(labels[index])
@@ -208,7 +208,7 @@ def _ink(digit: np.ndarray, side: int) -> np.ndarray:
     return np.round(np.clip(2 * gray - 0.4, 0, 1), 6)
 
 
-def _places(
+def _squares(
     rng: np.random.Generator, size: int, count: int
 ) -> list[tuple[int, int, int]]:
     """Draws squares that do not overlap, as (top, left, side)."""

@@ -95,7 +95,7 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):  # type: ignore[
                 f"`decoders` is not supported. Received: {decoders}"
             )
         if isinstance(split, str):
-            # As lists and folders may be called too.
+            # Also accept the usual other names, such as "val".
             split = re.sub(
                 r"[^\W\d][\w-]*",
                 lambda name: (
@@ -126,7 +126,7 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):  # type: ignore[
                 context.num_input_pipelines, context.input_pipeline_id
             )
         if shuffle_files and dataset.cardinality() > 0:
-            # All at once, as they are only names yet.
+            # The buffer holds all examples, which are only file names so far.
             seed = read_config.shuffle_seed if read_config else None
             dataset = dataset.shuffle(dataset.cardinality(), seed=seed)
         return dataset.map(self._read, num_parallel_calls=tf.data.AUTOTUNE)
@@ -196,7 +196,7 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):  # type: ignore[
             example: Its columns that are not ragged.
 
         Returns:
-            The `size` of the image, height and width, and what else is found.
+            The `size` of the image, height and width, and further facts about it.
 
         Raises:
             ValueError: If it cannot be used. The message names the file.
@@ -204,7 +204,7 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):  # type: ignore[
         raise NotImplementedError
 
     def _check_split(self, split: str, found: list[dict[str, Any]]) -> None:
-        """Raises a ValueError if what `_check` returned does not make a split."""
+        """Raises a ValueError if the results of `_check` don't make a valid split."""
 
     def _read(self, example: dict) -> dict:
         """Reads one example, of tensors."""
@@ -227,7 +227,7 @@ def decode_image(file: tf.Tensor) -> tf.Tensor:
 
 
 def check_classes(classes: Sequence[str]) -> list[str]:
-    """Returns names of classes as a list, if they are.
+    """Checks the names of classes, and returns them as a list.
 
     Args:
         classes: The names.

@@ -159,7 +159,7 @@ class MaskFolder(Folder):
 
     def _set_classes(self, classes, values, ignored):
         if isinstance(classes, list):
-            # Several may be called so in a labels.txt.
+            # Several lines of a labels.txt may have this name.
             names = [name for name in classes if name != _IGNORED_NAME]
         else:
             names = classes

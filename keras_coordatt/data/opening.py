@@ -122,7 +122,7 @@ def open_data(
         )
     builder = _as_builder(name, data_dir)
     task = task or find_task(builder)
-    # Before a download, which may be long.
+    # Checked before the download, which may be long.
     features = dict(builder.info.features.items())
     if "image" not in features or _TASKS[task].labels(features) is None:
         raise ValueError(
@@ -222,7 +222,7 @@ def class_names(
 
 
 def _as_path(name) -> Path | None:
-    """Returns the path that `name` is, or `None` if it is not one."""
+    """Returns `name` as a path, or `None` if it is not one."""
     # Path("") is the working directory.
     if name != "" and isinstance(name, str | os.PathLike):
         path = Path(name).expanduser()
@@ -249,7 +249,7 @@ def _as_builder(name, data_dir) -> tfds.core.DatasetBuilder:
         ):
             return tfds.builder(name, data_dir=data_dir)
     except (ValueError, AssertionError) as error:
-        # TFDS adds lists of all that it has.
+        # TFDS appends the names of all its data sets.
         reason = first_line(error)
         raise ValueError(f"TFDS cannot open {name!r}: {reason}") from error
     raise ValueError(

@@ -25,7 +25,7 @@ _CLUTTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "@eadir"))
 # EXIF's tag, and its values that swap height and width.
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
-# Faults that a warning spells out.
+# Maximum number of faults that a warning lists.
 _LISTED = 20
 
 
@@ -186,7 +186,7 @@ def list_folder(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:
     if not folder.is_dir():
         return images, others, folders
     with os.scandir(folder) as found:
-        # It knows folders without a further call of the operating system.
+        # `scandir` tells folders from files without another system call per entry.
         entries = sorted((entry.name, entry.is_dir()) for entry in found)
     for name, is_folder in entries:
         if name.startswith(".") or name.lower() in _CLUTTER:
@@ -229,9 +229,9 @@ def report_faults(faults: list[str], on_error: str, what: str, outcome: str) -> 
 
     Args:
         faults: The messages. Where there are none, nothing happens.
-        on_error: `"raise"`; or another way to deal with them, which is then told.
-        what: What the faults are of, such as `"images that cannot be read"`.
-        outcome: What became of them, for the warning, such as `"left out"`.
+        on_error: `"raise"`; any other value warns.
+        what: Subject of the message, such as `"images that cannot be read"`.
+        outcome: Outcome for the warning, such as `"left out"`.
 
     Raises:
         ValueError: If there are faults, and `on_error` is `"raise"`.

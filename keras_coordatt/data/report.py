@@ -19,7 +19,7 @@ from keras_coordatt.record import IGNORED
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
-# Small boxes that are named, and the percentiles of sides that are shown.
+# Number of smallest boxes to list, and percentiles of sides to show.
 _SMALLEST = 3
 _PERCENTILES = (1, 10, 50)
 # Below this share, also try twice the image size.
@@ -90,7 +90,7 @@ class DataReport:
         classes: The names of the classes.
         splits: The splits by their names.
         boxes: For detection, the boxes of `train`, or else of the first split.
-        remarks: What is wrong or was left out.
+        remarks: Faults, and files that were left out.
     """
 
     name: str
@@ -161,8 +161,8 @@ def describe_data(
     """Reads a complete data set, and summarizes its contents and faults.
 
     Args:
-        name: Same as in `open_data`. Of a folder, what cannot be used is left out and
-            told.
+        name: Same as in `open_data`. Files of a folder that cannot be used are left out
+            and reported.
         task, validation_split, split_seed, data_dir: Same as in `open_data`.
         image_size: The height and width of images in a detector, as a pair or as one
             integer, for which default boxes are compared with the objects.

@@ -32,7 +32,7 @@ def split_name(name: str) -> str:
     Returns:
         One of `SPLITS`; or `name`, if it is none of them.
     """
-    # Of a year, as in COCO's folders, but not of "train1" and "train2".
+    # Strip a year, as in COCO's folders, but not the numbers of "train1" and "train2".
     plain = re.sub(r"[\W_]*((19|20)\d\d)?$", "", name).lower()
     plain = _OTHER_NAMES.get(plain, plain)
     return plain if plain in SPLITS else name

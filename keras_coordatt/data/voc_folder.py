@@ -42,7 +42,7 @@ class VOCFolder(BoxFolder):
 
     The corners of boxes are pixels that belong to the box, counted from 1, as in Pascal
     VOC; TFDS's own `"voc"` takes them for distances from 0, up to a pixel less. As many
-    tools count from 0, one pixel outside the image is cut off without a word. Boxes are
+    tools count from 0, one pixel outside the image is cut off silently. Boxes are
     where a viewer shows them: images are turned as their EXIF orientation says.
 
     Args:

@@ -128,7 +128,7 @@ class YOLOFolder(BoxFolder):
         images = {image for listed in splits.values() for image in listed}
         _check_label_files(images, path)
         splits = split_off_validation(splits, validation_split, split_seed)
-        # A line of a file with keypoints goes on after the box.
+        # With keypoints, lines continue after the box.
         has_keypoints = "kpt_shape" in config
 
         def read(image):
@@ -140,7 +140,7 @@ class YOLOFolder(BoxFolder):
 def _read_config(file: Path) -> dict:
     try:
         config = yaml.safe_load(read_text(file))
-    # PyYAML passes on what int() and datetime raise.
+    # PyYAML doesn't catch the errors of int() and datetime.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{file} cannot be used: {error}") from error
     return config if isinstance(config, dict) else {}
