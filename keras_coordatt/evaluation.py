@@ -4,10 +4,13 @@ report = evaluate("cats.tflite", "photos", split="validation")
 report.metrics["top1"], report.intervals["top1"]
 """
 
+from __future__ import annotations
+
 import dataclasses
 import math
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -23,6 +26,9 @@ from keras_coordatt.preprocessing import Preprocessing
 from keras_coordatt.record import IGNORED
 from keras_coordatt.runnable import Runnable, open_model
 from keras_coordatt.validation import check_number, check_positive_int
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 __all__ = [
     "Evaluation",
@@ -104,7 +110,7 @@ class Evaluation:
 @alone()
 def evaluate(
     model: keras.Model | str | os.PathLike,
-    data,
+    data: str | os.PathLike | tfds.core.DatasetBuilder,
     *,
     split: str = "test",
     task: str | None = None,

@@ -105,7 +105,7 @@ class Prediction:
 @alone()
 def predict(
     model: keras.Model | str | os.PathLike,
-    images,
+    images: str | os.PathLike | np.ndarray | Iterable,
     *,
     top: int = 5,
     score_threshold: float = 0.5,
@@ -307,7 +307,9 @@ def resize_mask(mask: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return mask[rows[:, None], columns]
 
 
-def draw(prediction: Prediction, picture: np.ndarray, labels: Sequence[str] | None):
+def draw(
+    prediction: Prediction, picture: np.ndarray, labels: Sequence[str] | None
+) -> np.ndarray:
     """Draws boxes or a mask on a picture, by `keras.visualization`.
 
     Args:

@@ -82,7 +82,9 @@ class Preprocessing:
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
 
-    def normalize(self, images, data_format: str | None = None):
+    def normalize(
+        self, images: np.ndarray | keras.KerasTensor, data_format: str | None = None
+    ) -> np.ndarray | keras.KerasTensor:
         """Subtracts the mean and divides by the standard deviation.
 
         Args:
@@ -102,7 +104,9 @@ class Preprocessing:
         scale, offset = self.scale_and_offset(data_format)
         return images * scale + offset
 
-    def scale_and_offset(self, data_format: str | None = None):
+    def scale_and_offset(
+        self, data_format: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Returns `(scale, offset)`, with `normalize(x) == x * scale + offset`.
 
         Args:
@@ -113,9 +117,11 @@ class Preprocessing:
         """
         first = (data_format or keras.config.image_data_format()) == "channels_first"
         mean, std = np.asarray(self.mean), np.asarray(self.std)
-        return tuple(
-            x.reshape((-1, 1, 1) if first else (-1,)).astype("float32")
-            for x in (1 / (255 * std), -mean / std)
+        shape = (-1, 1, 1) if first else (-1,)
+        scale, offset = 1 / (255 * std), -mean / std
+        return (
+            scale.reshape(shape).astype("float32"),
+            offset.reshape(shape).astype("float32"),
         )
 
 
@@ -259,7 +265,9 @@ def record_layers(model):
     return list(found.values())
 
 
-def preprocess_input(x, data_format: str | None = None):
+def preprocess_input(
+    x: np.ndarray | keras.KerasTensor, data_format: str | None = None
+) -> np.ndarray | keras.KerasTensor:
     """Normalizes RGB images by ImageNet's mean and standard deviation.
 
     Args:
@@ -284,7 +292,9 @@ def preprocess_input(x, data_format: str | None = None):
     return imagenet_utils.preprocess_input(x, data_format=data_format, mode="torch")
 
 
-def decode_predictions(preds, top: int = 5):
+def decode_predictions(
+    preds: np.ndarray, top: int = 5
+) -> list[list[tuple[str, str, float]]]:
     """Decodes the predictions of a network trained on ImageNet.
 
     The class names are downloaded once, by Keras.

@@ -19,6 +19,7 @@ from keras_coordatt import (
 )
 from keras_coordatt.applications import pyramid_outputs
 from keras_coordatt.layers import freeze_batch_norm
+from keras_coordatt.prediction import predict
 
 model: keras.Model = MobileNetV2CA((64, 64, 3), alpha=0.5, attention="se")
 MobileNetV2CA(alpha="wide")  # type: ignore[arg-type]
@@ -27,9 +28,11 @@ EfficientNetCA("b0", weights=None, output_stride="16")  # type: ignore[arg-type]
 
 layer = CoordinateAttention(reduction=16, axes="height")
 CoordinateAttention(reduction="16")  # type: ignore[arg-type]
+CoordinateAttention(activation=1)  # type: ignore[arg-type]
 identity: bool = layer.identity_init
 
 weights.load_torch(model, "network.pth", skip_mismatch=True)
+weights.load_torch(model, 1)  # type: ignore[arg-type]
 weights.save_safetensors(model, 1)  # type: ignore[arg-type]
 
 network: keras.Model = fuse_attention(insert_attention(model, after="depthwise"))
@@ -41,6 +44,8 @@ difference: dict[str, float] = export.litert(model, "model.tflite").difference
 export.litert(model)  # type: ignore[call-arg]
 preprocessing: export.Preprocessing | None = export.preprocessing_of(model)
 mean = preprocessing.mean  # type: ignore[union-attr]
+
+predict(model, 1)  # type: ignore[arg-type]
 
 keras_coordatt.segmentation.DeepLabV3(model, classes=21)
 keras_coordatt.detection.SSDLite(model, classes=20)

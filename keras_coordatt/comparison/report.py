@@ -1,7 +1,10 @@
 """Tables and pictures of comparisons."""
 
+from __future__ import annotations
+
 import statistics
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import keras
 
@@ -14,6 +17,9 @@ from keras_coordatt.record import METRICS
 from keras_coordatt.segmentation import DeepLabV3
 from keras_coordatt.validation import check_choice, check_positive_int
 from keras_coordatt.visualize.canvas import subplots
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def table(runs: list[dict]) -> str:
@@ -46,7 +52,7 @@ def table(runs: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def curves(runs: list[dict]):
+def curves(runs: list[dict]) -> Figure:
     """Plots the main metric of the validation images by epoch.
 
     Args:
@@ -133,7 +139,7 @@ def picture(
     runs: list[dict],
     seconds: dict[str | None, float],
     measure: str = "litert_float32_1",
-):
+) -> Figure:
     """Plots the main metric against latency.
 
     Args:

@@ -144,7 +144,12 @@ class SSDLite(CheckedModel):
 
     # Training
 
-    def compile(self, optimizer="adam", loss=None, **kwargs):
+    def compile(
+        self,
+        optimizer: str | keras.optimizers.Optimizer = "adam",
+        loss: None = None,
+        **kwargs,
+    ) -> None:
         """Configures the model for training with SSD's loss.
 
         Args:

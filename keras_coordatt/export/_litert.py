@@ -6,9 +6,10 @@ import os
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
+import numpy as np
 
 from keras_coordatt.export.inference import (
     constant_function,
@@ -46,8 +47,8 @@ def litert(
     path: str | os.PathLike,
     *,
     precision: str = "float32",
-    representative=None,
-    images=None,
+    representative: np.ndarray | Iterable | None = None,
+    images: np.ndarray | Iterable | None = None,
     inference_type: str = "float32",
     batch_size: int = 1,
     image_size: int | tuple[int, int] | None = None,
@@ -147,13 +148,14 @@ def litert(
         )
     image = ImageInput(model, preprocessing, image_size, fixed=True)
     metadata = describe("litert", model, image, labels) | {"precision": precision}
-    if precision in CALIBRATED:
-        representative = image.read("representative", representative)
-    tested = images is not None or representative is not None
+    calibration = None
+    if representative is not None:
+        calibration = image.read("representative", representative)
+    tested = images is not None or calibration is not None
     if images is not None:
         images = image.read("images", images)
-    elif representative is not None:
-        images = representative[:100]
+    elif calibration is not None:
+        images = calibration[:100]
     reference = Reference(model, image, images)
     names, inputs = reference.names, reference.inputs
 
@@ -171,9 +173,7 @@ def litert(
         _check_no_loop(function, model)
     with tempfile.TemporaryDirectory() as folder:
         _save(function, folder)
-        make = _converter(
-            folder, inference_type, batch_size, representative, suppression
-        )
+        make = _converter(folder, inference_type, batch_size, calibration, suppression)
         with atomic_file(path) as temporary:
 
             def write_and_run(content, images):

@@ -3,7 +3,7 @@
 import json
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
@@ -34,7 +34,7 @@ def onnx(
     path: str | os.PathLike,
     *,
     image_size: int | tuple[int, int] | None = None,
-    images=None,
+    images: np.ndarray | Iterable | None = None,
     labels: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Report:

@@ -3,7 +3,7 @@
 import json
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
@@ -21,7 +21,7 @@ def saved_model(
     model: keras.Model,
     path: str | os.PathLike,
     *,
-    images=None,
+    images: np.ndarray | Iterable | None = None,
     labels: Sequence[str] | None = None,
     preprocessing: Preprocessing | None = None,
 ) -> Report:

@@ -1,5 +1,7 @@
 """The attention of "CBAM: Convolutional Block Attention Module", a baseline."""
 
+from collections.abc import Callable
+
 import keras
 from keras import ops
 
@@ -76,13 +78,13 @@ class CBAM(ChannelAttention):
         self,
         reduction: int = 16,
         kernel_size: int = 7,
-        activation="relu",
-        gate_activation="sigmoid",
+        activation: str | Callable = "relu",
+        gate_activation: str | Callable = "sigmoid",
         momentum: float = 0.99,
         epsilon: float = 1e-5,
         data_format: str | None = None,
-        kernel_initializer="glorot_uniform",
-        kernel_regularizer=None,
+        kernel_initializer: str | keras.initializers.Initializer = "glorot_uniform",
+        kernel_regularizer: str | keras.regularizers.Regularizer | None = None,
         sublayers: dict | None = None,
         **kwargs,
     ):

@@ -1,5 +1,7 @@
 """The layer of "Coordinate Attention for Efficient Mobile Network Design"."""
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 from keras import ops
@@ -105,14 +107,14 @@ class CoordinateAttention(GatedAttention):
         reduction: int = 32,
         min_channels: int = 8,
         axes: str = "both",
-        activation="hard_swish",
-        gate_activation="sigmoid",
+        activation: str | Callable = "hard_swish",
+        gate_activation: str | Callable = "sigmoid",
         identity_init: bool = False,
         momentum: float = 0.9,
         epsilon: float = 1e-5,
         data_format: str | None = None,
-        kernel_initializer="glorot_uniform",
-        kernel_regularizer=None,
+        kernel_initializer: str | keras.initializers.Initializer = "glorot_uniform",
+        kernel_regularizer: str | keras.regularizers.Regularizer | None = None,
         sublayers: dict | None = None,
         **kwargs,
     ):

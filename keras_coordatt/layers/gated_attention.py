@@ -1,5 +1,7 @@
 """Arguments, checks and configuration that all attention layers have in common."""
 
+from collections.abc import Callable
+
 import keras
 
 from keras_coordatt.validation import check_choice, check_positive_int
@@ -29,11 +31,11 @@ class GatedAttention(keras.layers.Layer):
     def __init__(
         self,
         reduction: int,
-        activation,
-        gate_activation,
+        activation: str | Callable,
+        gate_activation: str | Callable,
         data_format: str | None,
-        kernel_initializer,
-        kernel_regularizer,
+        kernel_initializer: str | keras.initializers.Initializer,
+        kernel_regularizer: str | keras.regularizers.Regularizer | None,
         sublayers: dict | None = None,
         **kwargs,
     ):

@@ -1,5 +1,7 @@
 """The attention of "Squeeze-and-Excitation Networks", a baseline."""
 
+from collections.abc import Callable
+
 import keras
 
 from keras_coordatt.layers.channel_attention import ChannelAttention
@@ -62,11 +64,11 @@ class SqueezeExcite(ChannelAttention):
     def __init__(
         self,
         reduction: int = 16,
-        activation="relu",
-        gate_activation="sigmoid",
+        activation: str | Callable = "relu",
+        gate_activation: str | Callable = "sigmoid",
         data_format: str | None = None,
-        kernel_initializer="glorot_uniform",
-        kernel_regularizer=None,
+        kernel_initializer: str | keras.initializers.Initializer = "glorot_uniform",
+        kernel_regularizer: str | keras.regularizers.Regularizer | None = None,
         sublayers: dict | None = None,
         **kwargs,
     ):

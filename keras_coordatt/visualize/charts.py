@@ -1,14 +1,23 @@
 """Charts of a training and of its result: curves, bars and confusion matrices."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 
 from keras_coordatt.visualize.canvas import subplots
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
 
-def plot_history(history: keras.callbacks.History | Mapping[str, Sequence[float]]):
+
+def plot_history(
+    history: keras.callbacks.History | Mapping[str, Sequence[float]],
+) -> Figure:
     """Plots the losses and metrics of each epoch of a training.
 
     Args:
@@ -55,7 +64,9 @@ def plot_history(history: keras.callbacks.History | Mapping[str, Sequence[float]
     return figure
 
 
-def plot_confusion_matrix(matrix, labels: Sequence[str] | None = None):
+def plot_confusion_matrix(
+    matrix: ArrayLike, labels: Sequence[str] | None = None
+) -> Figure:
     """Plots how often each class was taken for each other.
 
     Args:
@@ -109,7 +120,7 @@ def plot_confusion_matrix(matrix, labels: Sequence[str] | None = None):
 
 def plot_precision_recall(
     curves: Mapping[str, Sequence[float]], name: str = "average precision"
-):
+) -> Figure:
     """Plots the precision of a detector against its recall, one curve per class.
 
     Args:
@@ -148,7 +159,7 @@ def plot_precision_recall(
 
 def plot_class_scores(
     values: Sequence[float], labels: Sequence[str], name: str = "score"
-):
+) -> Figure:
     """Plots one number per class as bars, the highest on top.
 
     Args:

@@ -1,6 +1,9 @@
 """Galleries: pictures with predictions, detections, masks and attention."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
@@ -14,14 +17,18 @@ from keras_coordatt.visualize.overlays import (
     overlay,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from numpy.typing import ArrayLike
+
 
 def plot_gallery(
-    pictures,
+    pictures: ArrayLike,
     titles: Sequence | None = None,
     *,
     wrong: Sequence[bool] | None = None,
     columns: int = 8,
-):
+) -> Figure:
     """Plots pictures in rows.
 
     Args:
@@ -58,14 +65,14 @@ def plot_gallery(
 
 
 def plot_detections(
-    pictures,
+    pictures: ArrayLike,
     detections: Mapping,
     labels: Sequence[str] | None = None,
     *,
     truth: Mapping | None = None,
     score_threshold: float = 0.0,
     columns: int = 4,
-):
+) -> Figure:
     """Draws detected boxes with their classes and scores.
 
     Args:
@@ -108,13 +115,13 @@ def plot_detections(
 
 
 def plot_masks(
-    pictures,
-    masks,
+    pictures: ArrayLike,
+    masks: ArrayLike,
     labels: Sequence[str] | int,
     *,
     background: int | None = None,
     columns: int = 4,
-):
+) -> Figure:
     """Lays segmentation masks over pictures, with a legend of their classes.
 
     Args:
@@ -157,7 +164,9 @@ def plot_masks(
     return figure
 
 
-def plot_attention(pictures, gates: Mapping, *, title: str = "", columns: int = 4):
+def plot_attention(
+    pictures: ArrayLike, gates: Mapping, *, title: str = "", columns: int = 4
+) -> Figure:
     """Draws what an attention layer does to each picture.
 
     The gates' product, averaged over the channels, is laid over the picture. Beside it

@@ -19,7 +19,9 @@ BROADCAST = {
 SQUASHING = ("softmax", "sigmoid")
 
 
-def attention_maps(model: keras.Model, images) -> dict[str, dict[str, np.ndarray]]:
+def attention_maps(
+    model: keras.Model, images: np.ndarray | keras.KerasTensor
+) -> dict[str, dict[str, np.ndarray]]:
     """Returns the gates of every attention layer, and their product over the image.
 
     The gates are not estimated: they are the factors by which the layer multiplies its
@@ -80,7 +82,7 @@ def attention_maps(model: keras.Model, images) -> dict[str, dict[str, np.ndarray
 
 def grad_cam(
     model: keras.Model,
-    images,
+    images: np.ndarray | keras.KerasTensor,
     layer: str | keras.Layer | None = None,
     class_index: int | Sequence[int] | None = None,
 ) -> np.ndarray:

@@ -1,15 +1,22 @@
 """Pictures with something laid over them, as NumPy arrays of bytes."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import keras
 import numpy as np
 from keras import ops
 
 from keras_coordatt.validation import check_number
 
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike
+
 
 def overlay(
-    pictures,
-    heat,
+    pictures: ArrayLike,
+    heat: ArrayLike,
     *,
     alpha: float = 0.5,
     colormap: str = "viridis",
@@ -61,8 +68,8 @@ def overlay(
 
 
 def draw_masks(
-    pictures,
-    masks,
+    pictures: ArrayLike,
+    masks: ArrayLike,
     classes: int,
     *,
     background: int | None = None,

@@ -3,6 +3,8 @@
 import dataclasses
 import pathlib
 
+import keras
+import numpy as np
 from keras import ops
 
 from keras_coordatt.preprocessing import IMAGENET, Preprocessing
@@ -86,7 +88,7 @@ class Record:
         """Length of the shorter side of an image before the center crop."""
         return round(self.input_size / self.crop)
 
-    def transform(self, images):
+    def transform(self, images: np.ndarray | keras.KerasTensor) -> keras.KerasTensor:
         """Prepares images as for the network's evaluation.
 
         Resizes them so that their shorter side is `resize_size`, crops their center

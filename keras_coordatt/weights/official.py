@@ -14,7 +14,11 @@ from keras_coordatt.weights.torch_checkpoint import read_checkpoint, unwrap
 from keras_coordatt.weights.torch_names import Entry, namings
 
 
-def load_torch(target, source, skip_mismatch: bool = False) -> None:
+def load_torch(
+    target: keras.Layer,
+    source: str | os.PathLike | Mapping,
+    skip_mismatch: bool = False,
+) -> None:
     """Loads weights of PyTorch code into a network or an attention layer.
 
     Nothing in a file is executed, and PyTorch need not be installed. If anything is
@@ -55,7 +59,9 @@ def load_torch(target, source, skip_mismatch: bool = False) -> None:
     load_state(target, source, namings(target), skip_mismatch)
 
 
-def load_without_attention(model, source, skip_mismatch: bool = False) -> None:
+def load_without_attention(
+    model: keras.Model, source: str | os.PathLike | Mapping, skip_mismatch: bool = False
+) -> None:
     """Same as `load_torch`, of a plain network into one whose attention is kept.
 
     Args:
@@ -66,7 +72,12 @@ def load_without_attention(model, source, skip_mismatch: bool = False) -> None:
     load_state(model, source, namings(model, with_attention=False), skip_mismatch)
 
 
-def load_state(target, source, choices: list[list[Entry]], skip_mismatch: bool) -> None:
+def load_state(
+    target: keras.Layer,
+    source: str | os.PathLike | Mapping,
+    choices: list[list[Entry]],
+    skip_mismatch: bool,
+) -> None:
     """Loads a source under that naming which most of its names have.
 
     Args:
@@ -109,7 +120,7 @@ def load_state(target, source, choices: list[list[Entry]], skip_mismatch: bool) 
             entry.variable.assign(array.reshape(entry.variable.shape).copy())
 
 
-def save_safetensors(target, path: str | os.PathLike) -> None:
+def save_safetensors(target: keras.Layer, path: str | os.PathLike) -> None:
     """Saves weights in a `.safetensors` file with PyTorch's names.
 
     Where there is PyTorch code of the network (see `load_torch`), it loads the file
