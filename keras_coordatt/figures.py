@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from keras_coordatt.detection.evaluation import coco_classes, coco_dataset
 from keras_coordatt.prediction import resize_mask
 from keras_coordatt.record import IGNORED
 
@@ -227,31 +228,18 @@ class DetectionFigures(Figures):
     def _evaluation(self, name, **params):
         """Matches detections with objects once; returns a COCOeval and its matches."""
         if name not in self._evaluations:
-            from keras_coordatt.detection.evaluation import coco_classes
-
             COCO, COCOeval = coco_classes()
-            truth, found = (
-                self._coco(COCO(), x) for x in (self.objects, self.detections)
-            )
             with contextlib.redirect_stdout(io.StringIO()):
+                truth, found = (
+                    coco_dataset(COCO(), x, self.images, len(self.labels))
+                    for x in (self.objects, self.detections)
+                )
                 evaluation = COCOeval(truth, found, "bbox")
                 for key, value in {**ALL_SIZES, **params}.items():
                     setattr(evaluation.params, key, value)
                 evaluation.evaluate()
             self._evaluations[name] = evaluation, evaluation.evalImgs
         return self._evaluations[name]
-
-    def _coco(self, coco, annotations):
-        """Fills a COCO data set; its own `loadRes` fails without any detection."""
-        coco.dataset = {
-            "images": [{"id": i} for i in range(self.images)],
-            "categories": [{"id": i} for i in range(len(self.labels))],
-            # From 1, because COCOeval takes an id of 0 as "not matched".
-            "annotations": [{**x, "id": i} for i, x in enumerate(annotations, 1)],
-        }
-        with contextlib.redirect_stdout(io.StringIO()):
-            coco.createIndex()
-        return coco
 
 
 # COCO's: objects of less than 32 x 32 pixels are small, from 96 x 96 on large.

@@ -79,8 +79,13 @@ class Graph:
 
     def data_format(self, op):
         """Returns a layer's data format, or else that of the first layer with one."""
-        formats = (getattr(x, "data_format", None) for x in (op, *self.own_layers()))
-        return next(filter(None, formats), keras.config.image_data_format())
+        return data_format_of(op, self.own_layers())
+
+
+def data_format_of(layer, layers):
+    """Returns a layer's data format, or else that of the first of `layers` with one."""
+    formats = (getattr(x, "data_format", None) for x in (layer, *layers))
+    return next(filter(None, formats), keras.config.image_data_format())
 
 
 def tensors(args, kwargs):

@@ -22,10 +22,9 @@ from keras_coordatt.graph import input_and_output, is_network
 from keras_coordatt.preprocessing import Preprocessing, preprocessing_of
 from keras_coordatt.record import TASKS, check_labels, record_of
 from keras_coordatt.validation import (
-    MAX_SIZE,
     check_choice,
     check_number,
-    check_positive_int,
+    height_and_width,
 )
 from keras_coordatt.weights import FILE_TYPES
 from keras_coordatt.weights.network_file import read_network
@@ -236,9 +235,8 @@ def _image_size(source, given):
     sizes = source.shape[2:] if source.data_format == "channels_first" else None
     own = tuple((sizes or source.shape[1:3])[:2])
     if given is not None:
-        size = given if isinstance(given, (tuple, list)) else (given, given)
-        size = tuple(check_positive_int("image_size", side, MAX_SIZE) for side in size)
-        if len(size) != 2 or any(x not in (None, y) for x, y in zip(own, size)):
+        size = height_and_width(given)
+        if any(x not in (None, y) for x, y in zip(own, size)):
             raise ValueError(
                 f"`image_size` must be the model's, {own}. Received: {given!r}"
             )

@@ -35,6 +35,18 @@ def check_positive_int(name: str, value: int, most: int | None = None) -> int:
     return int(value)
 
 
+def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Returns `image_size` as a pair, if it is a positive integer or two of them."""
+    size = image_size if isinstance(image_size, tuple | list) else (image_size,) * 2
+    if len(size) != 2:
+        raise ValueError(
+            "`image_size` must be an integer or a pair (height, width). "
+            f"Received: {image_size!r}"
+        )
+    height, width = (check_positive_int("image_size", side, MAX_SIZE) for side in size)
+    return height, width
+
+
 def check_number(
     name: str, value: float, low: float, high: float = math.inf, closed: bool = False
 ) -> float:

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_coordatt.validation import MAX_SIZE, check_choice, check_positive_int
+from keras_coordatt.validation import check_choice, check_positive_int, height_and_width
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -309,15 +309,3 @@ def resize(
         # A quarter of the memory of float32, to cache and to shuffle.
         resized = tf.cast(tf.round(resized), image.dtype)
     return resized
-
-
-def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """Returns `image_size` as a pair, if it is a positive integer or two of them."""
-    size = image_size if isinstance(image_size, tuple | list) else (image_size,) * 2
-    if len(size) != 2:
-        raise ValueError(
-            "`image_size` must be an integer or a pair (height, width). "
-            f"Received: {image_size!r}"
-        )
-    height, width = (check_positive_int("image_size", side, MAX_SIZE) for side in size)
-    return height, width

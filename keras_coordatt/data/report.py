@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from keras_coordatt.data.batches import height_and_width
 from keras_coordatt.data.box_shapes import Shapes, find_matched, fit_box_shapes
 from keras_coordatt.data.folder import Folder
 from keras_coordatt.data.opening import class_names, find_task, open_data, splits
 from keras_coordatt.record import IGNORED
+from keras_coordatt.validation import height_and_width
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds

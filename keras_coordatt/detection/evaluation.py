@@ -99,7 +99,10 @@ def evaluate_detections(
 
     with contextlib.redirect_stdout(io.StringIO()):
         evaluation = COCOeval(
-            *(_coco(COCO(), x, images, len(names)) for x in (objects, detections)),
+            *(
+                coco_dataset(COCO(), x, images, len(names))
+                for x in (objects, detections)
+            ),
             "bbox",
         )
         evaluation.evaluate()
@@ -155,8 +158,18 @@ def _annotations(image, boxes, labels, scores=None):
             }
 
 
-def _coco(coco, annotations, images, classes):
-    """Fills a COCO dataset; its own `loadRes` fails without any detection."""
+def coco_dataset(coco, annotations, images, classes):
+    """Fills a `COCO`; its own `loadRes` fails without any detection.
+
+    Args:
+        coco: A new `COCO`.
+        annotations: The objects or the detections, in COCO's form.
+        images: Number of images.
+        classes: Number of classes.
+
+    Returns:
+        The `COCO`.
+    """
     coco.dataset = {
         "images": [{"id": i} for i in range(images)],
         "categories": [{"id": i} for i in range(classes)],

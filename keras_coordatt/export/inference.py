@@ -4,6 +4,8 @@ import keras
 
 from keras_coordatt.detection import NonMaxSuppression
 from keras_coordatt.export.detections import DETECTIONS
+from keras_coordatt.graph import is_network
+from keras_coordatt.layers.freezing import nested_layers
 from keras_coordatt.layers.lowering import lowered_for
 
 
@@ -24,7 +26,7 @@ def is_mixed(model):
 
 def half_precision(model):
     """`"float16"` or `"bfloat16"` if some layer computes in it, else `None`."""
-    found = {getattr(layer, "compute_dtype", None) for layer in all_layers(model)}
+    found = {getattr(layer, "compute_dtype", None) for layer in _layers_in(model)}
     return next((x for x in ("bfloat16", "float16") if x in found), None)
 
 
@@ -42,7 +44,7 @@ def in_float32(model):
 
     copy = keras.models.clone_model(model, clone_function=clone, recursive=True)
     copy.set_weights(model.get_weights())
-    for layer in all_layers(copy):
+    for layer in _layers_in(copy):
         # `Normalization` computes with values derived from its weights.
         if hasattr(layer, "finalize_state"):
             layer.finalize_state()
@@ -51,7 +53,7 @@ def in_float32(model):
 
 def suppression_of(model):
     """The model's layer of non-maximum suppression, or `None`."""
-    found = (x for x in all_layers(model) if isinstance(x, NonMaxSuppression))
+    found = (x for x in _layers_in(model) if isinstance(x, NonMaxSuppression))
     return next(found, None)
 
 
@@ -94,22 +96,9 @@ def _ids(outputs):
     return [id(x) for x in keras.tree.flatten(outputs)]
 
 
-def all_layers(layer, _visited=None):
-    """Yields the layers, at all depths: of models, and in attributes of layers."""
-    visited = set() if _visited is None else _visited
-    if id(layer) in visited:
-        return
-    visited.add(id(layer))
-    if isinstance(layer, (keras.Function, keras.Sequential)):
-        children = layer.layers
-    else:
-        yield layer
-        children = keras.tree.flatten(
-            [x for x in vars(layer).values() if isinstance(x, (keras.Layer, list))]
-        )
-    for child in children:
-        if isinstance(child, keras.Layer):
-            yield from all_layers(child, visited)
+def _layers_in(model):
+    """Returns the layers at all depths, without models, whose dtype no layer takes."""
+    return [layer for layer in nested_layers(model) if not is_network(layer)]
 
 
 def constant_function(model, shape, dtype, names, runtime, finish=None):

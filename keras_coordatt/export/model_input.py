@@ -10,7 +10,7 @@ import numpy as np
 from keras_coordatt.applications.blocks import channel_axis
 from keras_coordatt.export.pictures import draw_pictures
 from keras_coordatt.preprocessing import preprocessing_of
-from keras_coordatt.validation import MAX_SIZE, check_positive_int
+from keras_coordatt.validation import height_and_width
 
 # Test pictures per export. Their size where the model takes any.
 PICTURES = 4
@@ -44,10 +44,7 @@ class ImageInput:
         sizes = list(image.shape[1:])
         self.channels = sizes.pop(axis - 1)
         if image_size is not None:
-            given = image_size if isinstance(image_size, tuple) else (image_size,) * 2
-            given = tuple(
-                check_positive_int("image_size", side, MAX_SIZE) for side in given
-            )
+            given = height_and_width(image_size)
             if any(own not in (None, new) for own, new in zip(sizes, given)):
                 raise ValueError(
                     f"`image_size` must be the model's, {tuple(sizes)}. "

@@ -15,6 +15,7 @@ from keras_coordatt.data import IGNORED
 from keras_coordatt.layers.freezing import nested_layers
 from keras_coordatt.preprocessing import IMAGENET
 from keras_coordatt.training.recipes import Recipe
+from keras_coordatt.validation import height_and_width
 
 # SSD draws the least overlap of a crop with an object; 1 stands for the whole image.
 _SSD_OVERLAPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -37,7 +38,7 @@ class Augmentation:
 
     def __init__(self, task: str, recipe: Recipe):
         self._generator = tf.random.Generator.from_seed(0)
-        self._size = pair(recipe.image_size)
+        self._size = height_and_width(recipe.image_size)
         steps = {
             "classification": self._classification,
             "detection": self._detection,
@@ -250,8 +251,3 @@ def _iou(windows, boxes):
 
 def _channels_first():
     return keras.config.image_data_format() == "channels_first"
-
-
-def pair(image_size: int | tuple[int, int]) -> tuple[int, int]:
-    """Returns height and width."""
-    return image_size if isinstance(image_size, tuple) else (image_size, image_size)

@@ -19,7 +19,7 @@ from keras_coordatt.evaluation import (
 )
 from keras_coordatt.preprocessing import IMAGENET, preprocessing_of
 from keras_coordatt.runnable import Runnable, open_model
-from keras_coordatt.training.augmentation import pair
+from keras_coordatt.validation import height_and_width
 
 if TYPE_CHECKING:
     from keras_coordatt.training.tasks import Task
@@ -48,7 +48,7 @@ def evaluate_result(model: keras.Model, task: Task, split: str):
         labels=labels,
         # Builders of other packages have no place for a record.
         preprocessing=None if preprocessing_of(model) else IMAGENET,
-        image_size=pair(task.recipe.image_size),
+        image_size=height_and_width(task.recipe.image_size),
         score_threshold=SCORE_THRESHOLD,
     )
     evaluation = evaluate(

@@ -21,8 +21,9 @@ from keras_coordatt.distribution import current, gather
 from keras_coordatt.preprocessing import preprocess_input
 from keras_coordatt.record import IGNORED, METRICS
 from keras_coordatt.segmentation import DeepLabV3
-from keras_coordatt.training.augmentation import LOADED_FOR_CROP, Augmentation, pair
+from keras_coordatt.training.augmentation import LOADED_FOR_CROP, Augmentation
 from keras_coordatt.training.recipes import Recipe, zero_init_residuals
+from keras_coordatt.validation import height_and_width
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -137,7 +138,7 @@ class Task:
         raise ValueError("`data` must have names for its classes")
 
     def _input_shape(self):
-        shape = list(pair(self.recipe.image_size))
+        shape = list(height_and_width(self.recipe.image_size))
         shape.insert(channel_axis() - 1, 3)
         return tuple(shape)
 
@@ -154,7 +155,7 @@ class Classification(Task):
     def options(self, training):
         options = {"one_hot": True}
         if training and self.recipe.augmentation == "strong":
-            height, width = pair(self.recipe.image_size)
+            height, width = height_and_width(self.recipe.image_size)
             options["image_size"] = tuple(
                 round(side * LOADED_FOR_CROP) for side in (height, width)
             )

@@ -29,7 +29,7 @@ from keras_coordatt.training.optimizers import make_optimizer
 from keras_coordatt.training.output import BEST, LAST, REPORT, Output
 from keras_coordatt.training.phases import find_head, phases
 from keras_coordatt.training.recipes import Recipe
-from keras_coordatt.validation import check_choice, check_number
+from keras_coordatt.validation import check_choice, check_number, height_and_width
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -348,16 +348,13 @@ class Session:
 
 def record_training(model: keras.Model, job, metrics: Mapping) -> None:
     """Records task, labels, image size and metrics on a model that has the place."""
-    height_and_width = job.recipe.image_size
-    if isinstance(height_and_width, int):
-        height_and_width = (height_and_width, height_and_width)
     # Builders of other packages have no place for a record.
     if preprocessing_of(model) is not None:
         set_record(
             model,
             task=job.name,
             labels=job.labels,
-            image_size=height_and_width,
+            image_size=height_and_width(job.recipe.image_size),
             metrics=metrics,
         )
 

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_coordatt.graph import data_format_of
 from keras_coordatt.layers.freezing import nested_layers
 
 # Where each kind of gate is constant, as a shape that broadcasts over (N, H, W, C)
@@ -138,7 +139,7 @@ def grad_cam(
             f"Received: {model!r}, which returns {_shapes(probabilities)}"
         )
     layer, features = _feature_map(calls, layers, layer)
-    channels_first = _data_format(layer, layers) == "channels_first"
+    channels_first = data_format_of(layer, layers) == "channels_first"
     classes = _classes(class_index, _array(probabilities))
 
     with _without_squashing([x for x, _ in calls if not isinstance(x, keras.Model)]):
@@ -273,12 +274,6 @@ def _dtype(x):
 
 def _shapes(outputs):
     return keras.tree.map_structure(lambda x: tuple(x.shape), outputs)
-
-
-def _data_format(layer, layers):
-    """Returns a layer's data format, or else that of the first layer with one."""
-    formats = (getattr(x, "data_format", None) for x in (layer, *layers))
-    return next(filter(None, formats), keras.config.image_data_format())
 
 
 def _classes(class_index, scores):
