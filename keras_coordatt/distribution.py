@@ -103,6 +103,9 @@ def gather(value: Any) -> list:
 
     Args:
         value: Whatever pickle can hold.
+
+    Returns:
+        One value per process; the same list in each.
     """
     if current().processes == 1:
         return [value]

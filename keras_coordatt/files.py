@@ -19,6 +19,9 @@ def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         path: The file to write. Folders that are missing above it are made, and removed
             again if writing fails.
 
+    Yields:
+        Path of a temporary file, to be written.
+
     Example:
 
     >>> with atomic_file("scores.json") as temporary:
@@ -39,6 +42,9 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
     Args:
         path: The folder to write.
+
+    Yields:
+        Path of a temporary folder, to be filled.
 
     Example:
 

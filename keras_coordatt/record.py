@@ -157,6 +157,12 @@ def check_labels(labels, classes):
     Args:
         labels: The labels.
         classes: Their number, or `None` for any.
+
+    Returns:
+        A list of strings.
+
+    Raises:
+        ValueError: If the labels are anything else.
     """
     names = list(labels) if isinstance(labels, (list, tuple)) else []
     wrong = not names or isinstance(labels, str) or classes not in (None, len(names))

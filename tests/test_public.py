@@ -1,13 +1,18 @@
-"""Public names are listed, and documented in one form."""
+"""Public names are listed, and all functions are documented in one form."""
 
+import ast
 import builtins
 import importlib
 import inspect
+import pkgutil
 import re
+import textwrap
 
 import pytest
 import reference
 from backends import once
+
+import keras_coordatt
 
 SECTIONS = ["Args", "Attributes", "Call arguments", "Input shape", "Output shape"]
 SECTIONS += ["Returns", "Yields", "Raises", "Example", "Reference"]
@@ -16,6 +21,7 @@ pytestmark = once
 
 
 def members():
+    """The public functions and classes, and all others that have a section `Args`."""
     documented = set()
     for name in reference.MODULES:
         module = importlib.import_module(name)
@@ -24,6 +30,19 @@ def members():
             if has_docstring and value not in documented:
                 documented.add(value)
                 yield pytest.param(value, id=f"{name}.{member}")
+    for module in pkgutil.walk_packages(keras_coordatt.__path__, "keras_coordatt."):
+        if module.name.endswith("__main__"):
+            continue
+        own = vars(importlib.import_module(module.name)).values()
+        own = [x for x in own if getattr(x, "__module__", None) == module.name]
+        methods = [
+            x for each in own if inspect.isclass(each) for x in vars(each).values()
+        ]
+        for value in filter(inspect.isfunction, [*own, *methods]):
+            has_arguments = "Args:\n" in (value.__doc__ or "")
+            if has_arguments and value not in documented:
+                documented.add(value)
+                yield pytest.param(value, id=f"{module.name}.{value.__qualname__}")
 
 
 def sections(docstring):
@@ -38,6 +57,17 @@ def entries(section):
     for names, first in re.findall(pattern, section, re.MULTILINE):
         for name in re.split(r",\s+", names):
             yield name, first
+
+
+def statements(function):
+    """The statements of a function, without those of functions inside it."""
+    inner = (ast.FunctionDef, ast.Lambda, ast.ClassDef)
+    nodes = ast.parse(textwrap.dedent(inspect.getsource(function))).body[0].body
+    while nodes:
+        node = nodes.pop()
+        yield node
+        if not isinstance(node, inner):
+            nodes.extend(ast.iter_child_nodes(node))
 
 
 def test_list_is_up_to_date():
@@ -57,7 +87,7 @@ def test_docstring(value):
 
     parameters = inspect.signature(value).parameters.values()
     stars = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
-    expected = [stars.get(p.kind, "") + p.name for p in parameters]
+    expected = [stars.get(p.kind, "") + p.name for p in parameters if p.name != "self"]
     documented = found.get("Args") or found.get("Attributes") or ""
     assert sorted(name for name, _ in entries(documented)) == sorted(expected)
 
@@ -67,5 +97,14 @@ def test_docstring(value):
         for error, first in raised:
             assert issubclass(getattr(builtins, error), Exception)
             assert first == "If", found["Raises"]
-    if inspect.isfunction(value) and value.__annotations__.get("return") is not None:
-        assert "Returns" in found or "Yields" in found
+    if inspect.isfunction(value):
+        inside = list(statements(inspect.unwrap(value)))
+        returned = [x.value for x in inside if isinstance(x, ast.Return) and x.value]
+        if any(ast.unparse(x) != "None" for x in returned):
+            assert "Returns" in found
+        if any(isinstance(x, ast.Yield) and x.value for x in inside):
+            assert "Yields" in found
+        # The docstrings of commands are their help.
+        command = value.__module__.startswith("keras_coordatt.cli")
+        if any(isinstance(x, ast.Raise) and x.exc for x in inside) and not command:
+            assert "Raises" in found

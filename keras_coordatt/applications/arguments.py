@@ -40,6 +40,9 @@ def network_input(
 
     Args:
         network: Name of the builder in the catalog of weights.
+        input_shape, input_tensor, include_top, weights, pooling, classes,
+            classifier_activation, include_preprocessing, skip_mismatch: Same as in
+            `MobileNetV2CA`.
         default_size: Height and width if neither `input_shape` nor published weights,
             which know the size they were trained at, set them.
         arguments: Arguments of the builder by which published weights are chosen.

@@ -39,6 +39,9 @@ def namings(layers: list[str]) -> list[Naming]:
 
     Args:
         layers: The names of all layers of the network.
+
+    Returns:
+        A list of `Naming`, empty if the number of blocks is no variant's.
     """
     count = sum(bool(re.fullmatch(r"block_\d+_depthwise", name)) for name in layers)
     stages = [repeats for *_, repeats, _ in efficientnet_ca.STAGES]

@@ -40,6 +40,9 @@ def namings(layers: list[str]) -> list[Naming]:
 
     Args:
         layers: The names of all layers of the network.
+
+    Returns:
+        A list of `Naming`.
     """
     indices = {int(m[1]) for name in layers if (m := re.match(r"block_(\d+)_", name))}
     blocks = ["expanded_conv_", *(f"block_{i}_" for i in sorted(indices))]
@@ -94,6 +97,9 @@ def arguments_of(arrays: Mapping, source: str) -> dict:
     Args:
         arrays: The official names and arrays.
         source: Description of the arrays, for messages.
+
+    Returns:
+        A dict of arguments by name.
 
     Raises:
         ValueError: If they are not of a `MobileNetV2CA`. The shapes are checked

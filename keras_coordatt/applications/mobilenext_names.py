@@ -20,6 +20,9 @@ def namings(layers: list[str]) -> list[Naming]:
 
     Args:
         layers: The names of all layers of the network.
+
+    Returns:
+        A list of `Naming`.
     """
     found = {
         "Conv1": "features.0.0",

@@ -211,6 +211,10 @@ def _time_elsewhere(measure, built, weights, rounds):
         built: Dict from the networks' keys to the builders' arguments.
         weights: Dict from keys to weights in the form of `get_weights`.
         rounds: Number of rounds.
+
+    Returns:
+        `(times, failed)`: a dict from keys to lists of seconds, and one from the other
+        keys to what went wrong.
     """
     backend = MEASURES[measure].backend
     if importlib.util.find_spec(backend) is None:

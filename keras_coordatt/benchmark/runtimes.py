@@ -81,6 +81,9 @@ def exported(model, kind: str) -> bytes:
     Args:
         model: The network.
         kind: `"float32"` or `"int8"` for LiteRT, or `"onnx"`.
+
+    Returns:
+        The bytes of the file.
     """
     from keras_coordatt.export import litert, onnx
 

@@ -148,6 +148,9 @@ def scaling_table(rows: list[dict]) -> str:
 
     Args:
         rows: Return value of `measure_processes`.
+
+    Returns:
+        The tables, the second one only if there were several processes.
     """
     lines = ["| processes | time per step | images per second |", "|---|---|---|"]
     for row in rows:

@@ -103,6 +103,9 @@ def config_first(argv: Sequence[str]) -> list[str]:
 
     Args:
         argv: The command and its arguments.
+
+    Returns:
+        The same arguments in another order.
     """
     configs, others = [], []
     arguments = iter(argv[1:])

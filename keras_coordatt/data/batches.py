@@ -103,6 +103,9 @@ class Batches:
         Returns:
             A `tf.data.Dataset` of batches of images and targets, and of weights with
             `pad_remainder`.
+
+        Raises:
+            ValueError: If `drop_remainder` leaves no batch.
         """
         import tensorflow_datasets as tfds
 
@@ -278,10 +281,8 @@ def check_labels(labels: tf.Tensor, num_classes: int, low: int = 0) -> tf.Tensor
         low: The lowest value that is allowed.
 
     Returns:
-        The labels.
-
-    Raises:
-        tf.errors.InvalidArgumentError: If a label is out of range, once it is read.
+        The labels. Reading them raises `tf.errors.InvalidArgumentError` if one is out of
+        range.
     """
     fits = tf.reduce_all((labels >= low) & (labels < num_classes))
     message = f"Labels must be integers from 0 to {num_classes - 1}. Received:"

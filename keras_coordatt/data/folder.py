@@ -232,6 +232,9 @@ def check_classes(classes: Sequence[str]) -> list[str]:
     Args:
         classes: The names.
 
+    Returns:
+        The names.
+
     Raises:
         ValueError: If they are not different strings.
     """

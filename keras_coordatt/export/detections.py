@@ -59,6 +59,9 @@ def detection_agreement(given, reference, score_threshold) -> float:
     Args:
         given, reference, score_threshold: Same as in `compare_detections`. Boxes and
             scores may differ by 0.05.
+
+    Returns:
+        A number from 0 to 1; 1 if nothing was detected.
     """
     *_, missing, total = _compare(given, reference, AGREEING, score_threshold)
     return 1 - missing / total if total else 1.0

@@ -79,6 +79,9 @@ def with_suppression(proto, layer):
         proto: The `onnx.ModelProto` of the detector without it, whose outputs are
             `all_boxes` and `all_scores`.
         layer: The `NonMaxSuppression`.
+
+    Returns:
+        An `onnx.ModelProto` with the outputs `boxes`, `labels` and `scores`.
     """
     import onnx
 

@@ -156,6 +156,9 @@ class Reference:
         Args:
             given: A file's outputs for the first of the test inputs, or for all.
 
+        Returns:
+            A number from 0 to 1.
+
         Raises:
             ValueError: If the outputs are neither.
         """

@@ -110,6 +110,9 @@ class Lowering:
             x: The feature maps.
             hidden, output: Pairs of kernel, `(inputs, outputs)`, and bias.
             activation: Activation of the hidden layer.
+
+        Returns:
+            The feature maps after the second convolution.
         """
         (kernel, bias), (next_kernel, next_bias) = hidden, output
         units = kernel.shape[1]

@@ -140,7 +140,11 @@ def _plan(graph, fixed):
     """Finds layers that take as many of the factors as possible.
 
     Args:
+        graph: One of `read_graphs(model)`.
         fixed: Ids of layers whose weights must not change.
+
+    Returns:
+        A `_Plan` without a clash.
     """
     # Dict from an attention layer's id to the previous layer that takes its factor, or
     # None for the next layers, which are tried first.

@@ -18,6 +18,7 @@ def rebuild(model, graphs, edits, copy=copy_layer):
     """Builds a model from copies of its layers.
 
     Args:
+        model: The model.
         graphs: Result of `read_graphs(model)`.
         edits: Dict from calls to their replacements: functions of the copied operation
             and the call's arguments.

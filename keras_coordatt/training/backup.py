@@ -126,6 +126,9 @@ class Backup:
 
         Args:
             path: File to write, on the file system of the state's folder.
+
+        Yields:
+            Path of a temporary file, to be written.
         """
         if not current().first:
             with tempfile.TemporaryDirectory() as own:

@@ -68,6 +68,9 @@ def find_head(model: keras.Model, task: str) -> list[keras.Layer]:
     Args:
         model: Model for the task.
         task: `"classification"`, `"detection"` or `"segmentation"`.
+
+    Returns:
+        A list of layers.
     """
     if task == "detection":
         backbone = {id(layer) for layer in model.backbone.layers}

@@ -165,6 +165,9 @@ def fingerprint(data: str | os.PathLike) -> str | None:
 
     Args:
         data: A folder or file. Other names, such as TFDS's, have none.
+
+    Returns:
+        A string of 16 characters; `None` if there is no such folder or file.
     """
     root = pathlib.Path(data)
     if not root.exists():

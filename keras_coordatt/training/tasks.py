@@ -83,6 +83,9 @@ class Task:
             training: Whether to shuffle and augment them.
             pad: Whether to fill up the last batch if several devices share it. The
                 batches then have weights.
+
+        Returns:
+            A dataset of batches; `None` if the data have no such split.
         """
         if name not in self.splits:
             return None

@@ -85,6 +85,10 @@ def load_state(
         source: Same as in `load_torch`.
         choices: The weights to load, under every naming.
         skip_mismatch: Same as in `load_torch`.
+
+    Raises:
+        TypeError: If `source` is of another kind.
+        ValueError: If the source can't be read or the weights don't fit.
     """
     if isinstance(source, (str, os.PathLike)):
         arrays, where = read_official(source), f"{os.fspath(source)!r}"

@@ -194,6 +194,9 @@ def unwrap(checkpoint: Mapping) -> dict:
             `"model_state_dict"` or `"model"`. All names, but for those of a
             `classifier`, may begin with one or more of `PREFIXES`.
 
+    Returns:
+        A dict from names without prefixes to values.
+
     Raises:
         ValueError: If two names differ by their types alone, as 1 and "1" do.
     """

@@ -148,6 +148,9 @@ def numbered(
         block: What the names of the block's layers begin with.
         parts: What they end with, in order; those that `layers` lacks don't count.
         prefix: The name of the sequence.
+
+    Returns:
+        A dict from the layers' names to the names in PyTorch.
     """
     present = [block + part for part in parts if block + part in layers]
     return {name: f"{prefix}.{i}" for i, name in enumerate(present)}
@@ -163,6 +166,9 @@ def timm_prefixes(
         ends: The stem and the top: their layers by the names in timm.
         blocks: The prefix of the names of each block's layers.
         repeats: The number of blocks of each stage.
+
+    Returns:
+        A dict from our names of layers to timm's.
     """
     positions = [(i, j) for i, repeat in enumerate(repeats) for j in range(repeat)]
     found = {ours: theirs for theirs, ours in ends.items()}
