@@ -33,7 +33,7 @@ def main(folder: pathlib.Path = pathlib.Path("runs/demo")) -> None:
     Args:
         folder: Folder for the pictures and models.
     """
-    # TensorFlow, its converter and TFDS tell of their progress there.
+    # TensorFlow, its converter and TFDS log there.
     with quiet_stderr():
         tell(folder)
 
@@ -62,7 +62,7 @@ def tell(folder: pathlib.Path) -> None:
         "1. A MobileNetV2 with coordinate attention, "
         f"{model.count_params():,} parameters.\n"
         "   Its weights are part of the package: trained on CIFAR-10 beforehand, in 82\n"
-        "   minutes on two CPU cores. It has seen airplanes and frogs, and no digit."
+        "   minutes on two CPU cores. CIFAR-10 has airplanes and frogs, but no digits."
     )
     print(
         f"2. Fine-tuning on {train_size(train)} handwritten digits, here and now "

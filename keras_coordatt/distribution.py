@@ -1,4 +1,4 @@
-"""The devices and processes that train together, and what the processes exchange."""
+"""The devices and processes that train together, and their communication."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ class Devices:
         processes: Number of processes.
         process: Number of this process, from 0.
         scope: Returns a context manager in which models are distributed.
-        synchronize: Whether batch normalization must be told to see all replicas.
+        synchronize: Whether batch normalization needs `synchronized=True` to average
+            over all replicas.
     """
 
     replicas: int = 1
@@ -57,7 +58,7 @@ def using(devices: Devices) -> Iterator[Devices]:
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
     """Builds and runs models in this process alone, inside a `with` block."""
-    # JAX only; a scope of TensorFlow's strategy can't be left, and is one process.
+    # JAX only: TensorFlow's strategy has one process, and its scope can't be left.
     distribution = keras.distribution.distribution()
     keras.distribution.set_distribution(None)
     try:
@@ -120,12 +121,12 @@ def gather(value: Any) -> list:
 
 
 def gather_examples(values: Iterable) -> list:
-    """Returns the values of all examples, of which each process has every n-th."""
+    """Returns the values of all examples in order; each process holds every n-th."""
     shards = gather(list(values))
     count = sum(map(len, shards))
     return [shards[i % len(shards)][i // len(shards)] for i in range(count)]
 
 
 def wait() -> None:
-    """Waits until all processes are here."""
+    """Waits until all processes have called it."""
     gather(None)

@@ -40,7 +40,7 @@ FIGURES: dict[str | None, type[Figures]] = {
     "detection": DetectionFigures,
     "segmentation": SegmentationFigures,
 }
-# Unsure detections count too: average precision is over all recalls.
+# Low, because average precision also counts recalls that only unsure detections reach.
 SCORE_THRESHOLD = 0.01
 
 
@@ -124,7 +124,7 @@ def evaluate(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Evaluation:
-    """Measures how good a model is on labeled data.
+    """Evaluates a model on labeled data.
 
     | task | main figures | others |
     |---|---|---|
@@ -139,8 +139,8 @@ def evaluate(
 
     Each main figure has a bootstrap interval: images are drawn from the split with
     replacement, as many as there are, `resamples` times, and the interval holds the
-    middle of the figures, a share of `confidence`. It tells how much the figure depends
-    on which images happen to be in the split.
+    middle of the figures, a share of `confidence`. It shows how much the figure depends
+    on the choice of the images in the split.
 
     In several processes (`keras_coordatt.training.distribute`), each evaluates its part
     of the images, and all return the same.
@@ -288,7 +288,7 @@ def _outputs_and_targets(model, builder, split, order, batch_size):
 
 def _run(model, examples, order, batch_size):
     x = model.prepare([example["image"] for example in examples])
-    # Always of one size, so that backends compile one program.
+    # Padded to one size, so that backends compile one program.
     padding = [(0, batch_size - len(x))] + [(0, 0)] * (x.ndim - 1)
     outputs = model.run(np.pad(x, padding))
     for i, example in enumerate(examples):
@@ -300,7 +300,7 @@ def read_examples(model, builder, split, shard=(0, 1)):
     """Reads a split in its order, or a shard, with pictures resized for the model."""
     import tensorflow as tf
 
-    # AutoGraph cannot convert it, and warns; nothing here depends on values.
+    # AutoGraph would warn that it can't convert it, and isn't needed here.
     @tf.autograph.experimental.do_not_convert
     def resize(example):
         image = example["image"]

@@ -11,9 +11,9 @@ from collections.abc import Iterator
 def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     """Yields a temporary path, and renames it to `path` on success.
 
-    Until then, other processes see the old file or none, and that is how it stays
-    if writing fails. The temporary path is in a folder beside `path` and has its
-    name, so that code that looks at the suffix works.
+    Until then, and if writing fails, other processes see the old file or none. The
+    temporary path is in a folder beside `path` and has its name, so that code that
+    looks at the suffix works.
 
     Args:
         path: The file to write. Folders that are missing above it are made, and removed
@@ -78,7 +78,7 @@ def _temporary_folder(path):
         ) as folder:
             yield pathlib.Path(folder)
     except BaseException:
-        with contextlib.suppress(OSError):  # others have written there
+        with contextlib.suppress(OSError):  # not empty: others have written there
             for parent in made:
                 parent.rmdir()
         raise

@@ -116,7 +116,7 @@ def predict(
     batch_size: int = 32,
     on_error: str = "raise",
 ) -> list[Prediction]:
-    """Predicts what pictures show.
+    """Predicts the classes, objects or masks of pictures.
 
     Pictures are read as a viewer shows them, EXIF orientation included, and resized and
     normalized as recorded on the model or in the file.
@@ -170,7 +170,7 @@ def predict(
 
 
 def find_pictures(images) -> list:
-    """Returns the files and the arrays that `images` of `predict` stands for.
+    """Returns the files and the arrays that the `images` of `predict` refer to.
 
     Raises:
         ValueError: If there are none, or arrays are not uint8 pictures.
@@ -229,7 +229,7 @@ def predictions(
     batch_size: int = 32,
     on_error: str = "raise",
 ) -> Iterator[Prediction]:
-    """Yields predictions one by one, so that thousands need no memory.
+    """Yields predictions one by one, so that they needn't all be in memory.
 
     Args:
         model: From `open_model`.
@@ -260,7 +260,7 @@ def predictions(
             continue
         files, images = zip(*pairs)
         batch = model.prepare(images)
-        # Always of one size, so that backends compile one program.
+        # Padded to one size, so that backends compile one program.
         padding = [(0, batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
         outputs = model.run(np.pad(batch, padding))
         for i, (file, image) in enumerate(zip(files, images)):
@@ -339,7 +339,7 @@ def draw(
         )
         return np.asarray(drawn)[0]
     drawn = picture[None]
-    # The last pixels, so that edges on the border are seen.
+    # Clip boxes to the last pixels, so that edges on the border are visible.
     edge = [picture.shape[1] - 1, picture.shape[0] - 1] * 2
     # Keras draws the boxes of a call in one color.
     for i, label in enumerate(dict.fromkeys(x.label for x in prediction.objects)):

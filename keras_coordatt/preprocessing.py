@@ -199,8 +199,8 @@ class PreprocessingRecord(layers.Layer):
         return {**config, "records": self.records} if self.records else config
 
 
-# Layers that leave the values of images alone at inference, so that what is recorded
-# behind them holds before them too.
+# Layers that don't change the values of images at inference, so that a record after
+# them is also valid before them.
 TRANSPARENT = (
     layers.Identity,
     layers.Dropout,

@@ -134,8 +134,8 @@ def set_record(
     layers = record_layers(model)
     if not layers or None in layers:
         raise ValueError(
-            "`model` has no place for a record: a network of "
-            "`keras_coordatt.applications` for RGB images must be what reads its images. "
+            "`model` can't hold a record: its images must enter a network of "
+            "`keras_coordatt.applications` for RGB images. "
             f"Received: {model.name}"
         )
     if task is not None:
@@ -233,8 +233,8 @@ def classes_of(model: keras.Model) -> int | None:
 def _head(model):
     """Identifies a model's head: the last layers with weights, and their widths.
 
-    Layers without weights behind them, such as a softmax or the suppression of a
-    detector, leave the meaning of the classes as it is.
+    Layers without weights after them, such as a softmax or the suppression of a
+    detector, don't change the meaning of the classes.
     """
     graph = Graph(model)
     found, visited = set(), set()

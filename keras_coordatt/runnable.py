@@ -82,7 +82,7 @@ class Runnable:
         x = np.stack([np.asarray(self.resize(x)) for x in pictures])
         if self.data_format == "channels_first":
             x = x.transpose(0, 3, 1, 2)
-        assert self.preprocessing is not None  # `open_model` has asked for it
+        assert self.preprocessing is not None  # checked by `open_model`
         x = self.preprocessing.normalize(x.astype("float32"), self.data_format)
         return (np.rint(x) if "int" in self.dtype else x).astype(self.dtype)
 
@@ -173,7 +173,7 @@ def open_model(
             of a file of weights that `keras-coordatt convert` reads, or of a SavedModel.
         task: `"classification"`, `"detection"` or `"segmentation"`.
         labels: Names of the classes, in the order of the outputs.
-        preprocessing: How images are prepared.
+        preprocessing: A `Preprocessing`.
         image_size: Height and width, for a model that takes any.
         score_threshold: Minimum score of a detection of an `SSDLite`, or of a file
             without suppression. Others have their own.
@@ -272,7 +272,7 @@ def _from_file(path, score_threshold):
     except Exception as error:
         # Each runtime has exceptions of its own for a damaged file.
         raise ValueError(f"Cannot read {os.fspath(path)!r}: {error}") from error
-    # Pictures have 3 channels, so a file without metadata still tells where they are.
+    # Without metadata, the axis of length 3 is that of the channels.
     first = len(shape) == 4 and shape[1] == 3 and shape[3] != 3
     source = Runnable(
         path.name,

@@ -20,7 +20,7 @@ def first_line(error: Exception) -> str:
 
 
 def with_hint(error: Exception, hint: str) -> Exception:
-    """Adds what to do in Python, which tracebacks show and the command line does not."""
+    """Adds a hint for Python users: tracebacks show it, the command line does not."""
     error.add_note(hint)
     return error
 
@@ -62,7 +62,7 @@ def check_number(
 
 def check_choice(name: str, value, choices):
     """Returns `value` if it is one of `choices`, or names them."""
-    # == of tensors and arrays is not a bool, so only equal types are compared.
+    # Only equal types are compared, because == of tensors and arrays is not a bool.
     if not any(type(value) is type(choice) and value == choice for choice in choices):
         raise ValueError(
             f"`{name}` must be one of {tuple(choices)}. Received: {value!r}"

@@ -132,9 +132,10 @@ def coco_classes():
 
 
 def _detector(model):
-    """Returns the detector of a model, which is kept for the next call."""
+    """Returns the detector of a model, built once."""
     weights, detector = _DETECTORS.get(model, ((), None))
-    # Quantization and LoRA replace variables, but a traced function has the old ones.
+    # Rebuild it after quantization or LoRA, which replace variables: a traced function
+    # keeps the old ones.
     if list(map(id, weights)) != list(map(id, model.weights)):
         weights, detector = model.weights, model.detector(score_threshold=0.01)
         _DETECTORS[model] = weights, detector

@@ -159,7 +159,7 @@ def litert(
     reference = Reference(model, image, images)
     names, inputs = reference.names, reference.inputs
 
-    # Calibration and int8 inputs are by scale, from float32.
+    # Calibration and the scales of int8 inputs start from float32.
     dtype = "float32" if precision in CALIBRATED else image.dtype
     # With a fixed batch size, dense layers on feature maps need no dynamic shapes.
     shape = (batch_size, *image.shape)
@@ -303,7 +303,7 @@ def _converter(folder, inference_type, batch_size, representative, suppression):
 
 
 def _append_metadata(path, metadata):
-    # A flatbuffer knows where it ends; LiteRT's own tools append files in this way.
+    # Readers ignore bytes after a flatbuffer; LiteRT's own tools append files this way.
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr("metadata.json", json.dumps(metadata, indent=1))
         if metadata["labels"] is not None:

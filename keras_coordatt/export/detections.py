@@ -4,9 +4,9 @@ import numpy as np
 
 DETECTIONS = {"boxes", "labels", "scores"}
 
-# How far a box (of 1, the image's side) and its score may be from the model's, and the
-# share of detections that must be found again. Rounding may tip an overlap over the
-# threshold of the suppression, so that another box is kept.
+# Tolerance of a box (image side = 1) and its score, and the minimum share of detections
+# with a counterpart. Rounding may lift an overlap over the threshold of the suppression,
+# so that another box is kept.
 LIMITS = {
     "float32": (1e-4, 1.0),
     "float16": (0.02, 0.9),
@@ -15,7 +15,7 @@ LIMITS = {
     "int8": (0.2, 0.5),
 }
 
-# The same limit for boxes of a quantized file that count as found again.
+# Tolerance of the agreement between a quantized file and the model.
 AGREEING = 0.05
 
 
@@ -24,7 +24,7 @@ def count_detections(outputs: dict) -> int:
 
 
 def compare_detections(given, reference, what, precision, score_threshold):
-    """Compares what a file and the Keras model found in each image.
+    """Compares the detections of a file with those of the Keras model, image by image.
 
     Detections of equal score may come in any order, so each of the model's is paired
     with the nearest one of the file that has the same label.
@@ -40,7 +40,7 @@ def compare_detections(given, reference, what, precision, score_threshold):
         The largest difference of paired `"boxes"` and `"scores"`.
 
     Raises:
-        ValueError: If too few detections are found again.
+        ValueError: If too few detections have a counterpart.
     """
     limit, share = LIMITS[precision]
     boxes, scores, missing, total = _compare(given, reference, limit, score_threshold)
@@ -68,8 +68,8 @@ def detection_agreement(given, reference, score_threshold) -> float:
 
 
 def _compare(given, reference, limit, score_threshold):
-    """Returns differences of boxes and of scores, and how many detections are missing
-    of how many."""
+    """Returns differences of boxes and of scores, and the numbers of missing and of all
+    detections."""
     boxes, scores, missing, total = [0.0], [0.0], 0, 0
     for i in range(len(reference["labels"])):
         theirs, ours = _found(reference, i), _found(given, i)

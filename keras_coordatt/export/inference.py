@@ -10,9 +10,9 @@ from keras_coordatt.layers.lowering import lowered_for
 
 
 def for_inference(model):
-    """Wraps a model so that whoever calls it gets its outputs at inference.
+    """Wraps a model so that it always runs with `training=False`.
 
-    Exporters call without `training`, for which augmentation layers change images.
+    Exporters call without `training`, and augmentation layers would then change images.
     """
     (image,) = model.inputs
     inputs = keras.Input(batch_shape=image.shape, dtype=image.dtype, name="image")

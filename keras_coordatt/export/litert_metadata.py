@@ -1,7 +1,7 @@
 """TensorFlow Lite metadata, from which phone libraries configure themselves.
 
 MediaPipe Tasks and ML Kit read it from a flatbuffer inside the file: size and
-normalization of the image, what the outputs of a detector are, and the name of the
+normalization of the image, the meaning of a detector's outputs, and the name of the
 appended file with the labels.
 
 Reference:
@@ -109,7 +109,7 @@ def _describe_output(build, metadata, name, outputs):
 
 
 def _labeled(outputs):
-    """Dict from the outputs that the labels belong to, to how they do."""
+    """Returns a dict from the outputs with labels to the kind of association."""
     if "labels" in outputs:
         return {"labels": VALUE_LABELS}
     if "boxes" in outputs:  # without suppression, or without decoding: no labels then,
@@ -118,7 +118,7 @@ def _labeled(outputs):
 
 
 class _Builder:
-    """Builds a flatbuffer from the inside out; a field is (how to put it, value)."""
+    """Builds a flatbuffer from the inside out; a field is (function to add it, value)."""
 
     def __init__(self):
         import flatbuffers

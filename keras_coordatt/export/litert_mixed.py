@@ -50,8 +50,8 @@ class MixedConverter:
 def smallest_stretch(count: int, agrees: Callable[[int, int], bool]) -> tuple[int, int]:
     """Finds a short stretch of layers that must stay in float32.
 
-    By bisection, as each try converts and runs the network: first for its end, then for
-    its start.
+    By bisection, because each try converts and runs the network: first for its end,
+    then for its start.
 
     Args:
         count: Number of layers. With all of them in float32, a file agrees.
@@ -76,7 +76,7 @@ def smallest_stretch(count: int, agrees: Callable[[int, int], bool]) -> tuple[in
 
 @contextlib.contextmanager
 def _without_interpreter_warning():
-    """The debugger runs in the interpreter that TensorFlow announces to drop."""
+    """Hides a warning: the debugger uses TensorFlow's interpreter, which is deprecated."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*Warning: tf\.lite\.Interpreter")
         yield

@@ -80,7 +80,7 @@ def _interpreter(**options):
             f"pip install ai-edge-litert ({error})"
         ) from error
     with warnings.catch_warnings():
-        # It advises against the option that keeps all tensors, for speed.
+        # The warning is that the option, which keeps all tensors, is slow.
         warnings.filterwarnings("ignore", r".*`experimental_preserve_all_tensors`")
         return Interpreter(**options)
 
@@ -96,7 +96,7 @@ def _quantized(x, tensor):
 
 def _dequantized(x, tensor):
     scale, zero_point = tensor["quantization"]
-    if scale == 0:  # not quantized: floats, and integers that are meant as they are
+    if scale == 0:  # not quantized: floats, and plain integers
         return x.astype("float32")
     return ((x.astype("float32") - zero_point) * scale).astype("float32")
 

@@ -12,7 +12,7 @@ from keras_coordatt.export.pictures import draw_pictures
 from keras_coordatt.preprocessing import preprocessing_of
 from keras_coordatt.validation import height_and_width
 
-# Test pictures per export. Their size where the model takes any.
+# Test pictures per export, and their size if the model takes any.
 PICTURES = 4
 ANY_SIZE = 64
 

@@ -151,7 +151,7 @@ class Reference:
             self.detections = count_detections(found)
 
     def agreement(self, given):
-        """Returns the share of equal top-1 classes, or of detections found again.
+        """Returns the share of equal top-1 classes, or of detections in common.
 
         Args:
             given: A file's outputs for the first of the test inputs, or for all.
@@ -207,7 +207,7 @@ class Reference:
         difference = {}
         for name, ours, theirs in zip(self.names, given, self.outputs):
             parts = [(ours[group], theirs[group]) for group in self.groups]
-            # Inputs that the model wasn't made for may overflow in it.
+            # Drawn inputs outside of the model's usual range may overflow in it.
             sound = [x for x in parts if np.isfinite(x[1]).all()]
             difference[name] = max(
                 _check(name, *part, what, precision) for part in sound or parts
@@ -239,7 +239,8 @@ def output_names(model):
 
 def model_outputs(model, images):
     """The values of the model's outputs for the images."""
-    # Not compiled, as the file is. JAX would compile each operation for each size.
+    # Without compilation, because exported files aren't compiled by XLA either. In
+    # batches of one on JAX, which compiles each operation for each batch size.
     size = 1 if keras.config.backend() == "jax" else BATCH
     batches = []
     # A GPU may multiply in lower precision.

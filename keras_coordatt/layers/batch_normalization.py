@@ -44,8 +44,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         if known > 1 or all(isinstance(size, int) for size in shape):
             return super().call(inputs, training=known > 1, mask=mask)
 
-        # A TensorFlow graph for batches of any size. `ops.cond` would not do: under a
-        # distribution strategy, statistics can't be assigned inside it.
+        # In a TensorFlow graph for batches of any size, compute both and select. Not by
+        # `ops.cond`: a distribution strategy can't assign statistics inside it.
         enough = math.prod(shape) > 1
         by_moving = super().call(inputs, training=False, mask=mask)
         # Copies, because TensorFlow reads a variable only when its value is used

@@ -225,7 +225,7 @@ class CoordinateAttention(GatedAttention):
         self._check_floating(inputs)
         pooled = self._pool(inputs, training)
         sides = [inputs.shape[axis] for axis in self._spatial_axes]
-        # Both means of a single position are the same value, which counts once.
+        # The two means of a single position are equal: it counts once in the statistics.
         single = training and sides == [1, 1]
         pooled = pooled[:, :1] if single else pooled
         _, positions, channels = ops.shape(pooled)
@@ -271,7 +271,7 @@ class CoordinateAttention(GatedAttention):
     def save_own_variables(self, store):
         super().save_own_variables(store)
         if self.identity_init:
-            # Marks the weights, because without the factor they give other outputs.
+            # Marks the weights: a layer without the factor would compute other outputs.
             store["gate_scale"] = np.float32(self._gate_scale)
 
     def load_own_variables(self, store):

@@ -31,7 +31,7 @@ _runtime: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def lowered_for(runtime: str):
-    """Lets attention layers called inside compute in the form for a runtime.
+    """Context in which attention layers compute in the form for a runtime.
 
     Args:
         runtime: `"onnx"`, `"litert"` (float32) or `"litert_int8"`.
@@ -56,12 +56,12 @@ def lowered_for(runtime: str):
 
 
 def lowering(layer, inputs, training) -> "Lowering | None":
-    """Returns the form in which a `GatedAttention` layer shall compute, if any."""
+    """Returns the `Lowering` for a call of a `GatedAttention` layer, or `None`."""
     runtime = _runtime.get()
     if runtime is None or training:
         return None
     sizes = [inputs.shape[axis] for axis in layer._spatial_axes]
-    # Quantized kernels are for the layers that hold them.
+    # A lowered form can't use quantized kernels, only the layers that hold them can.
     quantized = any(
         getattr(part, "quantization_mode", None) for part in layer.sublayers()
     )

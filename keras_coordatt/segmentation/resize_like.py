@@ -39,7 +39,7 @@ class ResizeLike(keras.layers.Layer):
     (1, 225, 301, 21)
     """
 
-    # Of the second, only the size counts: see `preprocessing.record_layers`.
+    # Only the size of the second input matters: see `preprocessing.record_layers`.
     value_inputs = 1
 
     def __init__(self, data_format: str | None = None, **kwargs):

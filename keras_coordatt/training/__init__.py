@@ -1,4 +1,4 @@
-"""Training for three tasks, with recipes, and state on disk to continue from."""
+"""Training for three tasks, with recipes, resumable from its state on disk."""
 
 from keras_coordatt.training.distribution import distribute
 from keras_coordatt.training.fine_tuning import fine_tune

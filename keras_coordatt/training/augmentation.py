@@ -1,8 +1,8 @@
 """Augmentation of training images for each task.
 
-Keras's layers where they serve; the crops are functions of a batch. A crop is a region
-in coordinates of the image, from 0 to 1, and reaches out of it where the image is to
-become smaller. All random numbers start anew from one seed at every epoch.
+Keras's layers where possible; the crops are functions of a batch. A crop is a region
+in coordinates of the image, from 0 to 1, and extends beyond it to shrink the image. All
+random numbers start anew from one seed at every epoch.
 """
 
 import math
@@ -17,7 +17,7 @@ from keras_coordatt.preprocessing import IMAGENET
 from keras_coordatt.training.recipes import Recipe
 from keras_coordatt.validation import height_and_width
 
-# SSD draws the least overlap of a crop with an object; 1 stands for the whole image.
+# SSD draws the minimum overlap of a crop with an object; 1 stands for no crop.
 _SSD_OVERLAPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
 _SSD_CANDIDATES = 50
 _LARGEST_EXPANSION = 4.0
@@ -171,7 +171,7 @@ class Augmentation:
         left, top = (self._uniform(count) * (1 - side) for _ in range(2))
         region = tf.stack([left, top, left + side, top + side], -1)
         masks = data["segmentation_masks"]
-        # -1 is where the region reaches out of the image.
+        # -1 where the region extends beyond the image.
         cut = crop(masks, region, self._size, "nearest", fill=-1.0)
         cut = tf.where(cut < 0, tf.cast(IGNORED, "float32"), cut)
         return self._flip(

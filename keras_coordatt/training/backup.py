@@ -80,7 +80,7 @@ class Backup:
             temporary.write_text(json.dumps(state), encoding="utf-8")
         self.rows = rows
         if current().first:
-            # Only now, as the previous state needs the previous files.
+            # Delete old files last: until now, the previous state referred to them.
             stale = "*-*.weights.h5" if best is not None else "epoch-*.weights.h5"
             for path in set(self.folder.glob(stale)) - set(kept):
                 path.unlink()
@@ -120,7 +120,7 @@ class Backup:
 
     @contextlib.contextmanager
     def writing(self, path: pathlib.Path) -> Iterator[pathlib.Path]:
-        """Same as `atomic_file`; what a killed process leaves is in the state's folder.
+        """Same as `atomic_file`, with temporary files in the state's folder.
 
         The file of the first process is kept; those of the others are deleted.
 

@@ -19,7 +19,7 @@ from keras_coordatt.validation import check_positive_int
 # Seconds in which all processes must have started.
 PATIENCE = 300
 _PREFIX = "KERAS_DISTRIBUTION_"
-# What Slurm and Open MPI tell each process, with which JAX finds the others.
+# Variables of Slurm and Open MPI, from which JAX finds the other processes.
 _LAUNCHERS = ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")
 
 
@@ -211,8 +211,8 @@ def _processes(job, devices):
     if not jax.distributed.is_initialized():
         # It would keep SIGTERM from ending a process.
         jax.config.update("jax_enable_preemption_service", False)
-        # We say more clearly than JAX what happened, and so have the shorter limits. JAX
-        # counts from the last sign of life, which may be half of its limit ago.
+        # Our limits are shorter than JAX's, because our messages are clearer. JAX counts
+        # from the last sign of life, which may be half of its limit ago.
         with _end_unless_all_come(job):
             jax.distributed.initialize(
                 **job,
@@ -236,8 +236,8 @@ def _processes(job, devices):
         try:
             yield found
         except BaseException:
-            # The others may not come to JAX's barrier at the end of the process, in
-            # which it would wait for them, and then abort.
+            # JAX would wait for the others in a barrier at the end of the process, and
+            # abort if they don't come.
             atexit.register(watch.end_process)
             watching.end(failed=True)
             raise

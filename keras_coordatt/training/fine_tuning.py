@@ -25,7 +25,7 @@ from keras_coordatt.training.recipes import recipe as named_recipe
 if TYPE_CHECKING:
     import tensorflow as tf
 
-# The batches and the model have these already.
+# Values of a recipe that the given batches and model determine.
 _NOT_HERE = (
     "image_size",
     "batch_size",
@@ -134,7 +134,7 @@ def fine_tune(
 
 
 class _Epochs(keras.callbacks.Callback):
-    """Measures every epoch, keeps the weights of the best one, and stops in time."""
+    """Measures every epoch, keeps the weights of the best one, and stops early."""
 
     def __init__(self, task, validation, recipe):
         super().__init__()

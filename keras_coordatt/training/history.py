@@ -1,4 +1,4 @@
-"""What the history of a training says: its best epoch, and whether it goes on.
+"""The history of a training: its best epoch, and early stopping.
 
 A history is one dict per complete epoch, with its number as `"epoch"`, from 1.
 """

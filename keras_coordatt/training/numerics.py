@@ -8,7 +8,7 @@ import keras
 
 @contextlib.contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
-    """Sets Keras's global dtype policy for a while."""
+    """Sets Keras's global dtype policy inside a `with` block."""
     policy = keras.config.dtype_policy()
     if name != "float32":
         keras.config.set_dtype_policy(name)

@@ -1,4 +1,4 @@
-"""Where a training writes: a folder with all that is known, or one model file."""
+"""The output of a training: a folder with models and reports, or one model file."""
 
 import contextlib
 import csv
@@ -90,8 +90,8 @@ class Output:
         """Returns the report of a finished training with these settings, or `None`.
 
         Raises:
-            ValueError: If the folder holds another training, or a model of which
-                nothing is known.
+            ValueError: If the folder holds another training, or a model without
+                a report.
         """
         if self.folder is None:
             return None

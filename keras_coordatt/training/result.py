@@ -46,7 +46,7 @@ def evaluate_result(model: keras.Model, task: Task, split: str):
         model,
         task=task.name,
         labels=labels,
-        # Builders of other packages have no place for a record.
+        # Models from builders of other packages can't hold a record.
         preprocessing=None if preprocessing_of(model) else IMAGENET,
         image_size=height_and_width(task.recipe.image_size),
         score_threshold=SCORE_THRESHOLD,

@@ -78,7 +78,7 @@ def open_task(
         seed=tf.Variable(0, dtype="int64", trainable=False),
     )
     if labels is not None and len(labels) < 2 and task != "detection":
-        # The loader may say more precisely what is wrong, such as with masks of 255.
+        # The loader may raise a more precise error, such as for masks of 255.
         job.batches("train")
         raise ValueError(
             f"`data` must have at least two classes for {task}. "
@@ -142,7 +142,7 @@ def settings_of(
     weights: str | os.PathLike | None,
     options: Mapping,
 ) -> dict:
-    """Returns all that the outcome of a training depends on, as JSON can hold it."""
+    """Returns all settings that determine a training's result, as JSON can hold them."""
     is_path = isinstance(data, str | os.PathLike)
     return {
         "task": job.name,

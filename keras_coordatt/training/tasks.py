@@ -185,7 +185,7 @@ class Classification(Task):
             return None
         batches = self.batches("train", pad=False)
         counts = sum(gather(sum(y.numpy().sum(0) for _, y in batches)))
-        # A class without images has no weight to speak of.
+        # At least 1: the weight of a class without images doesn't matter.
         weights = counts.sum() / (self.classes * np.maximum(counts, 1))
         return {i: float(weight) for i, weight in enumerate(weights)}
 
@@ -219,7 +219,7 @@ class Segmentation(Task):
     load = staticmethod(load_segmentation)
 
     def _count_classes(self):
-        # Masks that are plain images don't tell.
+        # Masks that are plain images don't record the number of classes.
         highest = 0
         for name in self.splits:
             for _, masks in self.batches(name, pad=False):

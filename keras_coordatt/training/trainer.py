@@ -197,7 +197,8 @@ class Session:
         with alone():
             # The best model, which is saved: never compiled, and nothing in it is frozen.
             self.twin = job.build(build, None)
-            # All processes can't run the network on images that only one of them has.
+            # A distributed network runs in all processes at once, on shared batches. To
+            # measure images of one process, a copy of its own is needed.
             self.probe = self.network
             if self.devices.processes > 1:
                 self.probe = job.build(build, None)
@@ -225,7 +226,7 @@ class Session:
             done = len(backup.rows)
             if done < phase.last or phase.last == job.recipe.epochs:
                 if previous is not None and done == phase.first:
-                    # Its weights, not the average that Keras leaves after `fit`.
+                    # Load its weights instead of the average that `fit` leaves.
                     self._compile(previous, len(batches))
                     backup.load(self.compiled)
                 self._compile(phase, len(batches))
@@ -341,14 +342,14 @@ class Session:
         # Missing if the process was killed before it was written.
         self.out.save(self.backup, self.twin, BEST)
         self.out.write_file(self.twin)
-        wait()  # Or the others end this process while it writes.
+        wait()  # Otherwise the others might end this process while it writes.
         path = self.out.file or (self.out.folder and self.out.folder / BEST)
         return f"The best model so far, of epoch {best}, is {path}"
 
 
 def record_training(model: keras.Model, job, metrics: Mapping) -> None:
-    """Records task, labels, image size and metrics on a model that has the place."""
-    # Builders of other packages have no place for a record.
+    """Records task, labels, image size and metrics on a model if it can hold a record."""
+    # Models from builders of other packages can't hold a record.
     if preprocessing_of(model) is not None:
         set_record(
             model,

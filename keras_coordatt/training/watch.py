@@ -2,7 +2,7 @@
 
 A process that waits for another in a collective operation waits for minutes or forever,
 and JAX then aborts it without saying what to do. Here every process keeps a connection
-to the first one, over which both show that they live.
+to the first one, over which both send signs of life.
 """
 
 import contextlib
@@ -60,7 +60,7 @@ class Watch:
         threading.Thread(target=self._talk, daemon=True).start()
 
     def end(self, failed: bool = False) -> None:
-        """Stops watching, and tells the others why.
+        """Stops watching, and sends the others the reason.
 
         Args:
             failed: Whether this process has failed, so that the others must end.
@@ -111,7 +111,7 @@ class Watch:
 
 
 def end_process(message: str | None = None) -> None:
-    """Ends this process with status 1 at once, whatever its other threads wait for."""
+    """Ends this process with status 1 at once, even if other threads are blocked."""
     if message:
         print(f"keras-coordatt: error: {message}", file=sys.stderr)
     sys.stdout.flush()

@@ -158,7 +158,7 @@ def plot_masks(
     ]
     if handles:
         legend = figure.legend(handles=handles, loc="outside right upper", fontsize=8)
-        # Space for it, which would be taken from the pictures otherwise.
+        # Widen the figure for the legend, which would otherwise shrink the pictures.
         width = legend.get_window_extent().width / figure.dpi
         figure.set_figwidth(figure.get_figwidth() + width)
     return figure
@@ -167,7 +167,7 @@ def plot_masks(
 def plot_attention(
     pictures: ArrayLike, gates: Mapping, *, title: str = "", columns: int = 4
 ) -> Figure:
-    """Draws what an attention layer does to each picture.
+    """Draws the gates of an attention layer over each picture.
 
     The gates' product, averaged over the channels, is laid over the picture. Beside it
     stand the gates themselves, averaged over the channels: those of the rows on the

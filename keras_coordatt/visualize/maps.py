@@ -1,4 +1,4 @@
-"""Where a network looks: the gates of its attention, and Grad-CAM."""
+"""Attention maps (the gates of attention layers) and Grad-CAM."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -184,7 +184,7 @@ def _intercepted(layers: Iterable[keras.Layer], function: Callable) -> Iterator[
         call = layer.call
         return lambda *args, **kwargs: function(layer, call, *args, **kwargs)
 
-    # Past `__setattr__`, in which Keras and PyTorch track what belongs to a layer
+    # Bypasses `__setattr__`, in which Keras and PyTorch track a layer's attributes
     for layer in layers:
         vars(layer)["call"] = bind(layer)
     try:

@@ -124,14 +124,14 @@ def class_colors(classes: int) -> list[tuple[int, int, int]]:
     """Returns one color per class, as bytes: twenty that differ well, then again."""
     import matplotlib
 
-    # The ten strong ones first, then the ten pale ones
+    # The ten saturated colors first, then the ten pale ones
     order = [*range(0, 20, 2), *range(1, 20, 2)]
     colors = matplotlib.colormaps["tab20"](order, bytes=True)[:, :3].tolist()
     return [tuple(colors[i % len(colors)]) for i in range(classes)]
 
 
 def check_pictures(pictures) -> np.ndarray:
-    """Returns pictures as a float32 array, or says what they are."""
+    """Returns pictures as a float32 array, or raises an error about their shape."""
     pictures = ops.convert_to_numpy(pictures).astype("float32")
     if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3) or not len(pictures):
         raise ValueError(

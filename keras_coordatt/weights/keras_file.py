@@ -237,7 +237,7 @@ def _reading(source):
         yield
     except ValueError as error:
         raise ValueError(f"Cannot read {source}: {error}") from error
-    except Exception as error:  # the libraries on garbage
+    except Exception as error:  # h5py and zipfile raise many types
         raise ValueError(
             f"Cannot read {source}: it is truncated, damaged, or not a Keras file "
             f"({type(error).__name__}: {error})."

@@ -154,7 +154,7 @@ def _differing_outputs(classifier, arrays):
         if weight.name not in arrays:
             return None
         shape = list(arrays[weight.name].shape)
-        if tuple(shape) == weight.shape:  # as those of quantization may be
+        if tuple(shape) == weight.shape:  # such as those of quantization
             same |= {weight.shape[weight.axis]} if weight.shape else set()
             continue
         if len(shape) != len(weight.shape):

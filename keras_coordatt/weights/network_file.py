@@ -1,4 +1,4 @@
-"""Networks as files: the network that a file holds, and files that hold a network."""
+"""Reads networks from files, and saves them."""
 
 import os
 import pathlib
@@ -16,12 +16,12 @@ OUTPUTS = (".keras", ".weights.h5", ".safetensors")
 
 
 def read_network(source: str | os.PathLike, **arguments) -> keras.Model:
-    """Builds the network that a file is of, and loads the file.
+    """Builds the network that a file belongs to, and loads the file.
 
     Args:
         source: A file of `FILE_TYPES`. A `.keras` or legacy `.h5` file may hold any
             built model; other files hold weights of a `MobileNetV2CA`.
-        **arguments: Arguments of `MobileNetV2CA` that a file of weights doesn't tell.
+        **arguments: Arguments of `MobileNetV2CA` that a file of weights doesn't record.
 
     Returns:
         The network, with its weights.

@@ -25,10 +25,9 @@ def load_torch(
     missing, unexpected, of another shape, or not a finite number, no weight of `target`
     changes.
 
-    Names are recognized of the code below, and those of `save_safetensors`, which has
-    names for every attention. A file doesn't tell the padding and the epsilon that its
-    network was trained with: of timm's EfficientNets, those called `tf_efficientnet_b0`
-    to `b7` have Keras's.
+    The names of the code below are recognized, and those of `save_safetensors`, which
+    has names for every attention. A file doesn't record the padding and the epsilon of
+    its network: of timm's EfficientNets, `tf_efficientnet_b0` to `b7` have Keras's.
 
     Args:
         target: A `MobileNetV2CA`, `MobileNeXtCA` or `EfficientNetCA`, or a built
@@ -78,7 +77,7 @@ def load_state(
     choices: list[list[Entry]],
     skip_mismatch: bool,
 ) -> None:
-    """Loads a source under that naming which most of its names have.
+    """Loads a source under the naming that matches most of its names.
 
     Args:
         target: Same as in `load_torch`.
@@ -106,11 +105,11 @@ def load_state(
         if not name.endswith("num_batches_tracked")
     }
     entries = max(
-        choices, key=lambda entries: sum(e.slot.name in arrays for e in entries)
+        choices, key=lambda entries: sum(e.expected.name in arrays for e in entries)
     )
     arrays = _with_classifier_of(entries, arrays)
     arrays = match_arrays(
-        [entry.slot for entry in entries],
+        [entry.expected for entry in entries],
         arrays,
         head=[name for name in arrays if name.startswith("classifier.")],
         source=where,
@@ -118,8 +117,8 @@ def load_state(
         skip_mismatch=skip_mismatch,
     )
     for entry in entries:
-        if entry.slot.name in arrays:
-            array = arrays[entry.slot.name].transpose(entry.axes)
+        if entry.expected.name in arrays:
+            array = arrays[entry.expected.name].transpose(entry.axes)
             # A copy: JAX would keep the caller's own memory.
             entry.variable.assign(array.reshape(entry.variable.shape).copy())
 
@@ -172,12 +171,14 @@ def official_state(target) -> dict[str, np.ndarray]:
             _check_official(layer)
     arrays = {}
     for entry in entries:
-        shape = tuple(entry.slot.shape[axis] for axis in entry.axes)
+        shape = tuple(entry.expected.shape[axis] for axis in entry.axes)
         array = keras.ops.convert_to_numpy(keras.ops.cast(entry.variable, "float32"))
         array = array.reshape(shape).transpose(np.argsort(entry.axes))
-        arrays[entry.slot.name] = np.ascontiguousarray(array).reshape(entry.slot.shape)
-        if entry.slot.name.endswith(".running_var"):
-            counter = entry.slot.name.replace("running_var", "num_batches_tracked")
+        arrays[entry.expected.name] = np.ascontiguousarray(array).reshape(
+            entry.expected.shape
+        )
+        if entry.expected.name.endswith(".running_var"):
+            counter = entry.expected.name.replace("running_var", "num_batches_tracked")
             arrays[counter] = np.zeros((), "int64")
     return arrays
 
@@ -204,7 +205,9 @@ def read_official(path: str | os.PathLike) -> dict[str, np.ndarray]:
 
 def _with_classifier_of(entries, arrays):
     """Names the classifier as the network does: `classifier` or `classifier.1`."""
-    ours = {e.slot.name.rpartition(".")[0] for e in entries if e.slot.part == "head"}
+    ours = {
+        e.expected.name.rpartition(".")[0] for e in entries if e.expected.part == "head"
+    }
     theirs = {n.rpartition(".")[0] for n in arrays if n.startswith("classifier.")}
     if len(ours) != 1 or len(theirs) != 1:  # none, or more than one linear layer
         return arrays

@@ -60,7 +60,7 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, np.ndarray]:
             raise ValueError(f"it is not a PyTorch checkpoint. {found}.")
         except ValueError as error:
             raise ValueError(f"Cannot read {os.fspath(path)!r}: {error}") from error
-        except Exception as error:  # the standard library on garbage
+        except Exception as error:  # zipfile and pickletools raise many types
             raise ValueError(
                 f"Cannot read {os.fspath(path)!r}: it is damaged "
                 f"({type(error).__name__}: {error})."

@@ -1,4 +1,4 @@
-"""Which variable of a network or a layer has which name in PyTorch."""
+"""PyTorch names of the variables of networks and layers."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -44,7 +44,7 @@ class Naming(NamedTuple):
     """One way to name the weights of a network.
 
     Attributes:
-        prefixes: What the names of a layer's weights begin with, by the layer's name.
+        prefixes: Prefixes of the names of a layer's weights, by the layer's name.
         attention: The names of the sublayers, by the class of the attention layer.
     """
 
@@ -53,15 +53,15 @@ class Naming(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A Keras variable and its place in a state dict.
+    """A Keras variable and its entry in a state dict.
 
     Attributes:
-        slot: Its name and shape in PyTorch.
+        expected: Its name and shape in PyTorch.
         variable: The variable.
         axes: Transpose PyTorch's array to Keras's layout.
     """
 
-    slot: ExpectedWeight
+    expected: ExpectedWeight
     variable: keras.Variable
     axes: tuple
 
@@ -145,8 +145,8 @@ def numbered(
 
     Args:
         layers: The names of all layers of a network.
-        block: What the names of the block's layers begin with.
-        parts: What they end with, in order; those that `layers` lacks don't count.
+        block: Prefix of the names of the block's layers.
+        parts: Their suffixes, in order; those that `layers` lacks don't count.
         prefix: The name of the sequence.
 
     Returns:
@@ -195,10 +195,10 @@ def _entries(layer, naming):
 
 
 def _with_part(entry, layer, stem):
-    if layer is stem and len(entry.slot.shape) == 4:
-        return entry._replace(slot=entry.slot._replace(part="stem", axis=1))
+    if layer is stem and len(entry.expected.shape) == 4:
+        return entry._replace(expected=entry.expected._replace(part="stem", axis=1))
     if layer.name == "predictions":
-        return entry._replace(slot=entry.slot._replace(part="head", axis=0))
+        return entry._replace(expected=entry.expected._replace(part="head", axis=0))
     return entry
 
 
