@@ -21,6 +21,7 @@ MODULES = (
     "keras_coordatt.detection",
     "keras_coordatt.evaluation",
     "keras_coordatt.export",
+    "keras_coordatt.export.accuracy",
     "keras_coordatt.layers",
     "keras_coordatt.prediction",
     "keras_coordatt.preprocessing",

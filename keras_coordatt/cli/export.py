@@ -15,18 +15,13 @@ from keras_coordatt.cli.options import (
     read_preprocessing,
 )
 from keras_coordatt.detection import SSDLite
-from keras_coordatt.evaluation import check_split, evaluate, read_examples
 from keras_coordatt.export._saved_model import check_replaceable
+from keras_coordatt.export.accuracy import AccuracyCheck
 from keras_coordatt.files import atomic_file, atomic_folder
-from keras_coordatt.record import record_of
-from keras_coordatt.runnable import open_model
 from keras_coordatt.validation import check_number
 from keras_coordatt.weights import FILE_TYPES
 from keras_coordatt.weights.network_file import read_network
 from keras_coordatt_command import quiet_stderr
-
-# Prepared images that are in memory at once.
-IMAGE_BYTES = 2**29
 
 
 def export(
@@ -132,98 +127,36 @@ def export(
         options["image_size"] = image_size
     if suffix == ".tflite":
         options["precision"] = precision
-    if labels not in (None, "data"):
-        options["labels"] = read_labels(pathlib.Path(labels))
-    measured = None
+    names = labels if labels in (None, "data") else read_labels(pathlib.Path(labels))
+    if isinstance(names, list):
+        options["labels"] = names
+    check = None
     if data is not None:
-        from keras_coordatt.data import find_task, open_data
-
-        known = "detection" if detects else record_of(model).task
-        task = known or task or find_task(data)
-        builder = open_data(
-            data, task, on_error=on_error, validation_split=validation_split
+        check = AccuracyCheck(
+            model,
+            data,
+            split=split,
+            task="detection" if detects else task,
+            labels=names,
+            preprocessing=prepared,
+            image_size=image_size,
+            validation_split=validation_split,
+            on_error=on_error,
         )
-        measured = _Measured(model, builder, split, task, labels, prepared, image_size)
-        options |= measured.options(precision)
+        options |= check.options(precision)
     write = {".tflite": writers.litert, ".onnx": writers.onnx}
     if suffix in write:
         place = atomic_file(output)
     else:
         check_replaceable(output)
         place = atomic_folder(output)
+    change = None
     with place as temporary:
-        with quiet_stderr():  # converters log there
+        with quiet_stderr():  # converters tell of their progress there
             report = write.get(suffix, writers.saved_model)(model, temporary, **options)
-        change = measured and not raw and measured.change(temporary, max_drop)
+            file = check.open(temporary) if check and not raw else None
+        if check and file:
+            change = check.compare(file, max_drop)
     print(dataclasses.replace(report, path=output))
     if change:
-        print(change)
-
-
-class _Measured:
-    """A network's figures on labeled pictures, to compare a file's with."""
-
-    def __init__(self, model, builder, split, task, labels, preprocessing, image_size):
-        from keras_coordatt.data import class_names, splits
-
-        self.split, self.builder = split, builder
-        check_split(split, self.builder)
-        # Calibration must not see the pictures that the file is measured on.
-        self.training = "train" if "train" in splits(self.builder) else split
-        if labels == "data":
-            labels = class_names(self.builder, task)
-        elif labels is not None:
-            labels = read_labels(pathlib.Path(labels))
-        self.model = open_model(
-            model,
-            task=task,
-            labels=labels,
-            preprocessing=preprocessing,
-            image_size=image_size,
-        )
-        self.before = self._evaluate(self.model)
-
-    def options(self, precision):
-        """Images to calibrate and to compare on, and the names of the classes."""
-        options = {
-            "labels": self.model.labels,
-            "images": self._images(self.split, 1000),
-        }
-        if precision in ("int8", "mixed"):
-            options["representative"] = self._images(self.training, 300)
-        return options
-
-    def change(self, path, max_drop):
-        """Describes the change of the main figure, or raises a ValueError if it drops."""
-        with quiet_stderr():
-            file = open_model(
-                path,
-                task=self.model.task,
-                preprocessing=self.model.preprocessing,
-                image_size=self.model.image_size,
-            )
-        after = self._evaluate(file)
-        name = self.before.main
-        before, after = self.before.metrics[name], after.metrics[name]
-        change = f"{_figure(name, before)} -> {_figure(name, after).split(' ', 1)[1]}"
-        if max_drop is not None and not before - after <= max_drop:
-            raise ValueError(
-                f"--max-drop {max_drop} is exceeded, and nothing is written: {change}. "
-                "--precision mixed, float16 or more training images may help"
-            )
-        return f"  {change}, on {self.before.images} images of {self.split!r}"
-
-    def _images(self, split, count):
-        height, width = self.model.image_size
-        count = max(32, min(count, IMAGE_BYTES // (12 * height * width)))
-        examples = read_examples(self.model, self.builder, split).take(count)
-        return self.model.prepare([x["image"] for x in examples.as_numpy_iterator()])
-
-    def _evaluate(self, model):
-        return evaluate(model, self.builder, split=self.split, resamples=0)
-
-
-def _figure(name, value):
-    if name.startswith("top"):
-        return f"top-{name[3:]} {value:.1%}".replace("%", " %")
-    return f"{ {'mean_iou': 'mIoU'}.get(name, name) } {value:.3f}"
+        print(f"  {change}")

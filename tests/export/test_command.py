@@ -7,9 +7,8 @@ import pytest
 from backends import needs_tensorflow
 from exports import LABELS, each_format
 
-from keras_coordatt.cli import export as cli_export
 from keras_coordatt.cli import main
-from keras_coordatt.export import read_metadata
+from keras_coordatt.export import accuracy, read_metadata
 
 
 def command(*arguments):
@@ -101,7 +100,7 @@ def test_accuracy_is_told_and_must_not_drop(name, tmp_path, capsys, monkeypatch)
     assert str(tmp_path / "out" / name) in out
     before = (tmp_path / "out" / name).stat()
 
-    evaluate, files = cli_export.evaluate, []
+    evaluate, files = accuracy.evaluate, []
 
     def worse(model, data, **arguments):
         report = evaluate(model, data, **arguments)
@@ -110,7 +109,7 @@ def test_accuracy_is_told_and_must_not_drop(name, tmp_path, capsys, monkeypatch)
             report.metrics["top1"] -= 0.4
         return report
 
-    monkeypatch.setattr(cli_export, "evaluate", worse)
+    monkeypatch.setattr(accuracy, "evaluate", worse)
     assert command(*arguments) == 1
     error = capsys.readouterr().err
     assert "--max-drop 0.3 is exceeded" in error

@@ -244,12 +244,12 @@ def test_the_command_exports_a_detector(tmp_path, capsys, monkeypatch):
     assert command(*it, "--score-threshold", 0.001, "--max-detections", 7) == 0
     assert "detections compared" in capsys.readouterr().out
 
-    def measure(model, builder, split, task, *_):
+    def measure(model, data, task, **_):
         raise ValueError(f"measures {task}")
 
     # These data have boxes and masks, and no task is recorded.
     with monkeypatch.context() as patch:
-        patch.setattr(cli_export, "_Measured", measure)
+        patch.setattr(cli_export, "AccuracyCheck", measure)
         assert command(*it, "--data", "digits/scenes") == 1
     assert "measures detection" in capsys.readouterr().err
     raw = ("--no-detector", "--data", "digits/scenes", "--max-drop", 0.1)
