@@ -256,7 +256,7 @@ def _accumulate(evaluation):
 
 
 def _mean(precision):
-    """COCO's mean: classes without objects don't count, and have a precision of -1."""
+    """Averages as COCO does: classes without objects, of precision -1, don't count."""
     known = precision[precision > -1]
     return float(known.mean()) if known.size else float("nan")
 

@@ -35,7 +35,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Same as `atomic_file`, for a folder and all that is in it.
+    """Yields a temporary folder, and renames it to `path` on success.
 
     A folder that is already at `path` is replaced atomically, and put back if the new
     one can't be moved there.
@@ -68,7 +68,7 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 @contextlib.contextmanager
 def _temporary_folder(path):
-    """A folder on the same file system as `path`, so that renaming is atomic."""
+    """Yields a folder on the file system of `path`, so that renaming is atomic."""
     path = pathlib.Path(path)
     made = [folder for folder in path.parents if not folder.exists()]
     path.parent.mkdir(parents=True, exist_ok=True)

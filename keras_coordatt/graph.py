@@ -95,7 +95,7 @@ def tensors(args, kwargs):
 
 
 def is_network(op):
-    """Whether it is a model whose graph can be read."""
+    """Returns whether it is a model whose graph can be read."""
     return isinstance(op, keras.Model) and isinstance(
         op, (keras.Function, keras.Sequential)
     )

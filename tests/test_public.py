@@ -13,6 +13,7 @@ import reference
 from backends import once
 
 import keras_coordatt
+from keras_coordatt.cli import COMMANDS
 
 SECTIONS = ["Args", "Attributes", "Call arguments", "Input shape", "Output shape"]
 SECTIONS += ["Returns", "Yields", "Raises", "Example", "Reference"]
@@ -105,6 +106,7 @@ def test_docstring(value):
         if any(isinstance(x, ast.Yield) and x.value for x in inside):
             assert "Yields" in found
         # The docstrings of commands are their help.
-        command = value.__module__.startswith("keras_coordatt.cli")
+        command = value in COMMANDS.values()
+        assert command or re.match(r"[A-Z][\w-]+s\b", summary)  # "Returns the ..."
         if any(isinstance(x, ast.Raise) and x.exc for x in inside) and not command:
             assert "Raises" in found

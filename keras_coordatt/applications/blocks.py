@@ -109,7 +109,7 @@ def conv_bn(
     data_format=None,
     dtype=None,
 ):
-    """Convolution and batch normalization, padded symmetrically."""
+    """Applies convolution and batch normalization, padded symmetrically."""
     x, padding = _pad(x, kernel_size, stride, f"{name}_pad", data_format, dtype)
     x = layers.Conv2D(
         filters,
@@ -136,7 +136,7 @@ def depthwise_bn(
     data_format=None,
     dtype=None,
 ):
-    """Depthwise convolution and batch normalization, padded symmetrically."""
+    """Applies depthwise convolution and batch normalization, padded symmetrically."""
     pad_name = name.replace("depthwise", "pad")
     x, padding = _pad(x, kernel_size, stride, pad_name, data_format, dtype)
     # PyTorch counts the fan-out of all groups together, which Keras calls the fan-in
@@ -159,13 +159,13 @@ def depthwise_bn(
 
 
 def batch_norm(x, name, *, data_format=None, dtype=None):
-    """Batch normalization with the constants of the paper's code."""
+    """Applies batch normalization with the constants of the paper's code."""
     axis = channel_axis(data_format)
     return BatchNormalization(axis, **BATCH_NORM, dtype=dtype, name=name)(x)
 
 
 def relu6(x, name, *, dtype=None):
-    """ReLU6, which MobileNets use throughout."""
+    """Applies ReLU6, which MobileNets use throughout."""
     return layers.ReLU(6.0, dtype=dtype, name=name)(x)
 
 
@@ -252,7 +252,7 @@ def classifier(
     dropout: float,
     initializer: keras.initializers.Initializer,
 ):
-    """Global average pooling, dropout and a dense layer, whose outputs are float32."""
+    """Applies average pooling, dropout and a dense layer, whose outputs are float32."""
     x = layers.GlobalAveragePooling2D(name="avg_pool")(x)
     x = layers.Dropout(dropout, name="top_dropout")(x)
     # Softmax in half precision is too coarse for scores and losses.
@@ -268,7 +268,7 @@ def classifier(
 
 
 def pool(x, pooling: str | None):
-    """Pooling of a network without its classifier: `"avg"`, `"max"` or `None`."""
+    """Pools the output of a network without classifier: `"avg"`, `"max"` or `None`."""
     if pooling == "avg":
         return layers.GlobalAveragePooling2D(name="avg_pool")(x)
     if pooling == "max":

@@ -183,7 +183,7 @@ class Block(NamedTuple):
 
 
 def _blocks(width, depth, output_stride):
-    """The blocks of all stages, at their width and with their dilation."""
+    """Returns the blocks of all stages, at their width and with their dilation."""
     rows, in_channels = [], make_divisible(32 * width)
     for expansion, channels, kernel_size, repeats, first_stride in STAGES:
         channels = make_divisible(channels * width)
@@ -201,7 +201,7 @@ def _blocks(width, depth, output_stride):
 
 
 def inverted_residual(x, block, make_attention, prefix):
-    """Expansion, depthwise convolution, attention, linear projection."""
+    """Applies expansion, depthwise convolution, attention and linear projection."""
     if block.expansion > 1:
         expanded = x.shape[channel_axis()] * block.expansion
         x = conv_bn(x, expanded, 1, f"{prefix}expand", f"{prefix}expand_BN")
@@ -225,7 +225,7 @@ def inverted_residual(x, block, make_attention, prefix):
 
 
 def own_squeeze_excite(expansion, name):
-    """EfficientNet's own, with a quarter of the block's input channels."""
+    """Builds EfficientNet's own, with a quarter of the block's input channels."""
     return SqueezeExcite(
         reduction=4 * expansion,
         activation="swish",
@@ -235,7 +235,7 @@ def own_squeeze_excite(expansion, name):
 
 
 def conv_bn(x, filters, kernel_size, name, bn_name, stride=1):
-    """Convolution and batch normalization."""
+    """Applies convolution and batch normalization."""
     x = layers.Conv2D(
         filters,
         kernel_size,
@@ -249,7 +249,7 @@ def conv_bn(x, filters, kernel_size, name, bn_name, stride=1):
 
 
 def batch_norm(x, name):
-    """Batch normalization with EfficientNet's constants, Keras's defaults."""
+    """Applies batch normalization with EfficientNet's constants, Keras's defaults."""
     axis = channel_axis()
     return BatchNormalization(axis, momentum=0.99, epsilon=1e-3, name=name)(x)
 

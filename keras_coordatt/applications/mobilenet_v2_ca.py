@@ -163,7 +163,7 @@ class Block(NamedTuple):
 
 
 def _blocks(alpha, output_stride):
-    """The blocks of all stages, at their width and with their dilation."""
+    """Returns the blocks of all stages, at their width and with their dilation."""
     rows, in_channels = [], make_divisible(32 * alpha)
     for expansion, channels, repeats, first_stride in STAGES:
         channels = make_divisible(channels * alpha)
@@ -179,7 +179,7 @@ def _blocks(alpha, output_stride):
 
 
 def inverted_residual(x, block, make_attention, prefix):
-    """Expansion, depthwise convolution, attention, linear projection."""
+    """Applies expansion, depthwise convolution, attention and linear projection."""
     if block.expansion > 1:
         expanded = x.shape[channel_axis()] * block.expansion
         x = conv_bn(x, expanded, 1, f"{prefix}expand", f"{prefix}expand_BN")

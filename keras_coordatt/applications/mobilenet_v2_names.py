@@ -71,7 +71,7 @@ def _official(layers, blocks):
 
 
 def _torchvision(layers, blocks):
-    """Names of a network without attention, in which convolutions are nested."""
+    """Returns the names of a network without attention, with nested convolutions."""
     last = f"features.{len(blocks) + 1}"
     found = {
         "Conv1": "features.0.0",

@@ -161,7 +161,7 @@ class Block(NamedTuple):
 
 
 def _blocks(alpha, output_stride):
-    """The blocks of all stages, at their width and with their dilation."""
+    """Returns the blocks of all stages, at their width and with their dilation."""
     strides = [
         stride
         for _, _, repeats, first_stride in STAGES
@@ -198,7 +198,7 @@ def _blocks(alpha, output_stride):
 
 
 def sandglass(x, block, make_attention, prefix):
-    """Depthwise convolution, attention, linear reduction, expansion, depthwise."""
+    """Applies depthwise convolution, attention, reduction, expansion and depthwise."""
     reduced = x.shape[channel_axis()] // block.reduction
     if reduced < block.channels / 6:
         reduced = make_divisible(math.ceil(block.channels / 6), 16)

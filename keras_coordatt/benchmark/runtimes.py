@@ -38,7 +38,7 @@ class Measure:
 
 @contextlib.contextmanager
 def single_thread(backend: str) -> Iterator[None]:
-    """Context in which new processes use a backend on the CPU with one thread."""
+    """Lets processes started inside use a backend on the CPU with one thread."""
     names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
     settings = {
         "KERAS_BACKEND": backend,

@@ -97,7 +97,7 @@ def add_heads(maps, box_shapes, classes, data_format, dtype):
 
 
 def extra_map(x, channels, prefix, *, data_format, dtype):
-    """A feature map of half the size: reduction, depthwise convolution, expansion."""
+    """Halves a feature map by reduction, depthwise convolution and expansion."""
     settings = {"data_format": data_format, "dtype": dtype}
     name = f"{prefix}reduce"
     x = conv_bn(x, channels // 2, 1, name, f"{name}_BN", **settings)

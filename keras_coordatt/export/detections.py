@@ -85,13 +85,13 @@ def _compare(given, reference, limit, score_threshold):
 
 
 def _found(outputs, i):
-    """The detections of one image: label, box, score."""
+    """Returns the detections of one image: label, box, score."""
     rows = zip(outputs["labels"][i], outputs["boxes"][i], outputs["scores"][i])
     return [(int(label), box, float(score)) for label, box, score in rows if label >= 0]
 
 
 def _pair(theirs, ours, limit):
-    """Index pairs of equal detections, and the scores of the others."""
+    """Returns index pairs of equal detections, and the scores of the others."""
     pairs, left = [], set(range(len(ours)))
     for j, (label, box, score) in enumerate(theirs):
         distance = {

@@ -20,12 +20,12 @@ def for_inference(model):
 
 
 def is_mixed(model):
-    """Whether some layer computes in half precision."""
+    """Returns whether some layer computes in half precision."""
     return half_precision(model) is not None
 
 
 def half_precision(model):
-    """`"float16"` or `"bfloat16"` if some layer computes in it, else `None`."""
+    """Returns `"float16"` or `"bfloat16"` if some layer computes in it, else `None`."""
     found = {getattr(layer, "compute_dtype", None) for layer in _layers_in(model)}
     return next((x for x in ("bfloat16", "float16") if x in found), None)
 
@@ -52,7 +52,7 @@ def in_float32(model):
 
 
 def suppression_of(model):
-    """The model's layer of non-maximum suppression, or `None`."""
+    """Returns the model's layer of non-maximum suppression, or `None`."""
     found = (x for x in _layers_in(model) if isinstance(x, NonMaxSuppression))
     return next(found, None)
 

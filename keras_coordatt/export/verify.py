@@ -216,7 +216,7 @@ class Reference:
 
 
 def _with_objects(model, image):
-    """The test inputs in which a detector finds the most, 4 at most."""
+    """Returns the test inputs in which a detector finds the most, 4 at most."""
     inputs = np.concatenate(image.test_inputs(SCENES))
     outputs = dict(zip(output_names(model), model_outputs(model, inputs)))
     found = (outputs["labels"] >= 0).sum(axis=1)
@@ -238,7 +238,7 @@ def output_names(model):
 
 
 def model_outputs(model, images):
-    """The values of the model's outputs for the images."""
+    """Returns the values of the model's outputs for the images."""
     # Without compilation, because exported files aren't compiled by XLA either. In
     # batches of one on JAX, which compiles each operation for each batch size.
     size = 1 if keras.config.backend() == "jax" else BATCH
@@ -291,7 +291,7 @@ def rms(x):
 
 
 def top1_agreement(given, reference, image):
-    """The share of images or pixels with the same top-1 class, if there are classes."""
+    """Returns the share of images or pixels with the same top-1 class, or `None`."""
     if len(reference) != 1:
         return None
     axis = channel_axis() if reference[0].ndim == 4 else 1

@@ -31,7 +31,7 @@ _runtime: contextvars.ContextVar[str | None] = contextvars.ContextVar(
 
 @contextlib.contextmanager
 def lowered_for(runtime: str):
-    """Context in which attention layers compute in the form for a runtime.
+    """Lets attention layers called inside compute in the form for a runtime.
 
     Args:
         runtime: `"onnx"`, `"litert"` (float32) or `"litert_int8"`.

@@ -156,7 +156,7 @@ def DeepLabV3(
 
 
 def conv_bn_relu(x, filters, kernel_size, name, *, dtype, **settings):
-    """Convolution, batch normalization, ReLU."""
+    """Applies convolution, batch normalization and ReLU."""
     x = conv_bn(x, filters, kernel_size, name, f"{name}_BN", dtype=dtype, **settings)
     return layers.ReLU(dtype=dtype, name=f"{name}_relu")(x)
 

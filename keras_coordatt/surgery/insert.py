@@ -152,7 +152,7 @@ def _matcher(after):
 
 
 def _is_depthwise(op):
-    """Whether it convolves each channel by itself."""
+    """Returns whether it convolves each channel by itself."""
     grouped = isinstance(op, layers.Conv2D) and op.groups > 1
     return isinstance(op, DEPTHWISE) or (grouped and op.kernel.shape[2] == 1)
 
@@ -299,7 +299,7 @@ def _between(graph, x, y):
 
 
 def _averages(op, data_format):
-    """Whether it averages feature maps over height and width."""
+    """Returns whether it averages feature maps over height and width."""
     if type(op).__name__ == "Mean":  # `keras.ops.mean`
         axes = {2, 3} if data_format == "channels_first" else {1, 2}
         return {axis % 4 for axis in getattr(op, "axis", None) or ()} == axes

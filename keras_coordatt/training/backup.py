@@ -120,7 +120,7 @@ class Backup:
 
     @contextlib.contextmanager
     def writing(self, path: pathlib.Path) -> Iterator[pathlib.Path]:
-        """Same as `atomic_file`, with temporary files in the state's folder.
+        """Yields a path as `atomic_file` does, but in the state's folder.
 
         The file of the first process is kept; those of the others are deleted.
 

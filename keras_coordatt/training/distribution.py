@@ -77,7 +77,7 @@ def distribute(
 
 @contextlib.contextmanager
 def open_devices(devices, coordinator, processes, process_id):
-    """Same as `distribute`, but only what is built in the devices' `scope` is distributed.
+    """Opens devices as `distribute` does, but distributes only what `scope` builds.
 
     If all arguments are `None`, and so are Keras's variables, the current devices remain.
     """
@@ -153,7 +153,7 @@ def _integer(name):
 
 
 def _is_initialized():
-    """Tells whether a launcher, such as Ray's, has connected the processes already."""
+    """Returns whether a launcher, such as Ray's, has connected the processes."""
     if keras.config.backend() != "jax":
         return False
     import jax

@@ -61,7 +61,7 @@ def evaluate_result(model: keras.Model, task: Task, split: str):
 
 
 def can_draw() -> bool:
-    """Tells whether matplotlib is installed."""
+    """Returns whether matplotlib is installed."""
     return importlib.util.find_spec("matplotlib") is not None
 
 

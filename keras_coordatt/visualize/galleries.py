@@ -290,7 +290,7 @@ def _draw_boxes(axis, picture, objects, i, labels, threshold, dashed=False):
 
 
 def _centers(count, size):
-    """Where the centers of `count` rows or columns lie in a picture of `size` pixels."""
+    """Returns where the centers of `count` rows or columns lie in `size` pixels."""
     return (np.arange(count) + 0.5) * size / count - 0.5
 
 

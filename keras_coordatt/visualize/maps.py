@@ -145,7 +145,7 @@ def grad_cam(
     with _without_squashing([x for x, _ in calls if not isinstance(x, keras.Model)]):
 
         def total(offset):
-            """Sum of the scores, where `offset` is added to the feature map."""
+            """Returns the sum of the scores, with `offset` added to the feature map."""
 
             def add(layer, call, *args, **kwargs):
                 return call(*args, **kwargs) + offset

@@ -134,5 +134,5 @@ def list_weights(network: str | None = None) -> list[dict]:
 
 
 def is_plain(weights) -> bool:
-    """Whether a builder's `weights` argument asks for attention that is the identity."""
+    """Returns whether a builder's `weights` ask for attention that is the identity."""
     return isinstance(weights, str) and weights == PLAIN

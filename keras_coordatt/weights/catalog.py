@@ -126,7 +126,7 @@ class Record:
 
 
 def _mobilenetv2(alpha, top1, parameters, filename, blob):
-    """A network by d-li14, whose code the official network is built on."""
+    """Returns the record of a network by d-li14, on which the official one is built."""
     repository = "https://github.com/d-li14/mobilenetv2.pytorch"
     commit = "1733532bd43743442077326e1efc556d7cfd025d"
     return Record(
@@ -143,7 +143,7 @@ def _mobilenetv2(alpha, top1, parameters, filename, blob):
 
 
 def _efficientnet(variant, top1, parameters, input_size, md5):
-    """A network of keras.applications. Keras caches its file at the same path."""
+    """Returns the record of a network of Keras, whose cache has the same paths."""
     filename = f"efficientnet{variant}.h5"
     return Record(
         network="EfficientNetCA",

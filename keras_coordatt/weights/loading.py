@@ -67,7 +67,7 @@ def load_weights(
 
 
 def is_on_hub(path: str | os.PathLike) -> TypeGuard[str]:
-    """Whether it is the name of a file on the Hugging Face Hub."""
+    """Returns whether it is the name of a file on the Hugging Face Hub."""
     return isinstance(path, str) and path.startswith(HUB)
 
 

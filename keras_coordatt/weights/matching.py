@@ -131,7 +131,7 @@ def _remedy(outputs, stem):
 
 
 def _stacklevel():
-    """The stack level at which `match_arrays` warns the caller of this package."""
+    """Returns the stack level at which `match_arrays` warns the package's caller."""
     package = str(pathlib.Path(__file__).parents[1]) + os.sep
     frames = traceback.walk_stack(inspect.currentframe().f_back)
     ours = itertools.takewhile(
@@ -144,7 +144,7 @@ def _stacklevel():
 
 
 def _differing_outputs(classifier, arrays):
-    """The numbers of outputs, `(file's, network's)`, if nothing else differs.
+    """Returns the numbers of outputs, `(file's, network's)`, if nothing else differs.
 
     A detector's classifier has several predictors, each with the same number of
     outputs for each of its boxes: then the numbers of the first are returned.
@@ -171,7 +171,7 @@ def _differing_outputs(classifier, arrays):
 
 
 def _rgb_stem(expected, arrays):
-    """The network's stem, if it is for other channels and the file's is for RGB."""
+    """Returns the network's stem, if it isn't for RGB as the file's is."""
     for weight in expected:
         if weight.part == "stem" and weight.name in arrays:
             shape = list(arrays[weight.name].shape)
@@ -183,7 +183,7 @@ def _rgb_stem(expected, arrays):
 
 
 def _adapted_stem(kernel, stem):
-    """An RGB kernel for another number of channels, computed as timm does."""
+    """Returns an RGB kernel for another number of channels, computed as timm does."""
     channels = stem.shape[stem.axis]
     if channels == 1:
         # Same output as for the gray image repeated three times.

@@ -61,7 +61,7 @@ def load_torch(
 def load_without_attention(
     model: keras.Model, source: str | os.PathLike | Mapping, skip_mismatch: bool = False
 ) -> None:
-    """Same as `load_torch`, of a plain network into one whose attention is kept.
+    """Loads weights of a plain network, same as `load_torch`, and keeps the attention.
 
     Args:
         model: A network whose attention the source lacks.

@@ -203,7 +203,7 @@ def _with_part(entry, layer, stem):
 
 
 def _kernel(name, variable, shape, axes):
-    """The entry of a kernel. `axes` transpose its `shape` to PyTorch's."""
+    """Returns the entry of a kernel. `axes` transpose its `shape` to PyTorch's."""
     if not isinstance(variable, keras.Variable) or "float" not in str(variable.dtype):
         raise ValueError(
             f"`target` must not be quantized or have LoRA enabled: {name} is not one "
