@@ -21,7 +21,7 @@ BUILDERS = {
 
 
 def stripes(count, seed):
-    """Images of horizontal and vertical stripes, and which of them they are."""
+    """Images of horizontal and vertical stripes, and their labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 2, count)
     waves = np.sin(np.arange(64) * np.pi / 4 + rng.uniform(0, 6, (count, 1)))

@@ -14,7 +14,7 @@ AS_USERS = bool(os.environ.get("AS_USERS"))
 as_users = pytest.mark.skipif(not AS_USERS, reason="takes minutes")
 # For tests without a model; PyTorch's suite is the quickest.
 once = pytest.mark.skipif(BACKEND != "torch", reason="the same on every backend")
-# Quantization is Keras's, and takes long where each operation is compiled.
+# Quantization is Keras's, and slow on backends that compile each operation.
 each_quantization = pytest.mark.parametrize(
     "mode",
     ["int8", pytest.param("int4", marks=once), pytest.param("float8", marks=once)],

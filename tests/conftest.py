@@ -9,8 +9,8 @@ import tarfile
 import numpy as np
 import pytest
 
-# PyTorch's build for GPUs imports it when it needs an optimizer. Where TensorFlow was
-# there first, that is the end of the process.
+# PyTorch's build for GPUs imports triton when it needs an optimizer. After TensorFlow was
+# imported, that would crash the process.
 with contextlib.suppress(ImportError):
     import triton  # noqa: F401
 
@@ -35,7 +35,7 @@ DATA = pathlib.Path(__file__).parent / "data"
 
 
 def pytest_collection_finish(session):
-    """Leaves what was imported out of garbage collection.
+    """Excludes imported objects from garbage collection.
 
     Keras collects garbage once for each layer that it quantizes, which takes 0.2 s
     where TensorFlow is loaded.

@@ -1,4 +1,4 @@
-"""Pictures of one red object on green, in the files that people have."""
+"""Pictures of one red object on green, in common kinds of files."""
 
 import io
 

@@ -26,10 +26,10 @@ def quick_initial_weights():
 
 
 def drawn(build, *args, **arguments):
-    """Builds a network without making its weights, which takes the most time."""
+    """Builds a network without creating its weights, which takes the most time."""
     with keras.StatelessScope(initialize_variables=False):
         model = build(*args, **arguments)
-    # Or else the next model that is traced would make them.
+    # Otherwise the next model that is traced would create them.
     keras.utils.clear_session(free_memory=False)
     return model
 

@@ -38,7 +38,7 @@ def test_functions_are_timed_in_turns(monkeypatch):
     assert "".join(calls) == "abab" + "aaabbb" + "bbbaaa"
 
 
-def test_rounds_are_shared_among_fresh_starts(monkeypatch):
+def test_rounds_are_shared_among_starts(monkeypatch):
     prepared, called = [], []
 
     def prepare(model):
@@ -109,7 +109,7 @@ def test_measures_run_the_networks(eager):
     assert plain["parameters"] < coordinate["parameters"]
     assert plain["multiply_adds"] < coordinate["multiply_adds"]
     for row in (plain, coordinate):
-        # Four bytes a parameter, and one.
+        # Four bytes per parameter, and one.
         assert 1 < row["size_float32"] / (4 * row["parameters"]) < 1.1
         assert 1 < row["size_int8"] / row["parameters"] < 1.5
     for name in measures:
@@ -137,7 +137,7 @@ def test_peak_memory_is_that_of_the_feature_maps():
         )
         for size in (32, 320)
     ]
-    # The maps before and behind the expansion of `block_1`, at 320 pixels.
+    # The feature maps before and after the expansion of `block_1`, at 320 pixels.
     assert rows[1] - rows[0] > 16 * 160 * 160 * (8 + 48) * 4
     assert rows[1] < ballast.nbytes
 
@@ -210,7 +210,7 @@ def test_a_network_that_fails_does_not_end_the_others(monkeypatch):
     assert (times, failed) == ({}, {"a": "is not exact enough"})
 
 
-def test_what_is_not_installed_is_said(monkeypatch):
+def test_missing_packages_are_named(monkeypatch):
     def prepare(model):
         raise ImportError("No module named 'fast'")
 
@@ -361,7 +361,7 @@ def test_build_times_are_ratios_to_keras(monkeypatch):
     }
 
 
-# For the authors' code, of which there is none in here.
+# Stands in for the authors' code, which is not part of this repository.
 STAND_IN = """
 import torch
 

@@ -89,7 +89,7 @@ def test_no_batch_of_a_generator_is_lost():
     assert len(checked) == 1
 
 
-def test_what_the_loss_ignores_and_other_losses(model):
+def test_ignored_labels_and_other_losses(model):
     ignored = np.where(Y == 1, 255, Y)
     loss = keras.losses.SparseCategoricalCrossentropy(ignore_class=255)
     model.compile("sgd", loss)

@@ -1,4 +1,4 @@
-"""The command line does what the package does, and says what went wrong."""
+"""The command line has the same results as the package, and clear errors."""
 
 import dataclasses
 import functools
@@ -136,7 +136,7 @@ def test_the_network_is_known_by_its_shapes(alpha, attention, reduction):
         ("features.17.conv.6.conv1.weight", (7, 960, 1, 1), "no `reduction` gives"),
     ],
 )
-def test_shapes_of_no_network(name, shape, message):
+def test_shapes_that_fit_no_network(name, shape, message):
     arrays = shapes_of(1.0)
     arrays.pop(name)
     if shape is not None:
@@ -152,7 +152,7 @@ def test_shapes_of_no_network(name, shape, message):
         {"attention": None, "include_top": False},
     ],
 )
-def test_converts_what_it_saved(tmp_path, arguments):
+def test_converts_its_own_files(tmp_path, arguments):
     model = MobileNetV2CA((32, 32, 3), 0.25, weights=None, classes=3, **arguments)
     official, weights = tmp_path / "it.safetensors", tmp_path / "it.weights.h5"
     save_safetensors(model, official)
@@ -185,7 +185,7 @@ def test_converts_what_it_saved(tmp_path, arguments):
         ("folder.pth", "out.keras", "Is a directory.*folder.pth"),
     ],
 )
-def test_what_goes_wrong_is_said(tmp_path, capsys, source, output, message):
+def test_error_messages(tmp_path, capsys, source, output, message):
     if source.startswith("bad"):
         (tmp_path / source).write_bytes(b"<html>")
     for name in (source, output):
@@ -203,7 +203,7 @@ def test_what_goes_wrong_is_said(tmp_path, capsys, source, output, message):
 
 @pytest.fixture
 def refuses(tmp_path, capsys):
-    """Asserts that a file is not converted, for a reason that is said."""
+    """Asserts that a file is not converted, with a message."""
 
     def check(path, message):
         before = sorted(tmp_path.iterdir())
@@ -219,7 +219,7 @@ def refuses(tmp_path, capsys):
 
 
 def another_network(path, kernel=1.0):
-    """Saves a network that is none of ours."""
+    """Saves a network that isn't one of ours."""
     image = keras.Input((8, 8, 3))
     x = keras.layers.Normalization(name="counts")(image)  # it keeps an integer
     conv = keras.layers.Conv2D(4, 3, name="its_conv")
@@ -255,7 +255,7 @@ def test_converts_any_network_that_keras_loads(tmp_path, suffix):
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 @pytest.mark.parametrize("number", [np.nan, np.inf])
-def test_networks_of_what_is_no_number(tmp_path, refuses, suffix, number):
+def test_networks_of_nan_and_infinity(tmp_path, refuses, suffix, number):
     path = another_network(tmp_path / f"damaged{suffix}", number)
     refuses(path, "not finite: .*kernel.*108 of 108 values")
 
@@ -302,7 +302,7 @@ def test_damaged_configurations_of_h5(tmp_path, refuses, config, message):
     refuses(path, message)
 
 
-def test_what_is_saved_but_no_network(tmp_path, refuses):
+def test_saved_objects_that_are_not_networks(tmp_path, refuses):
     layer = json.dumps(keras.saving.serialize_keras_object(keras.layers.ReLU()))
     path = another_network(tmp_path / "layer.keras")
     refuses(with_part(path, "config.json", layer), "must hold a built model.*ReLU")
@@ -400,7 +400,7 @@ def test_measures_weights(tmp_path, capsys):
     assert "must be called as in CIFAR-10" in capsys.readouterr().err
 
 
-def test_a_head_that_does_not_fit_is_no_conversion(tmp_path, capsys):
+def test_convert_refuses_a_mismatched_head(tmp_path, capsys):
     source = tmp_path / "ten.weights.h5"
     MobileNetV2CA((32, 32, 3), 0.25, weights=None, classes=10).save_weights(source)
     assert run("convert", source, tmp_path / "out.keras", "--alpha", 0.25) == 1
@@ -408,7 +408,7 @@ def test_a_head_that_does_not_fit_is_no_conversion(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == [source]
 
 
-def test_a_file_that_tells_its_network_takes_no_options(tmp_path, capsys):
+def test_options_are_refused_if_the_file_describes_its_network(tmp_path, capsys):
     source = tmp_path / "it.keras"
     source.touch()
     options = ("--alpha", 0.5, "--no-top")
@@ -440,7 +440,7 @@ def test_measuring_checks_first(tmp_path, capsys, monkeypatch, command, message)
 
 
 @once
-def test_figures_are_written_before_what_may_fail(tmp_path, capsys, monkeypatch):
+def test_figures_are_written_before_later_steps_fail(tmp_path, capsys, monkeypatch):
     rows = [{"model": "MobileNetV2CA", "attention": None, "jax_1": {"absent": "no"}}]
     monkeypatch.setattr(measuring, "benchmark", lambda *args, **options: rows)
 
@@ -565,7 +565,7 @@ def test_errors_of_train_name_its_positional_arguments(
     ],
 )
 @needs_tensorflow
-def test_errors_say_what_to_type(tmp_path, capsys, options, message):
+def test_errors_use_the_names_on_the_command_line(tmp_path, capsys, options, message):
     for label in ("cat", "dog"):
         (tmp_path / "photos" / label).mkdir(parents=True)
         for i in range(4):
@@ -652,9 +652,7 @@ def received_by(name, monkeypatch):
 
 @pytest.mark.parametrize("equals", [False, True])
 @pytest.mark.parametrize("last", [False, True])
-def test_what_is_typed_overrides_and_adds_to_a_file(
-    tmp_path, monkeypatch, last, equals
-):
+def test_typed_options_override_and_extend_a_file(tmp_path, monkeypatch, last, equals):
     received = received_by("train", monkeypatch)
     file = tmp_path / "config.json"
     file.write_text('{"data": "a", "output": "b", "seed": 1, "set": ["ema=0.9"]}')
@@ -695,7 +693,7 @@ def test_as_a_module():
 
 
 @once
-def test_a_reader_that_has_enough_is_no_error():
+def test_closed_pipe_is_not_an_error():
     done = subprocess.run(
         f"{sys.executable} -m keras_coordatt.cli weights | true",
         env={**os.environ, "KERAS_BACKEND": "numpy"},  # imported the soonest

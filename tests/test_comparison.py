@@ -50,7 +50,7 @@ def test_table():
 
 @once
 @pytest.mark.parametrize("measure", ["graph_1_thread_1", "jax_1", "train_32"])
-def test_no_latency_of_what_needs_another_process(measure, capsys):
+def test_latency_of_separate_processes_is_refused(measure, capsys):
     with pytest.raises(ValueError, match=f"`measure`.*{measure}"):
         comparison.latency(RUNS, measure)
     command = ["compare", "classify", "no_such_data", "--picture", "none.png"]

@@ -18,7 +18,7 @@ def test_demo(eager, monkeypatch, tmp_path, capfd):
     folder = tmp_path / "demo"
     demo.main(folder)
     printed, errors = capfd.readouterr()
-    # Nothing but the story
+    # Nothing but the printed steps
     assert errors == ""
     lines = printed.splitlines()
     assert all(line.startswith((*"12345", "   ")) for line in lines)

@@ -169,7 +169,7 @@ def test_detection(cell_pictures):
     assert low <= report.metrics["AP"] <= high
 
 
-def test_average_precision_is_cocos_own():
+def test_average_precision_is_that_of_coco():
     """A JSON file through `loadRes` and `summarize`, as COCO's users call it."""
     coco = pytest.importorskip("pycocotools.coco")
     cocoeval = pytest.importorskip("pycocotools.cocoeval")
@@ -267,7 +267,7 @@ def test_vocs_average_precision_is_of_eleven_points():
     assert figures.others()["VOC_mAP"] == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
 
 
-def test_intervals_hold_what_they_say():
+def test_intervals_have_the_stated_coverage():
     """Of 1000 images with a rate of 0.7, the interval is the binomial's."""
     figures = ClassificationFigures(["a", "b"])
     for i in range(1000):
@@ -344,7 +344,7 @@ def test_bad_arguments(photos, streets, cell_pictures):
 
 
 class MasksWithUnknownValues(MaskFolder):
-    """As other builders of TFDS may be: a `MaskFolder` itself refuses such masks."""
+    """Like other TFDS builders: a `MaskFolder` itself refuses such masks."""
 
     def _as_dataset(self, *args, **kwargs):
         def change(example):
@@ -356,7 +356,7 @@ class MasksWithUnknownValues(MaskFolder):
         return super()._as_dataset(*args, **kwargs).map(change)
 
 
-def test_masks_with_a_value_of_no_class(streets):
+def test_masks_with_an_unknown_value(streets):
     data = MasksWithUnknownValues(streets, classes=COLORS)
     message = r"`data` must have masks of 3 classes.*Received: a mask with \[.*7, 255\]"
     with pytest.raises(ValueError, match=message):

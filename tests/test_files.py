@@ -42,7 +42,7 @@ def test_a_folder_is_replaced_only_when_it_is_written(tmp_path):
 
 
 @pytest.mark.parametrize("atomic", [atomic_file, atomic_folder])
-def test_missing_folders_stay_only_with_what_is_written(tmp_path, atomic):
+def test_created_folders_stay_only_on_success(tmp_path, atomic):
     path = tmp_path / "runs" / "first" / "model"
     with pytest.raises(RuntimeError), atomic(path):
         raise RuntimeError

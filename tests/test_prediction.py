@@ -100,7 +100,7 @@ def test_a_keras_file(models, task, tmp_path):
     check_scene(predict(str(tmp_path / "it.keras"), SCENE)[0], task)
 
 
-def test_pictures_are_read_as_people_see_them(models, tmp_path):
+def test_pictures_are_read_with_their_orientation(models, tmp_path):
     """With orientation 6, the file stores the scene on its side."""
     upright = Image.fromarray(SCENE)
     write(tmp_path / "a" / "Straße 1.JPG", encode(upright))
@@ -150,7 +150,7 @@ def test_without_labels_classes_have_numbers(models):
     assert [x for x, _ in prediction.classes] == [str(i) for i in best]
 
 
-def test_what_is_unknown_is_asked_for(models, tmp_path):
+def test_unknown_settings_are_asked_for(models, tmp_path):
     image = keras.Input((None, None, 3))
     foreign = keras.Model(image, keras.layers.GlobalAveragePooling2D()(image))
     with pytest.raises(ValueError, match="`image_size` must be given"):

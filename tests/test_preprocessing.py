@@ -131,7 +131,7 @@ def test_is_unknown_where_something_stands_between(wrap, models):
         lambda: MobileNetV2CA((32, 32, 4), 0.1, include_top=False, weights=None),
     ],
 )
-def test_is_unknown_for_what_others_built(make):
+def test_is_unknown_for_models_of_other_packages(make):
     with quick_initial_weights():
         assert preprocessing_of(make()) is None
 

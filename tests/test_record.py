@@ -128,7 +128,7 @@ def test_models_saved_without_a_record_load():
     assert record_of(keras.Model(image, layers.Conv2D(8, 3)(x))) == Record()
 
 
-def test_what_is_not_given_stays(classifier):
+def test_arguments_left_out_keep_their_values(classifier):
     model = keras.models.clone_model(classifier)
     set_record(model, metrics={"top5": np.float32(1)})
     assert record_of(model) == Record(PETS.task, PETS.labels, (32, 32), {"top5": 1.0})
@@ -156,7 +156,7 @@ def test_bad_arguments(arguments, classifier):
     assert record_of(classifier) == PETS
 
 
-def test_no_place_for_a_record():
+def test_models_that_cannot_hold_a_record():
     with quick_initial_weights():
         foreign = keras.applications.MobileNetV2(SHAPE, weights=None)
     assert record_of(foreign) == Record()

@@ -70,7 +70,7 @@ def family(request):
 
 @pytest.fixture(scope="module", autouse=True)
 def few_blocks(family):
-    """Leaves one block of each stage, and two of the third: the rest only costs time."""
+    """Leaves one block of each stage, and two of the third: more only cost time."""
 
     def block_numbers(stages):
         for i, (*others, _, stride) in enumerate(stages):
@@ -82,7 +82,7 @@ def few_blocks(family):
         yield
 
 
-# These are built once, and no test changes them.
+# These networks are built once, and no test changes them.
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,7 @@ def test_every_attention(family, attention, x):
 def test_classifier_activation(family, complete, logits, x):
     model = copy_weights(complete, family.build(input_shape=SHAPE))
     expected = logits - np.logaddexp.reduce(logits, axis=1, keepdims=True)
-    # Logarithms, as the probabilities may be near 1, where they hardly differ.
+    # Logarithms, because probabilities near 1 hardly differ.
     assert_near(np.log(outputs(model, x)), expected, 1e-5)
 
 

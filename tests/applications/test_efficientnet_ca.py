@@ -15,7 +15,7 @@ from keras_coordatt.weights import CATALOG
 # Only weight shapes and settings are compared of these: one backend is enough.
 VARIANTS = ["b1", "b2", "b3", "b4", "b5", "b6", "b7"]
 
-# Where a layer of keras.applications' block stands in ours.
+# Our names of the layers in a block of keras.applications.
 PARTS = {
     "expand_conv": "expand",
     "expand_bn": "expand_BN",
@@ -60,7 +60,7 @@ def unmade(variant="b0", **arguments):
 def random_weights(layer, rng, gated):
     """Sets weights under which each weight and the image affect the output similarly."""
     if isinstance(layer, keras.layers.Normalization):
-        # The mean and the variance of ImageNet, and how many pixels they are of.
+        # The mean and the variance of ImageNet, and the number of pixels.
         std = np.array([0.229, 0.224, 0.225])
         return [np.array([0.485, 0.456, 0.406]), std**2, np.array(1)]
     weights = []
@@ -206,7 +206,7 @@ def test_attention_stands_in_every_block_where_channels_are_expanded(attention):
 
 
 def test_dilation_gives_the_strided_features_and_those_between():
-    # Attention averages over the feature map, so without it.
+    # Without attention, which averages over the feature map.
     arguments = {"input_shape": (64, 32, 3), "include_top": False, "attention": None}
     strided = EfficientNetCA(**arguments)
     dense = EfficientNetCA(**arguments, output_stride=8)

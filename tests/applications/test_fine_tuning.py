@@ -35,7 +35,7 @@ def build(family):
     return EfficientNetCA("b0", SHAPE, include_top=False)
 
 
-# Compiling a training step takes long; PyTorch does without, and TensorFlow can.
+# Compiling a training step takes long; PyTorch doesn't, and TensorFlow needn't.
 FAMILIES = ["MobileNetV2CA", "MobileNeXtCA", "EfficientNetCA"]
 
 

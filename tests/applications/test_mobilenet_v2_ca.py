@@ -115,7 +115,7 @@ def test_attention_stands_where_channels_are_expanded():
 
 @pytest.mark.parametrize("output_stride", [16, 8])
 def test_dilation_gives_the_strided_features_and_those_between(output_stride):
-    # Attention averages over the feature map, so without it.
+    # Without attention, which averages over the feature map.
     arguments = {"alpha": 0.25, "weights": None, "include_top": False}
     arguments["attention"] = None
     x = images(2, 96, 64, 3)
@@ -147,7 +147,7 @@ def test_wrong_alpha(alpha):
         MobileNetV2CA(alpha=alpha, weights=None)
 
 
-def test_attention_changes_what_a_checkpoint_must_have(golden):
+def test_checkpoint_must_match_the_attention(golden):
     checkpoint = golden("mbv2_ca_w025_c10.pth")
     plain = MobileNetV2CA((32, 32, 3), 0.25, weights=None, classes=10, attention=None)
     with pytest.raises(ValueError, match=r"unexpected: features\.2\.conv\.6\.conv1"):

@@ -47,7 +47,7 @@ class Reference:
         return (x - mean) / np.sqrt(variance + 1e-5) * gamma + beta
 
     def windows(self, x, stride):
-        """The nine places of a 3x3 kernel."""
+        """The nine positions of a 3x3 kernel."""
         _, h, w, _ = x.shape
         x = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         return {
@@ -160,7 +160,7 @@ def test_a_width_that_stays_the_same_still_has_its_stride():
 
 @pytest.mark.parametrize("output_stride", [16, 8])
 def test_dilation_gives_the_strided_features_and_those_between(output_stride):
-    # Attention averages over the feature map, so without it.
+    # Without attention, which averages over the feature map.
     arguments = {"alpha": 0.25, "include_top": False, "attention": None}
     x = images(2, 96, 64, 3)
     strided = calibrated(MobileNeXtCA((96, 64, 3), **arguments), x)

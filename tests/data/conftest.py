@@ -1,4 +1,4 @@
-"""Pictures whose colors say where everything is."""
+"""Pictures of colored rectangles at known positions."""
 
 import keras
 import numpy as np
@@ -11,9 +11,9 @@ HEIGHT, WIDTH = 30, 40
 
 @pytest.fixture(scope="session")
 def pictures():
-    """Twelve pictures of a red, a green and a blue rectangle on gray, and the places.
+    """Twelve pictures of a red, a green and a blue rectangle on gray, and their corners.
 
-    A place is (x1, y1, x2, y2), in pixels. Rectangles don't overlap, nor touch a border.
+    Corners are (x1, y1, x2, y2), in pixels. Rectangles don't overlap, nor touch a border.
     """
     rng = np.random.default_rng(0)
     images = np.full((12, HEIGHT, WIDTH, 3), 60, "uint8")

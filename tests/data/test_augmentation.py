@@ -1,4 +1,4 @@
-"""Augmentation layers get what they need, and labels and boxes follow their images."""
+"""Augmentation layers get all their inputs; labels and boxes follow their images."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ from keras_coordatt.data.augmentation import _COLOR_ONLY, _MISPLACE_BOXES
 
 LEVELS = np.arange(8) * 30.0
 MIXING = [keras.layers.MixUp, keras.layers.CutMix]
-# Boxes follow what they do.
+# Layers that move boxes correctly.
 FOLLOWED = (
     keras.layers.CenterCrop,
     keras.layers.MaxNumBoundingBoxes,
@@ -26,7 +26,7 @@ FOLLOWED = (
 
 @pytest.fixture(scope="module")
 def levels(tmp_path_factory):
-    """Two gray pictures per class, whose level says the class."""
+    """Two gray pictures per class, with one gray level per class."""
     path = tmp_path_factory.mktemp("levels")
     for level in LEVELS:
         image = Image.new("RGB", (16, 16), (int(level),) * 3)
@@ -154,7 +154,7 @@ def test_layers_that_move_nothing_beside_one_that_moves(boxes):
 
 
 def test_every_layer_of_keras_is_known():
-    """A layer that is new in Keras belongs to one of the lists."""
+    """A new layer of Keras must be added to one of the lists."""
     layers = {
         layer
         for name in dir(keras.layers)
@@ -198,7 +198,7 @@ def test_layers_that_spoil_masks_are_refused(name, message, masks):
 
 
 def test_layers_that_are_refused_do_misplace_masks(masks, monkeypatch):
-    """Once Keras has mended it, it needn't be refused."""
+    """Fails once Keras has fixed the layer, which then needn't be refused."""
     monkeypatch.setattr("keras_coordatt.data.augmentation._MISPLACE_MASKS", ())
     layer = keras.layers.RandomElasticTransform(
         1.0, scale=1.0, interpolation="nearest", seed=0

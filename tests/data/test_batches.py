@@ -54,7 +54,7 @@ def test_a_last_batch_of_one_is_left_out(folders, task):
 
 
 @tasks
-def test_the_size_of_whole_batches_is_static(folders, task):
+def test_size_of_complete_batches_is_static(folders, task):
     dataset = TASKS[task](folders / task, "train", 16, 2, drop_remainder=True)
     for spec in tf.nest.flatten(dataset.element_spec):
         assert spec.shape[0] == 2

@@ -1,4 +1,4 @@
-"""COCOFolder and YOLOFolder: the layouts that people have, and the same boxes as VOC."""
+"""COCOFolder and YOLOFolder: all common layouts, and the same boxes as VOC."""
 
 import json
 import re

@@ -85,7 +85,7 @@ def test_a_seed_chooses_the_part_for_validation(tmp_path):
         load_classification(tmp_path, "train", 32, split_seed=0.5)
 
 
-def test_a_class_of_which_training_has_nothing(tmp_path):
+def test_class_without_training_images(tmp_path):
     for name in (*(f"cat/{i}" for i in range(9)), "dog/a"):
         write(tmp_path / f"{name}.jpg", encode(IMAGE))
     seeds = range(20)
@@ -165,7 +165,7 @@ def test_an_image_folder_is_read_alike(folder):
 def broken(folder):
     write(folder / "train/cat/cut.jpg", encode(IMAGE)[:-40])
     write(folder / "train/cat/empty.jpg", b"")
-    write(folder / "train/dog/text.jpg", "this is no picture")
+    write(folder / "train/dog/text.jpg", "this is not a picture")
     write(folder / "train/dog/Thumbs.db", b"\0")
     write(folder / "train/dog/.DS_Store", b"\0")
     return folder
@@ -209,7 +209,7 @@ def test_hidden_folders_do_not_count(folder, recwarn):
     assert not recwarn.list
 
 
-def test_what_is_not_read_is_said_in_one_warning(folder):
+def test_ignored_files_cause_one_warning(folder):
     (folder / "train/empty").mkdir()
     write(folder / "test/only/a.png", encode(IMAGE, "PNG"))
     write(folder / "train/cat/more/a.jpg", encode(IMAGE))

@@ -1,4 +1,4 @@
-"""ClassTable: the CSV files that people have."""
+"""ClassTable: CSV files in all common forms."""
 
 import re
 

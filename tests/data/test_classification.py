@@ -17,7 +17,7 @@ NAME = "digits/classification"
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
-    """Where the digits are ready, made without a network."""
+    """Folder of the prepared digits, without a download."""
     path = tmp_path_factory.mktemp("tfds")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(socket, "socket", None)
@@ -27,7 +27,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stored(data_dir):
-    """The first 70 images and labels of the training split, as TFDS gives them."""
+    """The first 70 images and labels of the training split, read by TFDS."""
     dataset = tfds.load(
         NAME, split="train[:70]", data_dir=data_dir, as_supervised=True, batch_size=-1
     )
@@ -77,7 +77,7 @@ def mirror(images):
 # Layouts
 
 
-def test_batches_are_what_is_stored(load, stored):
+def test_batches_equal_stored_data(load, stored):
     batches = list(load())
     assert [len(labels) for _, labels in batches] == [32, 32, 6]
     images, labels = read(batches)

@@ -21,7 +21,7 @@ BOXES = {"bounding_box_format": "rel_xyxy"}
 
 
 def annotation(objects, size=(30, 40)):
-    """The XML of objects: tuples of a name, a place, and whether it is difficult."""
+    """The XML of objects: tuples of a name, corners, and whether it is difficult."""
     height, width = size
     things = "".join(
         f"<object><name>{name}</name><difficult>{int(difficult)}</difficult><bndbox>"
@@ -89,7 +89,7 @@ def extents(mask):
 
 
 def assert_boxes_enclose_colors(images, boxes, labels, pixels, cut=0):
-    """Checks each box, and gives how many objects have none.
+    """Checks each box, and returns the number of objects without one.
 
     `cut` is how many pixels of an object may be left in the image without a box.
     """
@@ -111,7 +111,7 @@ def assert_boxes_enclose_colors(images, boxes, labels, pixels, cut=0):
 # Layouts
 
 
-def test_batches_are_what_was_drawn(load, pictures):
+def test_batches_equal_drawn_data(load, pictures):
     dataset = load()
     batches = list(dataset)
     assert [len(images) for images, _ in batches] == [3, 3, 2]
@@ -191,7 +191,7 @@ gray = {"fill_mode": "constant", "fill_value": 60.0, "seed": 0, **BOXES}
     ],
     ids=["horizontal flip", "vertical flip", "translation", "zoom"],
 )
-def test_boxes_follow_what_layers_do(load, layer, first, request):
+def test_boxes_follow_the_layers(load, layer, first, request):
     if first:
         request.getfixturevalue("channels_first")
     brightness = keras.layers.RandomBrightness(0.05, seed=0, **BOXES)
@@ -216,7 +216,7 @@ def test_boxes_that_leave_the_image_are_dropped(load):
     assert not any(colored(images, label).any() for label in range(3))
 
 
-def test_a_function_gets_and_gives_what_layers_do(load):
+def test_function_and_layer_take_the_same_dict(load):
     def mirror(data):
         objects = data["bounding_boxes"]
         x1, y1, x2, y2 = tf.unstack(objects["boxes"], axis=-1)
@@ -233,7 +233,7 @@ def test_a_function_gets_and_gives_what_layers_do(load):
     assert assert_boxes_enclose_colors(images * 255, boxes, labels, pixels=0.01) == 0
 
 
-def test_what_a_function_leaves_outside_or_without_a_label_is_dropped(load):
+def test_boxes_outside_or_without_a_label_are_dropped(load):
     def zoom(data):
         boxes, labels = (data["bounding_boxes"][key] for key in ("boxes", "labels"))
         first = tf.range(4) == 0
@@ -282,7 +282,7 @@ misplacing = pytest.mark.parametrize(
 
 @misplacing
 def test_layers_that_are_refused_do_misplace_boxes(load, monkeypatch, layer):
-    """Once Keras has mended one, it needn't be refused."""
+    """Fails once Keras has fixed the layer, which then needn't be refused."""
     monkeypatch.setattr("keras_coordatt.data.augmentation._MISPLACE_BOXES", ())
     # No color at all under a box is a TypeError, and a huge box is an error as it is
     # read.

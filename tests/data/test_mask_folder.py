@@ -1,4 +1,4 @@
-"""MaskFolder with masks as people have them."""
+"""MaskFolder with masks of all common kinds."""
 
 import numpy as np
 import pytest
@@ -165,7 +165,7 @@ def test_files_without_a_partner_and_of_another_kind(folder):
     assert_on_object(*example)
 
 
-def test_hidden_folders_are_no_splits(folder):
+def test_hidden_folders_are_not_splits(folder):
     (folder / ".ipynb_checkpoints/masks").mkdir(parents=True)
     assert set(MaskFolder(folder).info.splits) == {"train"}
 

@@ -1,4 +1,4 @@
-"""Which layout is opened for which task, and the errors where there is none."""
+"""The layout that is opened for each task, and errors if there is none."""
 
 import pathlib
 

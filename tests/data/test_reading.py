@@ -91,7 +91,7 @@ def test_transparency_is_white(tmp_path):
         (encode(IMAGE)[:-40], "truncated"),
         (encode(IMAGE, "PNG")[:-40], "."),
         (b"", "empty"),
-        (b"this is no picture", "not an image"),
+        (b"this is not a picture", "not an image"),
         (None, "No such file"),
     ],
     ids=["cut", "cut PNG", "empty", "text", "missing"],
@@ -116,7 +116,7 @@ def test_text_in_another_encoding(tmp_path):
         read_text(tmp_path / "labels.txt")
 
 
-def test_what_counts_in_a_folder(tmp_path):
+def test_files_that_count_in_a_folder(tmp_path):
     for name in ("b.PNG", "a.jpg", ".c.jpg", "Thumbs.db", ".DS_Store", "notes.txt"):
         (tmp_path / name).touch()
     for name in ("more", ".ipynb_checkpoints"):
@@ -136,7 +136,7 @@ def test_an_error_lists_all_faults_and_a_warning_some():
     report_faults([], "raise", "faults", "")
 
 
-def test_what_is_in_a_folder(tmp_path):
+def test_contents_of_a_folder(tmp_path):
     names = ("b.JPG", "a.png", ".hidden.jpg", "notes.txt", "Thumbs.db", "._a.png")
     for name in names:
         write(tmp_path / name, b"")

@@ -1,4 +1,4 @@
-"""What `keras-coordatt data` says of data sets whose content is known."""
+"""Reports of `keras-coordatt data` on data sets of known content."""
 
 import ast
 import dataclasses

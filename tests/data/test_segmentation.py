@@ -58,7 +58,7 @@ def read(dataset):
 
 
 def colors(images):
-    """The class that each pixel's color says, 0 for any other color."""
+    """The class by the color of each pixel, 0 for any other color."""
     best = images.argmax(-1)
     others = np.sort(images, axis=-1)[..., 1]
     return np.where(images.max(-1) - others > 125, 1 + best, 0)
@@ -67,7 +67,7 @@ def colors(images):
 # Layouts
 
 
-def test_batches_are_what_was_drawn(load, pictures, masks):
+def test_batches_equal_drawn_data(load, pictures, masks):
     batches = list(load())
     assert [len(images) for images, _ in batches] == [3, 3, 2]
     images, read_masks = read(batches)
@@ -119,7 +119,7 @@ constant = {"fill_mode": "constant", "seed": 0}
 
 # The filling, such as a class or 255.
 @pytest.mark.parametrize("fill", [0.0, 2.0, 255.0])
-def test_what_comes_from_outside_is_ignored(load, fill):
+def test_filled_pixels_are_ignored(load, fill):
     layer = keras.layers.RandomTranslation(
         0.3, 0.3, fill_value=fill, interpolation="nearest", **constant
     )
@@ -143,7 +143,7 @@ def test_what_comes_from_outside_is_ignored(load, fill):
     ],
     ids=["flip", "zoom", "rotation", "crop"],
 )
-def test_masks_follow_what_layers_do(load, layer, first, request):
+def test_masks_follow_the_layers(load, layer, first, request):
     if first:
         request.getfixturevalue("channels_first")
     bright = keras.layers.RandomBrightness(0.05, seed=0)
@@ -161,7 +161,7 @@ def test_masks_follow_what_layers_do(load, layer, first, request):
     assert (masks != plain).mean() > 0.1
 
 
-def test_a_function_gets_and_gives_what_layers_do(load, masks):
+def test_function_and_layer_take_the_same_dict(load, masks):
     def mirror(data):
         assert data["segmentation_masks"].dtype == tf.int32
         assert data["segmentation_masks"].shape[1:] == (30, 40, 1)
@@ -272,7 +272,7 @@ def test_a_mask_that_does_not_fit(folder, mask, message):
     ],
     ids=["16 bits", "jpeg", "empty"],
 )
-def test_files_that_are_no_masks(folder, mask, suffix):
+def test_files_that_are_not_masks(folder, mask, suffix):
     (folder / "train/masks/00.png").unlink()
     file = folder / f"train/masks/00.{suffix}"
     file.touch() if mask is None else Image.fromarray(mask).save(file)

@@ -1,4 +1,4 @@
-"""VOCFolder with lists, boxes and pictures as people have them."""
+"""VOCFolder with lists, boxes and pictures of all common kinds."""
 
 import shutil
 
@@ -91,7 +91,7 @@ def test_layouts_without_lists(folder, names):
     assert len(examples) == 3
     for image, boxes in examples:
         assert_on_object(image, *boxes)
-    # An image that nobody annotated.
+    # An image without an annotation.
     write(folder / names[0] / "new.JPG", encode(scene()[0]))
     with pytest.warns(UserWarning, match="1 images .*no annotation.*'new'"):
         assert len(list(read(folder))) == 3

@@ -49,7 +49,7 @@ def test_shapes_of_ssd():
     np.testing.assert_allclose(shapes[0][5], [(0.2 * 0.34) ** 0.5] * 2)
 
 
-def test_order_and_places():
+def test_order_and_positions():
     # Two rows of one position, and then one position of two shapes.
     boxes = default_boxes([(2, 1), (1, 1)], [[(0.2, 0.4)], [(1, 1), (0.5, 0.1)]])
     expected = [

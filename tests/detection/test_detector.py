@@ -6,7 +6,7 @@ from backends import BACKEND
 from keras_coordatt.detection import SSDLite, ssd_box_shapes
 
 
-def test_untrained_scores_are_what_mining_leaves(tiny_backbone, outputs):
+def test_initial_scores_match_the_mining_ratio(tiny_backbone, outputs):
     # Of four boxes that count one is an object, of one of five classes.
     model = SSDLite(tiny_backbone(), 5, box_shapes=ssd_box_shapes(3))
     detections = outputs(model.detector(suppress=False), np.zeros((1, 64, 64, 3)))

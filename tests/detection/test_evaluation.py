@@ -81,7 +81,7 @@ def test_inexact(oracle):
 
 
 def test_sure_detections_come_first(oracle):
-    # What is wrong is found first, and is told to be unsure.
+    # The wrong detection comes first, with a low score.
     result = evaluate_detections(oracle, [batch(([(*B, 0.2)], []), ([(*A, 0.8)], [A]))])
     assert result["AP"] == pytest.approx(1)
 

@@ -100,7 +100,7 @@ def test_padding_matches_nothing(rows, matched):
     assert (matched(*batch([], [], rows=rows)) == -1).all()
 
 
-def test_padding_has_no_part_whatever_its_boxes_are(matched):
+def test_padding_is_ignored_whatever_its_boxes_are(matched):
     boxes, labels = batch(random_objects(3, 0), random_objects(3, 1))
     expected = matched(boxes, labels)
     boxes[:, 3:] = DEFAULTS[:5]
@@ -135,7 +135,7 @@ def test_targets(compiled):
     assert np.isfinite(offsets).all()
 
 
-def test_targets_of_no_rows_at_all(compiled):
+def test_targets_without_rows(compiled):
     boxes, labels = batch([], [], rows=0)
     targets = compiled(lambda *arrays: training_targets(DEFAULTS, *arrays))
     _, classes = targets(boxes, labels)

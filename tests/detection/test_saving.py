@@ -66,7 +66,7 @@ def freeze_all(model):
 
 
 @pytest.mark.parametrize("freeze", [freeze_head, freeze_backbone, freeze_all])
-def test_what_is_frozen_stays_frozen(model, squares, freeze, tmp_path):
+def test_frozen_layers_stay_frozen(model, squares, freeze, tmp_path):
     def trainable(model):
         return [v.path for v in model.trainable_weights]
 
@@ -93,7 +93,7 @@ def test_what_is_frozen_stays_frozen(model, squares, freeze, tmp_path):
     assert trainable(loaded) == everything
 
 
-def test_configurations_without_what_is_frozen_are_loaded(model):
+def test_configurations_without_frozen_entry_are_loaded(model):
     config = model.get_config()
     del config["trainable"], config["frozen"]
     loaded = SSDLite.from_config(config)

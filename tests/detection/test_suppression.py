@@ -58,7 +58,7 @@ def test_nothing_found():
     assert (outputs["labels"] == -1).all() and outputs["labels"].dtype == "int32"
 
 
-def test_more_places_than_boxes():
+def test_more_slots_than_boxes():
     inputs = {
         "boxes": np.array([[[0, 0, 1, 1], [0, 0, 1, 0.9]]], "float32"),
         "scores": np.array([[[0.7], [0.8]]], "float32"),

@@ -222,7 +222,7 @@ def test_bad_batches(model, squares):
         model.train_on_batch(images, objects, np.ones((2, 1)))
 
 
-def test_images_of_no_weight_count_nothing(model, squares):
+def test_images_of_weight_zero_do_not_count(model, squares):
     images, objects = squares(3)
     objects["labels"][2] = -1
     model.compile("sgd")

@@ -1,4 +1,4 @@
-"""Arguments and models that cannot be exported are told."""
+"""Errors for arguments and models that cannot be exported."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ from keras_coordatt import export
 from keras_coordatt.export import Preprocessing, read_metadata
 
 
-def test_other_backends_are_told_what_to_do(model, tmp_path):
+def test_error_on_other_backends_names_the_remedy(model, tmp_path):
     can = {
         "tensorflow": {"saved_model", "litert", "onnx"},
         "jax": {"saved_model"},

@@ -51,7 +51,7 @@ def test_detections_in_every_format(tmp_path):
 
 @needs_tensorflow
 @pytest.mark.parametrize("precision", ["float32", "float16", "dynamic", "int8"])
-def test_litert_finds_what_is_in_the_picture(tmp_path, precision):
+def test_litert_finds_the_objects(tmp_path, precision):
     # Red top left, green bottom left, blue top right, black bottom right
     x = np.zeros((1, *SIZE, 3), "float32")
     x[0, :16, :12, 0], x[0, 16:, :12, 1], x[0, :16, 12:, 2] = 230, 200, 170
@@ -89,7 +89,7 @@ def suppression_alone(classes, most):
 
 @needs_tensorflow
 @pytest.mark.parametrize("classes", [1, 7])
-def test_litert_suppresses_what_the_layer_suppresses(tmp_path, classes):
+def test_litert_suppresses_as_the_layer(tmp_path, classes):
     model, x = suppression_alone(classes, 60)
     path = tmp_path / "it.tflite"
     export.litert(model, path, images=x, batch_size=2)
@@ -103,7 +103,7 @@ def test_litert_suppresses_what_the_layer_suppresses(tmp_path, classes):
 
 @pytest.mark.skipif(BACKEND == "jax", reason="writes no ONNX")
 @pytest.mark.parametrize("classes, most", [(1, 60), (7, 60), (1, 400)])
-def test_onnx_suppresses_what_the_layer_suppresses(tmp_path, classes, most):
+def test_onnx_suppresses_as_the_layer(tmp_path, classes, most):
     onnxruntime = pytest.importorskip("onnxruntime")
     model, x = suppression_alone(classes, most)
     path = tmp_path / "it.onnx"
@@ -183,7 +183,7 @@ def test_other_names_of_detections_are_kept(tmp_path, suffix):
 
 
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="works there")
-def test_suppression_elsewhere_is_told_what_to_do(tmp_path):
+def test_suppression_inside_a_model_error_names_the_remedy(tmp_path):
     model, path, write = detector(), tmp_path / "it", export.saved_model
     if BACKEND == "torch":  # which writes suppression at the end only
         model, path, write = renamed(model), tmp_path / "it.onnx", export.onnx

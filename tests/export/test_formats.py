@@ -93,7 +93,7 @@ def test_several_outputs_keep_their_names(path, write, x):
 
 @functools.cache
 def dense_network(task):
-    """A network that gives more than scores of classes, and the names of that."""
+    """A network with several outputs, and their names."""
     stride = 16 if task == "segmentation" else 32
     size = None if task == "segmentation" else 64
     stages = [(6 if i else 1, 8 * i + 8, 1, min(i, 1) + 1) for i in range(5)]

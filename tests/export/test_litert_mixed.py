@@ -51,7 +51,7 @@ def test_layers_that_int8_harms_stay_in_float32(tmp_path):
     images = IMAGENET.normalize(np.stack(pictures).astype("float32"))
     path = tmp_path / "it.tflite"
     settings = {"representative": images}
-    with pytest.raises(ValueError, match='does not give.*`precision="mixed"`'):
+    with pytest.raises(ValueError, match='differ from the Keras.*`precision="mixed"`'):
         export.litert(model, path, precision="int8", **settings)
     assert not path.exists()
     report = export.litert(model, path, precision="mixed", **settings)

@@ -152,7 +152,7 @@ def test_images_are_prepared_only_as_recorded(name, tmp_path):
 
 
 @needs_saved_model
-def test_what_is_said_takes_the_place_of_a_record(tmp_path):
+def test_arguments_override_the_record(tmp_path):
     import tensorflow as tf
 
     model = KNOWN["foreign"][0]()
@@ -208,7 +208,7 @@ def test_grouped_convolution_and_an_output_called_image_in_onnx(tmp_path):
 
 
 @needs_tensorflow
-def test_what_onnx_lacks_is_told(tmp_path):
+def test_operations_missing_in_onnx_are_named(tmp_path):
     pytest.importorskip("tf2onnx")
     inputs = image()
     model = keras.Model(inputs, keras.ops.argmax(classify(inputs), -1))
@@ -217,7 +217,7 @@ def test_what_onnx_lacks_is_told(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_subclassed_model_is_told_what_to_do(tmp_path):
+def test_subclassed_model_error_names_the_remedy(tmp_path):
     class Own(keras.Model):
         def call(self, x):
             return x

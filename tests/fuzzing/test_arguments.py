@@ -107,7 +107,7 @@ CALLS = {
     "SSDLite": on_backbone(SSDLite, classes=2),
     "DeepLabV3": on_backbone(DeepLabV3, classes=2, filters=8, atrous_rates=(1, 2, 3)),
 }
-# These pass their values on to Keras, whose message says what is wrong with them.
+# Passed on to Keras, whose messages need not name the argument.
 OF_KERAS = {"dtype", "kwargs", "trainable", "autocast", "name"}
 
 

@@ -1,4 +1,4 @@
-"""The forms for exported files compute what the layer computes."""
+"""The forms for exported files compute the same as the layer."""
 
 import keras
 import numpy as np
@@ -25,7 +25,7 @@ CASES = {
 
 
 def trained(layer, x):
-    """Sets weights and moving statistics as no initializer would."""
+    """Sets random weights and moving statistics."""
     layer(x)
     rng = np.random.default_rng(1)
     layer.set_weights([rng.uniform(0.2, 1.0, w.shape) for w in layer.get_weights()])

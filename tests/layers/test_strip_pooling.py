@@ -138,7 +138,7 @@ def _second(function, x):
 
 
 @pytest.mark.skipif(BACKEND != "torch", reason="others don't say what they keep")
-def test_no_map_is_kept_but_the_input():
+def test_only_the_input_is_kept_for_the_gradient():
     import torch
 
     def kept(multiply):

@@ -110,7 +110,7 @@ def test_lora_is_kept(attention, quantized, tmp_path):
 
 
 def effective_kernel(dense):
-    """Returns what a Dense layer multiplies with, LoRA and int8 included."""
+    """Returns the kernel of a Dense layer, with LoRA and int8 applied."""
     units = dense.input_spec.axes[-1]
     outputs = [dense(rows) for rows in (np.eye(units), np.zeros((1, units)))]
     return np.subtract(*map(keras.ops.convert_to_numpy, outputs))

@@ -15,7 +15,7 @@ def quick_initial_weights():
 
 @pytest.fixture(scope="session")
 def bilinear():
-    """Resizes `(N, H, W, C)` in NumPy, an axis at a time."""
+    """Resizes `(N, H, W, C)` in NumPy, one axis at a time."""
 
     def resize(x, size):
         for axis, new in zip((1, 2), size):

@@ -24,7 +24,7 @@ IGNORED = 255
 
 
 def shallow_network(input_shape=(None, None, 3), output_stride=16):
-    """A backbone of one convolution a stride, that takes little time."""
+    """A quick backbone of one convolution per stride."""
     x = image = keras.Input(input_shape)
     names = ["stem", *(f"block_{i}_conv" for i in range(4))]
     for name in names[: output_stride.bit_length() - 1]:
@@ -77,7 +77,7 @@ def reference(layer, features, rates):
     """The scores on the feature map, in NumPy and float64.
 
     Args:
-        layer: Gives a layer by its name.
+        layer: Returns a layer by its name.
     """
 
     def conv_bn_relu(x, name, dilation=0):

@@ -132,7 +132,7 @@ def test_outputs():
     new = insert_attention(model)
     x = images(2, 8, 8, 4)
     assert_same(model, new, x)
-    # The first output is what the attention gives.
+    # The first output is the attention's.
     assert new.output_names == ["depthwise_attention", "conv"]
     trained(new)
     assert np.abs(run(new, x)[0] - run(model, x)[0]).max() > 0.01
@@ -225,7 +225,7 @@ def test_the_old_model_is_left_alone():
     run(new, x)
 
 
-def test_what_is_frozen_stays_frozen():
+def test_frozen_layers_stay_frozen():
     backbone = network(name="backbone")
     backbone.trainable = False
     inputs = keras.Input((8, 8, 6))

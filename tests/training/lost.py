@@ -19,7 +19,7 @@ from distributed import fork, free_port
 from keras_coordatt.training import distribution, train, trainer, watch  # noqa: F401
 
 EPOCHS = 12
-# Number of processes, and what becomes of which after an epoch: `None` never comes
+# Number of processes, and the signal to one of them after an epoch: `None` never starts
 ATTEMPTS = [
     (2, signal.SIGKILL, 0),  # which also holds JAX's and our connections
     (1, signal.SIGKILL, 0),

@@ -59,7 +59,7 @@ def test_the_output_of_attention_is_the_input_times_the_product(name):
     assert list(maps) == KEYS[name]
     np.testing.assert_allclose(before * maps["product"], after, rtol=1e-5, atol=1e-7)
     assert np.ptp(maps["product"]) > 1e-3
-    # Nothing of it stays behind.
+    # The layers are as before.
     assert "call" not in vars(attention)
     np.testing.assert_array_equal(
         ops.convert_to_numpy(outer(batch)), np.maximum(after, 0)

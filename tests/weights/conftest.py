@@ -27,7 +27,7 @@ def short_stages(monkeypatch):
 
 @pytest.fixture
 def short(short_stages):
-    """MobileNetV2CA with its first blocks only, to be built in no time."""
+    """MobileNetV2CA with its first blocks only, which is built quickly."""
 
     def build(**arguments):
         defaults = {"input_shape": (32, 32, 3), "alpha": 0.25, "classes": 3}

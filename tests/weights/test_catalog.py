@@ -1,4 +1,4 @@
-"""The catalog says what the networks do."""
+"""The catalog agrees with the networks."""
 
 import pathlib
 

@@ -1,4 +1,4 @@
-"""The weights in the package, without a network and on images they never saw."""
+"""The weights in the package, offline and on test images."""
 
 import hashlib
 import io
@@ -83,7 +83,7 @@ def test_other_heads_and_stems(model):
         ),
     ],
 )
-def test_what_it_does_not_fit(arguments, message):
+def test_mismatched_files(arguments, message):
     with pytest.raises(ValueError, match=f'weights="cifar10"(.|\n)*{message}'):
         MobileNetV2CA(weights="cifar10", **arguments)
 

@@ -251,7 +251,7 @@ def test_no_classifier(save, suffix):
 
 @EACH
 def test_gray_images(save, suffix):
-    # A network for gray images gives what the one for colors gives of them.
+    # On gray images, it has the outputs of the network for colors.
     source = randomized(tiny())
     path = save(source, suffix)
     with pytest.warns(UserWarning, match="the network's for 1.*sum the first"):
@@ -436,7 +436,7 @@ def test_right_byte_order(save, suffix, dtype):
     assert_same(weights_of(tiny(weights=path)), weights_of(model))
 
 
-# Files that mean ill
+# Malicious files
 
 
 def h5_of(path, change):

@@ -10,7 +10,7 @@ from keras_coordatt.weights import load_weights
 from keras_coordatt.weights.matching import ExpectedWeight, match_arrays
 
 STEM = ExpectedWeight("stem", (3, 3, 3, 4), "stem", 2)
-SLOTS = [
+EXPECTED = [
     STEM,
     ExpectedWeight("scale", (4,)),
     ExpectedWeight("head/kernel", (4, 5), "head", 1),
@@ -31,22 +31,22 @@ def fitted(slots, arrays, **arguments):
 
 
 def with_channels(channels):
-    return [STEM._replace(shape=(3, 3, channels, 4)), *SLOTS[1:]]
+    return [STEM._replace(shape=(3, 3, channels, 4)), *EXPECTED[1:]]
 
 
 def with_classes(classes):
     return [
-        *SLOTS[:2],
-        SLOTS[2]._replace(shape=(4, classes)),
-        SLOTS[3]._replace(shape=(classes,)),
+        *EXPECTED[:2],
+        EXPECTED[2]._replace(shape=(4, classes)),
+        EXPECTED[3]._replace(shape=(classes,)),
     ]
 
 
-def test_what_fits_is_given_back_without_a_word():
-    arrays = arrays_for(SLOTS)
+def test_matching_arrays_are_returned_without_warnings():
+    arrays = arrays_for(EXPECTED)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        given = fitted(SLOTS, arrays)
+        given = fitted(EXPECTED, arrays)
     assert list(given) == list(arrays)
     for name, array in arrays.items():
         np.testing.assert_array_equal(given[name], array)
@@ -56,7 +56,7 @@ def test_what_fits_is_given_back_without_a_word():
 
 
 def test_another_number_of_classes():
-    arrays = arrays_for(SLOTS)
+    arrays = arrays_for(EXPECTED)
     message = "its classifier has 5 outputs, the network's 7"
     with pytest.raises(ValueError, match=f"{message} .pass `skip_mismatch=True`"):
         fitted(with_classes(7), arrays)
@@ -69,7 +69,7 @@ def test_another_number_of_classes():
 def test_a_network_without_a_head(skip_mismatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        given = fitted(SLOTS[:2], arrays_for(SLOTS), skip_mismatch=skip_mismatch)
+        given = fitted(EXPECTED[:2], arrays_for(EXPECTED), skip_mismatch=skip_mismatch)
     assert list(given) == ["stem", "scale"]
 
 
@@ -77,7 +77,7 @@ def test_a_detectors_heads():
     # Each predictor has the classes' outputs once for each of its boxes.
     def heads(classes):
         return [
-            SLOTS[1],
+            EXPECTED[1],
             ExpectedWeight("head/4", (4, 4 * classes), "head", 1),
             ExpectedWeight("head/6", (6 * classes,), "head", 0),
         ]
@@ -102,22 +102,22 @@ def test_a_detectors_heads():
 )
 def test_a_head_that_differs_in_more_than_classes(change):
     with pytest.raises(ValueError, match="misshapen: head/"):
-        fitted(SLOTS, arrays_for(SLOTS) | change, skip_mismatch=True)
+        fitted(EXPECTED, arrays_for(EXPECTED) | change, skip_mismatch=True)
 
 
 def test_a_head_that_is_not_there():
     message = r"it has no classifier(.|\n)*missing: head/kernel(.|\n)*head/bias"
     with pytest.raises(ValueError, match=message):
-        fitted(SLOTS, arrays_for(SLOTS[:2]), skip_mismatch=True)
+        fitted(EXPECTED, arrays_for(EXPECTED[:2]), skip_mismatch=True)
     with pytest.raises(ValueError, match="missing: head/bias"):
-        fitted(with_classes(7), arrays_for(SLOTS[:3]), skip_mismatch=True)
+        fitted(with_classes(7), arrays_for(EXPECTED[:3]), skip_mismatch=True)
 
 
 # The stem
 
 
 def timm_stem(kernel, channels):
-    """As timm has it: summed for one channel, else repeated, cut and scaled."""
+    """Same as in timm: summed for one channel, else repeated, cut and scaled."""
     out = np.zeros((*kernel.shape[:2], channels, kernel.shape[3]))
     for c in range(max(channels, 3)):
         if channels == 1:
@@ -131,7 +131,7 @@ def timm_stem(kernel, channels):
     "channels, word", [(1, "sum"), (2, "3/2"), (4, "3/4"), (7, "3/7")]
 )
 def test_stems_for_other_channels(channels, word):
-    arrays = arrays_for(SLOTS)
+    arrays = arrays_for(EXPECTED)
     message = f"for 3 channels, the network's for {channels}.*{word}"
     with pytest.raises(ValueError, match=message):
         fitted(with_channels(channels), arrays)
@@ -151,18 +151,18 @@ def test_only_rgb_stems_are_adapted(stored, needed):
 
 
 def test_a_stem_of_another_width_is_not_adapted():
-    slots = [STEM._replace(shape=(3, 3, 1, 8)), *SLOTS[1:]]
+    slots = [STEM._replace(shape=(3, 3, 1, 8)), *EXPECTED[1:]]
     with pytest.raises(ValueError, match=r"misshapen: stem, shape \(3, 3, 3, 4\)"):
-        fitted(slots, arrays_for(SLOTS), skip_mismatch=True)
+        fitted(slots, arrays_for(EXPECTED), skip_mismatch=True)
 
 
 def test_both_at_once_are_told_once():
     slots = [with_channels(1)[0], *with_classes(2)[1:]]
     with pytest.warns(UserWarning, match="classifier.*3 channels") as caught:
-        fitted(slots, arrays_for(SLOTS), skip_mismatch=True)
+        fitted(slots, arrays_for(EXPECTED), skip_mismatch=True)
     assert len(caught) == 1
     with pytest.raises(ValueError, match="misshapen: stem.*(\n.*)misshapen: head"):
-        fitted(slots, arrays_for(SLOTS))
+        fitted(slots, arrays_for(EXPECTED))
 
 
 def dense(classes, dtype="float32"):
@@ -178,8 +178,8 @@ def test_a_warning_points_at_the_users_line(tmp_path):
     assert caught[-1].filename == __file__
 
 
-def test_nothing_is_told_of_what_is_then_refused():
-    arrays = arrays_for(SLOTS)
+def test_refused_files_cause_no_other_warnings():
+    arrays = arrays_for(EXPECTED)
     del arrays["scale"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -210,7 +210,7 @@ def test_each_misfit_has_its_error(change, message):
         ExpectedWeight("half", (2,), dtype="float16"),
         ExpectedWeight("bfloat", (2,), dtype="bfloat16"),
     )
-    slots = [*SLOTS, *narrow]
+    slots = [*EXPECTED, *narrow]
     with pytest.raises(ValueError, match=f"it .*no weight was changed(.|\n)*{message}"):
         fitted(slots, arrays_for(slots) | change)
 
@@ -228,8 +228,8 @@ def test_numbers_too_large_for_the_network(tmp_path, suffix):
 def test_another_architecture():
     arrays = {"conv.weight": np.ones(3), "conv.bias": np.ones(3)}
     with pytest.raises(ValueError, match="another architecture") as caught:
-        fitted(SLOTS, arrays)
-    for name in [*arrays, *(slot.name for slot in SLOTS)]:
+        fitted(EXPECTED, arrays)
+    for name in [*arrays, *(slot.name for slot in EXPECTED)]:
         assert name in str(caught.value)
 
 
@@ -264,9 +264,9 @@ def test_other_kinds_of_numbers(dtype, array, message):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_either_byte_order(dtype):
-    arrays = {k: v.astype(dtype) for k, v in arrays_for(SLOTS).items()}
+    arrays = {k: v.astype(dtype) for k, v in arrays_for(EXPECTED).items()}
     other = {n: a.astype(a.dtype.newbyteorder()) for n, a in arrays.items()}
-    for name, array in fitted(SLOTS, other).items():
+    for name, array in fitted(EXPECTED, other).items():
         assert array.dtype.isnative
         np.testing.assert_array_equal(array, arrays[name])
 
@@ -283,14 +283,14 @@ class Untouchable:
         raise AssertionError("it was read")
 
 
-@pytest.mark.parametrize("name", [slot.name for slot in SLOTS] + ["extra"])
+@pytest.mark.parametrize("name", [slot.name for slot in EXPECTED] + ["extra"])
 def test_nothing_is_read_before_all_shapes_fit(name):
-    arrays = {slot.name: Untouchable(slot.shape) for slot in SLOTS}
+    arrays = {slot.name: Untouchable(slot.shape) for slot in EXPECTED}
     arrays[name] = Untouchable((2**40, 2**40))
     with pytest.raises(ValueError, match=f": {name}, shape"):
-        fitted(SLOTS, arrays)
+        fitted(EXPECTED, arrays)
     # Nor is the classifier that is skipped.
-    arrays = arrays_for(SLOTS) | {"head/kernel": Untouchable((4, 2**40))}
+    arrays = arrays_for(EXPECTED) | {"head/kernel": Untouchable((4, 2**40))}
     arrays["head/bias"] = Untouchable((2**40,))
     with pytest.warns(UserWarning, match="keep the network's own classifier"):
-        fitted(SLOTS, arrays, skip_mismatch=True)
+        fitted(EXPECTED, arrays, skip_mismatch=True)

@@ -65,7 +65,7 @@ def kernel(array):
 # Names
 
 
-def test_every_weight_of_a_network_has_its_place(short, short_state):
+def test_every_weight_of_a_network_has_a_name(short, short_state):
     model, state = short(), short_state()
     load_torch(model, state)
     get = {layer.name: layer.get_weights() for layer in model.layers}
@@ -299,7 +299,7 @@ def test_each_entry_is_needed(short, short_state):
     assert_unchanged(model, before)
 
 
-def test_equal_sizes_are_no_equal_shapes(short, short_state):
+def test_equal_sizes_are_not_equal_shapes(short, short_state):
     # A transposed kernel would fit by its size alone.
     model, state = short(), short_state()
     before = weights_of(model)
@@ -402,14 +402,14 @@ def test_quantized_kernels_are_refused(short, short_state, change):
     assert_unchanged(model, before)
 
 
-def test_golden_file_is_what_the_loader_expects(golden, short_state):
+def test_golden_file_has_the_expected_content(golden, short_state):
     # The names of the official code, on which everything above relies.
     names = list(read_checkpoint(golden(GOLDEN_NETWORK)))
     ours = [name for name in short_state() if not name.startswith("features.3.")]
     assert set(ours) <= set(names)
 
 
-def test_what_float16_cannot_hold_is_refused():
+def test_values_beyond_float16_are_refused():
     image = keras.Input((8, 8, 3))
     conv = keras.layers.Conv2D(4, 3, use_bias=False, name="Conv1", dtype="float16")
     norm = keras.layers.BatchNormalization(name="bn_Conv1", dtype="float16")

@@ -22,7 +22,7 @@ def write(path, entries, data, length=None):
     return path
 
 
-def test_reads_what_pytorch_writes(tmp_path):
+def test_reads_files_of_pytorch(tmp_path):
     torch = pytest.importorskip("torch")
     from safetensors.torch import save_file
 
@@ -99,7 +99,7 @@ def test_the_layer_there_and_back(golden, tmp_path):
         np.testing.assert_array_equal(array, state[name])
 
 
-def test_network_loads_what_it_saved(short, short_state, tmp_path):
+def test_network_loads_its_own_files(short, short_state, tmp_path):
     model, path = short(), tmp_path / "ours.safetensors"
     load_torch(model, short_state())
     save_safetensors(model, path)
@@ -140,7 +140,7 @@ def test_saves_float32_whatever_the_policy(tmp_path, policy):
 # What can't be saved
 
 
-def test_what_has_no_official_names(tmp_path):
+def test_layers_without_official_names(tmp_path):
     path = tmp_path / "it.safetensors"
     image, dense = keras.Input((8,)), keras.layers.Dense(2, name="no_such")
     with pytest.raises(ValueError, match="no_such"):
@@ -162,7 +162,7 @@ def test_what_has_no_official_names(tmp_path):
         ({"epsilon": 1e-3}, "`epsilon`, 1e-05.*my_attention with 0.001"),
     ],
 )
-def test_what_no_file_of_weights_tells(short, tmp_path, arguments, message):
+def test_settings_that_weight_files_do_not_hold(short, tmp_path, arguments, message):
     # The official code would load it, and compute something else.
     layer = CoordinateAttention(name="my_attention", **arguments)
     layer.build((None, 16, 16, 16))

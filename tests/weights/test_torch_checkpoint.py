@@ -1,4 +1,4 @@
-"""Reading checkpoints: what torch.load reads, and what nobody should run."""
+"""Reading checkpoints: all that torch.load reads, without running hostile code."""
 
 import io
 import os
@@ -161,7 +161,7 @@ def assert_read_as_by_torch(path, torch, unwrapped=lambda tree: tree):
 
 
 @ZIP_AND_LEGACY
-def test_reads_what_torch_reads(tmp_path, zipped):
+def test_reads_the_same_as_torch(tmp_path, zipped):
     torch = pytest.importorskip("torch")
     path = tmp_path / "checkpoint.pth"
     torch.save(tensors(torch), path, _use_new_zipfile_serialization=zipped)
@@ -434,7 +434,7 @@ def test_nothing_is_executed(tmp_path, read, extension, name, zipped):
     ],
 )
 def test_the_hostile_pickles_are_hostile(tmp_path, extension, name):
-    # Else the test above would prove nothing.
+    # Otherwise the test above would prove nothing.
     canary = tmp_path / "canary"
     pickle.loads(hostile_pickles(canary)[name])
     assert canary.exists()
@@ -587,7 +587,7 @@ def test_small_files_that_ask_for_much(read, name):
 
 
 @pytest.mark.parametrize("shape", [(2**30, 2**20), (2**30,) * 4])
-def test_a_tensor_is_no_larger_than_what_is_stored(read, shape):
+def test_tensor_cannot_exceed_its_storage(read, shape):
     # Stride 0 repeats a number, as expand() does. Who trusts the shape, and builds a
     # network of it, would fill the memory.
     tree = state_dict(a=tensor(shape=shape, strides=(0,) * len(shape)))
@@ -678,7 +678,7 @@ def test_any_changed_byte_is_read_or_a_value_error(read, zipped):
         (zip_checkpoint(state_dict())[:-5], "truncated or damaged.*Download it again"),
     ],
 )
-def test_what_is_no_checkpoint(read, data, message):
+def test_invalid_checkpoints(read, data, message):
     with pytest.raises(ValueError, match=message):
         read(data)
 
