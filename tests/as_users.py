@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from networks import outputs
 
-from keras_coordatt import EfficientNetCA, MobileNetV2CA, MobileNeXtCA
+from keras_coordatt import (
+    CoordinateAttention,
+    EfficientNetCA,
+    MobileNetV2CA,
+    MobileNeXtCA,
+)
 from keras_coordatt.training import zero_init_residuals
 from keras_coordatt.weights import load_torch
 
@@ -55,21 +60,47 @@ def test_fit_predict_save(name, tmp_path):
     )
 
 
+def claimed_variances(model, name):
+    """Yields each kernel with its kind and the variance that the builder claims."""
+    efficient = name == "efficientnet_ca"
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.DepthwiseConv2D):
+            height, width, channels, _ = layer.kernel.shape
+            # In PyTorch, of the MobileNets' authors, the fan-out is that of all groups
+            # together; in TensorFlow, of EfficientNet's, that of one.
+            fan_out = height * width * (1 if efficient else channels)
+            yield "depthwise", layer.kernel, 2 / fan_out
+        elif isinstance(layer, keras.layers.Conv2D):
+            height, width, _, filters = layer.kernel.shape
+            yield "convolution", layer.kernel, 2 / (height * width * filters)
+        elif isinstance(layer, CoordinateAttention):
+            for part in (layer.shared, *layer.gates.values()):
+                yield "attention", part.kernel, 2 / part.kernel.shape[1]
+        elif isinstance(layer, keras.layers.Dense):
+            # Uniform up to 1 / sqrt(classes), or normal as in the MobileNets' code
+            classes = layer.kernel.shape[1]
+            yield "classifier", layer.kernel, 1 / 3 / classes if efficient else 0.01**2
+
+
 @pytest.mark.parametrize("name", BUILDERS)
 def test_initial_distributions(name):
-    """Large kernels have the variance that their initializer claims, 2 / fan-out."""
+    """All kernels of a kind have the variance that the builder claims."""
     keras.utils.set_random_seed(0)
     model = BUILDERS[name](input_shape=(64, 64, 3), classes=1000)
-    checked = 0
-    for layer in model.layers:
-        if type(layer) is not keras.layers.Conv2D or np.prod(layer.kernel.shape) < 5000:
-            continue
-        height, width, _, filters = layer.kernel.shape
-        variance = np.var(keras.ops.convert_to_numpy(layer.kernel))
-        expected = 2 / (height * width * filters)
-        assert abs(variance / expected - 1) < 0.1, layer.name
-        checked += 1
-    assert checked > 3
+    found = {}
+    for kind, kernel, variance in claimed_variances(model, name):
+        values = keras.ops.convert_to_numpy(kernel).ravel() / variance**0.5
+        found.setdefault(kind, []).append(values)
+        if values.size > 5000:
+            assert abs(np.var(values) - 1) < 0.1, kernel.path
+    assert found.keys() == {"convolution", "depthwise", "attention", "classifier"}
+    for kind, values in found.items():
+        values = np.concatenate(values)
+        # Five standard errors of the variance of as many normal values
+        assert abs(np.var(values) - 1) < 5 * (2 / values.size) ** 0.5, kind
+        assert abs(np.mean(values)) < 5 / values.size**0.5, kind
+        uniform = name == "efficientnet_ca" and kind == "classifier"
+        assert (np.abs(values).max() <= 3**0.5 + 1e-6) == uniform, kind
 
 
 def test_official_network(golden):
