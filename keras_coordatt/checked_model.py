@@ -1,4 +1,4 @@
-"""Models that check what they are trained on, on every backend alike."""
+"""Models that check their training targets, on every backend alike."""
 
 import inspect
 import itertools

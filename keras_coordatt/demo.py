@@ -35,10 +35,10 @@ def main(folder: pathlib.Path = pathlib.Path("runs/demo")) -> None:
     """
     # TensorFlow, its converter and TFDS log there.
     with quiet_stderr():
-        tell(folder)
+        run(folder)
 
 
-def tell(folder: pathlib.Path) -> None:
+def run(folder: pathlib.Path) -> None:
     """Fine-tunes, draws and exports, and prints each step."""
     folder.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)

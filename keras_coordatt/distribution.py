@@ -47,7 +47,7 @@ def current() -> Devices:
 
 @contextlib.contextmanager
 def using(devices: Devices) -> Iterator[Devices]:
-    """Makes devices the current ones inside a `with` block."""
+    """Sets the current devices inside a `with` block."""
     _current.append(devices)
     try:
         yield devices

@@ -22,7 +22,7 @@ class Figures:
         self.labels = labels
 
     def measure(self, outputs: dict, target: dict):
-        """Returns what is kept of an image, from the outputs of `Runnable.run` for it."""
+        """Returns the measurements of an image, from its outputs of `Runnable.run`."""
         raise NotImplementedError
 
     def keep(self, measured) -> None:

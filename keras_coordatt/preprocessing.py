@@ -213,8 +213,8 @@ TRANSPARENT = (
 def preprocessing_of(model: keras.Model) -> Preprocessing | None:
     """Returns the preprocessing that a model's images need, as recorded on it.
 
-    Nothing is guessed: the record is the builders', found behind the model's input,
-    also in nested models and behind resizing or random augmentation.
+    Nothing is guessed: the record is the builders', found after the model's input,
+    also in nested models and after resizing or random augmentation.
 
     Args:
         model: A `keras.Model`.

@@ -125,7 +125,7 @@ class Runnable:
         if set(outputs) == {"boxes", "scores"}:
             self._check_classes(outputs["scores"].shape[-1])
             outputs = suppress(outputs, self.score_threshold)
-        # Detectors of LiteRT count them too; the labels behind them are -1.
+        # LiteRT's detectors also return their number; unused slots have the label -1.
         outputs = {name: x for name, x in outputs.items() if name != "count"}
         if set(outputs) != DETECTIONS:
             raise ValueError(

@@ -46,7 +46,7 @@ def namings(layers: list[str]) -> list[Naming]:
     count = sum(bool(re.fullmatch(r"block_\d+_depthwise", name)) for name in layers)
     stages = [repeats for *_, repeats, _ in efficientnet_ca.STAGES]
     for _, depth, *_ in efficientnet_ca.VARIANTS.values():
-        # The number of blocks tells the depth.
+        # The depth follows from the number of blocks.
         repeats = [math.ceil(depth * n) for n in stages]
         if sum(repeats) == count:
             blocks = [f"block_{i}_" for i in range(count)]

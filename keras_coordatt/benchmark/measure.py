@@ -85,8 +85,8 @@ def benchmark(
     Returns:
         One dict per network: its `model`, `attention` and `parameters`; on the
         TensorFlow backend `multiply_adds` and `peak_memory` in bytes (inference at
-        batch size 16, above what the same process had before it built the network; not
-        for `extra`); `size_float32` and `size_int8` of the LiteRT files in bytes, if
+        batch size 16, above the process's peak before it built the network; not for
+        `extra`); `size_float32` and `size_int8` of the LiteRT files in bytes, if
         they are timed; and for each measure a dict of the median `seconds`, the images
         `per_second`, and `ratio`, the quartiles of the ratio to no attention as
         `(25 %, 50 %, 75 %)`, if that was measured. If a network could not be measured,

@@ -17,7 +17,7 @@ def peak_memory(build: Callable, arguments: dict) -> int:
         arguments: Its keyword arguments, with `input_shape`.
 
     Returns:
-        Bytes above what the same process had before it built the network.
+        Bytes above the peak of the same process before it built the network.
     """
     # Unlike multiprocessing.Pool, this ends if the process does.
     context = multiprocessing.get_context("spawn")

@@ -152,7 +152,7 @@ def export(
         place = atomic_folder(output)
     change = None
     with place as temporary:
-        with quiet_stderr():  # converters tell of their progress there
+        with quiet_stderr():  # converters log there
             report = write.get(suffix, writers.saved_model)(model, temporary, **options)
             file = check.open(temporary) if check and not raw else None
         if check and file:

@@ -95,7 +95,7 @@ class ClassFolder(LabeledImages):
     as `.ipynb_checkpoints`, do not count; and images that cannot be read are found when
     a split is opened, before training starts.
 
-    One warning tells of classes without an image, or without one in `train`, and of
+    One warning lists classes without an image, or without one in `train`, and
     files and subfolders that are not read. A class without any image does not count.
 
     Args:

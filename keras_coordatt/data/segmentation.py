@@ -59,8 +59,8 @@ def load_segmentation(
             Several layers go into a `keras.layers.Pipeline`. On every backend,
             functions get TensorFlow tensors. A function gets masks int32 of one
             channel. A layer gets them float, with a second channel of 255 less the
-            first: where that no longer holds, the layer filled in what was outside of
-            the image, and the pixel becomes `IGNORED`.
+            first: where that no longer holds, the layer has filled in a pixel from
+            outside of the image, and it becomes `IGNORED`.
         preprocess, shuffle, drop_remainder, seed, data_dir, on_error, validation_split,
             split_seed, shard, steps, pad_remainder: Same as in
             `load_classification`.

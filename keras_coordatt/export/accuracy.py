@@ -141,7 +141,7 @@ class AccuracyCheck:
         return options
 
     def open(self, path: str | os.PathLike) -> Runnable:
-        """Opens an exported file with what is known of the network."""
+        """Opens an exported file with the settings of the network."""
         return open_model(
             path,
             task=self._model.task,

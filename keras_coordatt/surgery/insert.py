@@ -1,4 +1,4 @@
-"""Where attention is inserted, and what it replaces."""
+"""Inserts attention into models, also in place of squeeze-and-excitation."""
 
 import itertools
 import re

@@ -46,7 +46,7 @@ def attention_maps(
         - `"product"`, `(N, H, W, C)`, the product of the above.
 
         The later calls of a layer that is called several times, and layers of the same
-        name in different nested models, have `_1`, `_2`, ... behind their name.
+        name in different nested models, have `_1`, `_2`, ... appended to their name.
 
     Raises:
         TypeError: If `model` isn't a Keras model.
@@ -295,7 +295,7 @@ def _classes(class_index, scores):
 
 
 def _unused(name, taken):
-    """Returns the name, with a number behind it if it is already taken."""
+    """Returns the name, with a number appended if it is already taken."""
     if name not in taken:
         return name
     return next(

@@ -184,7 +184,7 @@ def official_state(target) -> dict[str, np.ndarray]:
 
 
 def _check_official(layer):
-    """Raises if a layer does not compute what the official one does."""
+    """Raises a ValueError if a layer computes other outputs than the official one."""
     official = CoordinateAttention()
     for name in ("activation", "gate_activation", "epsilon"):
         ours, theirs = getattr(layer, name), getattr(official, name)

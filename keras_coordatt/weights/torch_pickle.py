@@ -83,7 +83,7 @@ def _opcodes(file: BinaryIO) -> Iterator[tuple[str, Any]]:
 def interpret(file: BinaryIO) -> tuple[object, dict[str, Storage]]:
     """Returns what the next pickle in the file describes, and its storages by key.
 
-    Only this function acts on what the file says. Every value that it makes is a
+    Only this function acts on the opcodes. Every value that it creates is a
     number, a string, None, a list, a tuple, a dict with plain keys, or one of the
     frozen classes above.
     """

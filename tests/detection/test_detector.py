@@ -25,7 +25,7 @@ def test_detector_gives_the_boxes_that_the_loss_wants(tiny_backbone, outputs):
 
 
 def test_positions_are_those_of_the_default_boxes(tiny_backbone, outputs):
-    # What is changed in a corner changes the boxes that are near it the most.
+    # A change in a corner changes the nearest boxes most.
     model = SSDLite(tiny_backbone(size=256), 2, box_shapes=ssd_box_shapes(2))
     rng = np.random.default_rng(0)
     for w in model.trainable_weights:

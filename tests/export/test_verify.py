@@ -9,8 +9,9 @@ from networks import outputs
 
 from keras_coordatt import export
 from keras_coordatt.cli import main
-from keras_coordatt.export.inference import all_layers, in_float32
+from keras_coordatt.export.inference import in_float32
 from keras_coordatt.export.pictures import draw_pictures
+from keras_coordatt.layers.freezing import nested_layers
 from keras_coordatt.preprocessing import IMAGENET, RAW_PIXELS, PreprocessingRecord
 
 SIZE = (32, 24)
@@ -64,7 +65,7 @@ def adapted_network(mixed):
 def test_a_float32_copy_normalizes_as_the_model_does():
     model = adapted_network(mixed=True)
     copy = in_float32(model)
-    assert {x.compute_dtype for x in all_layers(copy) if x.built} == {"float32"}
+    assert {x.compute_dtype for x in nested_layers(copy) if x.built} == {"float32"}
     x = draw_pictures(4, *SIZE, 3, seed=1).astype("float32")
     expected = outputs(model, x)
     limit = 0.01 * np.abs(expected).max()

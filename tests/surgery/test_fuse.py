@@ -140,7 +140,7 @@ def test_fused_layer_is_a_plain_one_of_other_weights():
     fused = fuse_attention(new)
     plain.set_weights(fused.get_weights())
     assert_same(fused, plain, x)
-    # The factor, which is no weight, is what fusing moves.
+    # The factor, which fusing moves, is not a weight.
     plain.set_weights(new.get_weights())
     assert differ(new, plain, x)
 
