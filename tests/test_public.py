@@ -78,6 +78,24 @@ def test_list_is_up_to_date():
     )
 
 
+def test_type_hints():
+    missing = []
+    for module in map(importlib.import_module, reference.MODULES):
+        for name, value in reference.public(module).items():
+            if not (inspect.isfunction(value) or inspect.isclass(value)):
+                continue
+            signature = inspect.signature(value)
+            named = [
+                x for x in signature.parameters.values() if x.kind is not x.VAR_KEYWORD
+            ]
+            if any(x.annotation is x.empty for x in named) or (
+                inspect.isfunction(value)
+                and signature.return_annotation is signature.empty
+            ):
+                missing.append(f"{module.__name__}.{name}{signature}")
+    assert not missing
+
+
 @pytest.mark.parametrize("value", list(members()))
 def test_docstring(value):
     found = sections(inspect.getdoc(value) or "")

@@ -5,9 +5,12 @@ litert(model, "cats.tflite", precision="int8", **check.options("int8"))
 print(check.compare("cats.tflite", max_drop=0.01))
 """
 
+from __future__ import annotations
+
 import dataclasses
 import os
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import keras
 
@@ -16,6 +19,9 @@ from keras_coordatt.preprocessing import Preprocessing
 from keras_coordatt.record import record_of
 from keras_coordatt.runnable import Runnable, open_model
 from keras_coordatt.validation import check_number
+
+if TYPE_CHECKING:
+    import tensorflow_datasets as tfds
 
 __all__ = ["AccuracyChange", "AccuracyCheck"]
 
@@ -89,7 +95,7 @@ class AccuracyCheck:
     def __init__(
         self,
         model: keras.Model,
-        data,
+        data: str | os.PathLike | tfds.core.DatasetBuilder,
         *,
         split: str = "test",
         task: str | None = None,
