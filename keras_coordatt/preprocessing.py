@@ -183,7 +183,7 @@ class PreprocessingRecord(layers.Layer):
 
     @records.setter
     def records(self, records: dict):
-        # As text, since Keras and TensorFlow would wrap and track a dict.
+        # A JSON string, because Keras and TensorFlow would wrap and track a dict.
         self._records = json.dumps(records)
 
     def call(self, inputs):

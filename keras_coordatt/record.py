@@ -36,7 +36,7 @@ METRICS = {
     "segmentation": ("mean_iou",),
 }
 TASKS = tuple(METRICS)
-# What the command line calls the tasks; here, as a training writes its command down
+# Names of the tasks on the command line; here, because a training records its command
 VERBS = {"classify": "classification", "detect": "detection", "segment": "segmentation"}
 # The value of pixels that are ignored, as in the masks of Pascal VOC and Cityscapes
 IGNORED = 255

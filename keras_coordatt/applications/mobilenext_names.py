@@ -30,7 +30,7 @@ def namings(layers: list[str]) -> list[Naming]:
         "predictions": "classifier",
     }
     matches = [re.match(r"block_(\d+)_", name) for name in layers]
-    # In order, as several processes must assign weights in the same order.
+    # Not a set, because all processes must assign weights in the same order.
     for i in dict.fromkeys(match[1] for match in matches if match):
         prefix = f"features.{int(i) + 1}.conv"
         found |= numbered(layers, f"block_{i}_", PARTS, prefix)

@@ -22,7 +22,7 @@ from keras_coordatt.training import train
 from keras_coordatt.validation import check_choice
 
 ATTENTIONS = (None, *NAMED)
-# Of these, the ones that can start as the identity
+# Those that can start as the identity
 INSERTED = (None, *COORDINATE_AXES)
 
 

@@ -171,7 +171,7 @@ def find_task(
         found = {task: task for task in TASKS if _TASKS[task].labels(features)}
     else:
         found = {task: layout.LAYOUT for layout, (task, _) in _layouts(path).items()}
-        # Folders of images may be classes, unless there are annotations or masks.
+        # Any folder of images looks like a class: annotations and masks take precedence.
         if len(found) > 1:
             found.pop("classification", None)
     if len(found) == 1:
@@ -263,7 +263,7 @@ def _find_layout(path: Path, task: str) -> tuple[Callable[..., Folder], Path]:
     found = [(layout, where) for layout, (of, where) in layouts.items() if of == task]
     elsewhere = {layout: of for layout, (of, _) in layouts.items() if of != task}
     if len(elsewhere) > 1:
-        # Folders of images may be classes, unless there is something else.
+        # Any folder of images looks like a class: other layouts take precedence.
         elsewhere.pop(ClassFolder, None)
     others = ", ".join(f"{layout.LAYOUT}, for {of}" for layout, of in elsewhere.items())
     if others and [layout for layout, _ in found] == [ClassFolder]:
@@ -274,7 +274,7 @@ def _find_layout(path: Path, task: str) -> tuple[Callable[..., Folder], Path]:
         )
         raise with_hint(error, f"Or pass ClassFolder({str(found[0][1])!r}).")
     if len(found) > 1:
-        # Folders of images may be classes, unless a table says what they are.
+        # A table of classes takes precedence over class folders.
         found = [(layout, w) for layout, w in found if layout is not ClassFolder]
     if len(found) > 1:
         names = " and ".join(layout.LAYOUT for layout, _ in found)

@@ -209,8 +209,8 @@ def find_faults(check: Callable, arguments: Iterable) -> tuple[list, list[str | 
         arguments: What to call it with.
 
     Returns:
-        For each argument, what the check returned, or `None`; and its error's message,
-        or `None`.
+        Two lists with one entry per argument: results of the check, or `None`; and
+        messages of its errors, or `None`.
     """
 
     def call(argument):

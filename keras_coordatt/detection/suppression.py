@@ -154,7 +154,7 @@ def suppress(outputs: dict, score_threshold: float) -> dict:
 
 @functools.lru_cache(maxsize=4)
 def _model(boxes, classes, score_threshold):
-    # As a model, it is compiled.
+    # Wrapped in a model, which Keras compiles.
     inputs = {
         "boxes": keras.Input((boxes, 4), name="boxes"),
         "scores": keras.Input((boxes, classes), name="scores"),

@@ -161,7 +161,7 @@ def litert(
 
     # Calibration and the scales of int8 inputs start from float32.
     dtype = "float32" if precision in CALIBRATED else image.dtype
-    # With a fixed batch size, dense layers on feature maps need no dynamic shapes.
+    # The batch size is fixed, so that dense layers on feature maps need no dynamic shapes.
     shape = (batch_size, *image.shape)
     network, suppression = split_suppression(model)
     finish = suppression and functools.partial(suppress, suppression)

@@ -67,8 +67,8 @@ def _describe(metadata, outputs):
         size = build.table({0: build.uint(width), 1: build.uint(height)})
         properties = build.table({0: build.byte(RGB), 1: size})
         image[3] = build.table({0: build.byte(IMAGE_PROPERTIES), 1: properties})
-        # In the schema, they are for images in [0, 255]. Where the channels are alike,
-        # MediaPipe expects a single number.
+        # The schema's mean and std are for images in [0, 255]. If all channels have the
+        # same values, MediaPipe expects a single number.
         mean, std = (
             [preprocessing["scale"] * x for x in preprocessing[key]]
             for key in ("mean", "std")

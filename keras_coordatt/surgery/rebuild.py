@@ -35,7 +35,7 @@ def rebuild(model, graphs, edits, copy=copy_layer):
             if graph is None:
                 new = copy(op)
             elif isinstance(op, keras.Sequential) and not edits.keys() & graph.calls:
-                # With its input layer, whose sizes may be unknown.
+                # Keep the input layer, whose sizes may be unknown.
                 chain = [graph.new_inputs(), *map(copy_once, op.layers)]
                 new = keras.Sequential(chain, name=op.name)
             else:

@@ -68,7 +68,7 @@ class Epochs(keras.callbacks.Callback):
         seed = self.seed * 1_000_003 + epoch
         _set_seed(seed % 2**32)
         self.task.seed.assign(seed)
-        # Processes must not augment their images alike.
+        # Each process augments its images with other random numbers.
         self.task.augmentation.reseed(seed + 10_007 * current().process)
         reseed(self.model, seed)
 

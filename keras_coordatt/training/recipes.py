@@ -248,7 +248,7 @@ def recipe(name: str, task: str, changes: Mapping | None = None) -> Recipe:
             raise ValueError(f"`class_weights` is for classification, not for {task}")
     epochs = changes.get("epochs")
     if isinstance(epochs, int):
-        # In proportion, so that `epochs` can be changed alone.
+        # Scale the head's epochs too, so that `epochs` can be changed alone.
         head_epochs = values.get("head_epochs", 0)
         values["head_epochs"] = head_epochs * max(epochs, 0) // values["epochs"]
     values |= _for_optimizer(values, changes.get("optimizer"))
@@ -298,7 +298,7 @@ def zero_init_residuals(model: keras.Model) -> None:
         [Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour](
         https://arxiv.org/abs/1706.02677), section 5.1
     """
-    # In order, as several processes must assign variables in the same order.
+    # A list, because all processes must assign variables in the same order.
     names = [layer.name for layer in model.layers]
     blocks = [name.removesuffix("add") for name in names if name.endswith("add")]
     # The linear last layer of an inverted residual or sandglass block.

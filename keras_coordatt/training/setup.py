@@ -215,9 +215,10 @@ def config_of(settings: Mapping, output: str | os.PathLike | None) -> dict:
     name = recipe.pop("name")
     name = name if name in RECIPES else "scratch"
     typed = {key: recipe.pop(key) for key in ("epochs", "optimizer")}
-    # Only what these don't say, so that another optimizer changes the rates again.
-    said = dataclasses.asdict(named_recipe(name, settings["task"], typed))
-    others = {key: value for key, value in recipe.items() if value != said[key]}
+    # Only values that don't follow from these options, so that another optimizer changes
+    # the rates again.
+    implied = dataclasses.asdict(named_recipe(name, settings["task"], typed))
+    others = {key: value for key, value in recipe.items() if value != implied[key]}
     verbs = {task: verb for verb, task in VERBS.items()}
     if "attention" in network:
         network["attention"] = network["attention"] or "none"

@@ -91,7 +91,7 @@ class Task:
             return None
         split, recipe, devices = self.splits[name], self.recipe, current()
         count = self.builder.info.splits[split].num_examples
-        # At most all images, but as many on each device
+        # At most the number of images, rounded up to a multiple of the devices
         most = -(-count // devices.replicas) * devices.replicas
         batch_size = min(recipe.batch_size, most)
         options = {

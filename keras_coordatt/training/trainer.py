@@ -202,7 +202,7 @@ class Session:
             self.probe = self.network
             if self.devices.processes > 1:
                 self.probe = job.build(build, None)
-        # Models of an unfinished training have a record too.
+        # Recorded now already, for the models of an unfinished training.
         record_training(self.twin, job, {})
         self.compiled = None
         if self.devices.first:

@@ -29,7 +29,7 @@ def _figure_class():
 
 def subplots(rows, columns, size):
     """Returns a new figure and its axes, each of `size` inches."""
-    # Not by pyplot, which would keep every figure until it is closed
+    # Without pyplot, which would keep every figure until it is closed
     figure = _figure_class()((columns * size[0], rows * size[1]), layout="constrained")
     return figure, figure.subplots(rows, columns, squeeze=False)
 

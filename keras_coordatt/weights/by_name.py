@@ -54,7 +54,7 @@ def find_published(network: str, weights, arguments: dict) -> str | None:
             return name
     error = ValueError(
         f'`weights="{weights}"` is not published for these arguments. '
-        "`keras-coordatt weights` lists what is, and `weights=None` is for random "
+        "`keras-coordatt weights` lists the published files; `weights=None` is random "
         "initialization. Received: "
         + ", ".join(f"{k}={v!r}" for k, v in arguments.items())
     )

@@ -101,7 +101,7 @@ def match_arrays(
 
     for name in skipped:
         del expected[name], arrays[name]
-    # In the machine's byte order, whatever the file's is.
+    # Convert from the file's byte order to the machine's.
     arrays = {n: np.asarray(a, a.dtype.newbyteorder("=")) for n, a in arrays.items()}
     _check_numbers(expected, arrays, source)
     if stem:

@@ -301,7 +301,7 @@ def test_voc_folder(template):
     sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
     # The list of one class is not a split.
     assert sizes == {"train": 8, "test": 4}
-    # As any data set of TFDS.
+    # Like any other data set of TFDS.
     example = next(iter(tfds.as_numpy(builder.as_dataset(split="train[3:]"))))
     builder.info.features["objects"]["label"].int2str(example["objects"]["label"][0])
     assert example["image/filename"].endswith(b"03.png")

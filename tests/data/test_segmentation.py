@@ -201,7 +201,7 @@ def test_mask_folder(template):
     assert builder.info.features["segmentation_mask"].num_classes == 4
     sizes = {name: split.num_examples for name, split in builder.info.splits.items()}
     assert sizes == {"train": 8, "test": 4}
-    # As any data set of TFDS.
+    # Like any other data set of TFDS.
     example = next(iter(tfds.as_numpy(builder.as_dataset(split="train[3:]"))))
     assert example["image/filename"].endswith(b"03.png")
     assert example["segmentation_mask"].shape == (30, 40, 1)
