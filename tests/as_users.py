@@ -41,9 +41,9 @@ def test_fit_predict_save(name, tmp_path):
     model = BUILDERS[name](
         input_shape=(64, 64, 3), classes=2, classifier_activation=None
     )
-    # As `train` does from scratch.
+    # Same as in `train` from scratch.
     zero_init_residuals(model)
-    # Of a probability, Keras's loss clips a confident mistake, which then has no gradient.
+    # Logits: of probabilities, Keras's loss clips a confident mistake, without a gradient.
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(keras.optimizers.Adam(1e-3), loss)
     # A network that cannot learn one batch by heart has wrong gradients.

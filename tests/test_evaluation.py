@@ -376,5 +376,5 @@ def test_command(photos, tmp_path, capsys):
     assert main([str(x) for x in [*arguments, "--split", "nowhere"]]) == 1
     error = capsys.readouterr().err
     assert "'nowhere'" in error and error.count("\n") == 1
-    # As it is typed, not as in Python
+    # The option as it is typed, not the name in Python
     assert "--split must be" in error and "--validation-split 0.2 sets" in error

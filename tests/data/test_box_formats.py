@@ -97,7 +97,7 @@ def assert_on_objects(builder, split="train", count=3):
 def test_layouts_of_coco(tmp_path, file, images):
     pictures(tmp_path / images)
     write(tmp_path / file, json.dumps(coco()))
-    # Of other tasks, or of other tools.
+    # Files for other tasks, or of other tools.
     write(tmp_path / "annotations/captions_train2017.json", json.dumps(coco()))
     write(tmp_path / "settings.json", '{"theme": "dark"}')
     assert find_task(tmp_path) == "detection"

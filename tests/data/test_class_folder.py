@@ -38,7 +38,7 @@ def test_a_folder_is_loaded_by_its_path(folder):
             load_classification(path, "train", (32, 48))
         )
         assert sorted(labels) == [0, 1, 1]
-        # As a viewer shows them.
+        # Pictures as a viewer shows them.
         for image in images:
             assert (is_red(image) == MASK).mean() > 0.98
 

@@ -118,7 +118,7 @@ def test_a_detection_folder(voc, tmp_path, capsys):
     ):
         assert found in text
     assert "box_shapes=[" in text
-    # As Python, to copy it from there.
+    # Printed as Python code, to be copied.
     shapes = re.search(r"box_shapes=(\[\n.*?\n +\])\n", text, re.DOTALL)[1]
     shapes = ast.literal_eval(" ".join(shapes.split()))
     assert shapes == [[tuple(shape) for shape in m] for m in boxes["box_shapes"]]

@@ -221,7 +221,7 @@ def test_a_class_that_does_not_count(template, masks, ignored):
     assert (read_masks[masks[:8] == IGNORED] == IGNORED).all()
 
 
-# As Pillow writes and reads them: with a palette, and of fewer bits.
+# Masks that Pillow writes and reads: with a palette, and with fewer bits.
 @pytest.mark.parametrize(("mode", "bits"), [("P", 8), ("P", 4), ("P", 2), ("1", 1)])
 def test_pngs_of_masks(folder, mode, bits):
     values = np.random.default_rng(0).integers(0, min(2**bits, 4), (30, 40), "uint8")
@@ -243,7 +243,7 @@ def test_images_may_be_jpegs_and_gray(folder):
     (folder / "train/images/00.png").unlink()
     gray = Image.fromarray(np.full((30, 40), 77, "uint8"))
     gray.save(folder / "train/images/00.jpeg")
-    # As macOS leaves them.
+    # Left by macOS.
     (folder / "train/images/._00.png").write_bytes(b"")
     images, _ = read(load_segmentation(MaskFolder(folder), "train[:1]", (30, 40)))
     np.testing.assert_array_equal(images, np.full((1, 30, 40, 3), 77))

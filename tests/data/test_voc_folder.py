@@ -67,7 +67,7 @@ def test_boxes_lie_on_objects_of_turned_pictures(folder, square):
 )
 def test_lists(folder, content):
     write(folder / "ImageSets/Main/train.txt", content)
-    # Of one class, and so no split.
+    # A list of one class, which is not a split.
     write(folder / "ImageSets/Main/thing_train.txt", "IMG 0 1\nIMG 1 -1\nIMG 2  0\n")
     assert set(VOCFolder(folder).info.splits) == {"train"}
     examples = list(read(folder))

@@ -7,7 +7,7 @@ from keras_coordatt.detection import SSDLite, ssd_box_shapes
 
 
 def test_initial_scores_match_the_mining_ratio(tiny_backbone, outputs):
-    # Of four boxes that count one is an object, of one of five classes.
+    # Mining keeps three negatives per positive, which is of one of five classes.
     model = SSDLite(tiny_backbone(), 5, box_shapes=ssd_box_shapes(3))
     detections = outputs(model.detector(suppress=False), np.zeros((1, 64, 64, 3)))
     np.testing.assert_allclose(detections["scores"], 1 / 20, rtol=1e-3)

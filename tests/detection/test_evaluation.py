@@ -10,7 +10,7 @@ from keras_coordatt.detection import SSDLite, evaluate_detections, ssd_box_shape
 
 pytest.importorskip("pycocotools")
 
-# As many as COCO counts.
+# The number of detections per image that COCO counts.
 ROWS = 100
 
 

@@ -87,7 +87,7 @@ def test_equal_objects_each_get_a_box(matched):
 
 
 def test_object_between_the_positions_gets_one_box(matched):
-    # As near to two default boxes: one is enough.
+    # Equally near to two default boxes: one is enough.
     between = (EVEN[1] + EVEN[3]) / 2 + [0.05, 0.05, -0.05, -0.05]
     iou = overlaps([between], EVEN)[:, 0]
     assert np.isclose(iou[1], iou[3]) and np.isclose(iou[1], iou.max())

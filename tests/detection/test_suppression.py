@@ -84,7 +84,7 @@ def test_only_the_best_are_looked_at(monkeypatch):
     outputs = kept(inputs, 0.0, 0.99, 3)
     best = -np.sort(-inputs["scores"][..., 0])
     np.testing.assert_allclose(outputs["scores"], best[:, :3])
-    # As many as are asked for
+    # `max_detections` of them
     np.testing.assert_allclose(kept(inputs, 0.0, 0.99, 7)["scores"], best[:, :7])
 
 

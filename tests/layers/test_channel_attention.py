@@ -249,7 +249,7 @@ def test_wrong_argument(kind, arguments):
         kind(**arguments)
 
 
-# As Keras's messages call it
+# Names of the arguments in Keras's messages
 LOOKED_UP = {
     "activation": "activation function",
     "gate_activation": "activation function",

@@ -471,7 +471,7 @@ def test_wrong_argument(arguments):
         CoordinateAttention(**arguments)
 
 
-# As Keras's messages call it
+# Names of the arguments in Keras's messages
 LOOKED_UP = {
     "activation": "activation function",
     "gate_activation": "activation function",

@@ -94,7 +94,7 @@ def test_multiply(axes, which):
 
 
 def test_second_derivatives():
-    # As gradient penalties take them.
+    # Second derivatives, which gradient penalties need.
     x = images(2, 3, 4, 2)
 
     def penalty(mean, multiply):

@@ -105,7 +105,7 @@ def test_a_configuration_repeats_the_recipe(name, task, changes, tmp_path, monke
 
     monkeypatch.setattr(command, "train_model", record)
     assert main(["train", "--config", str(file)]) == 0
-    # As if it had been typed in the first place
+    # The same as if it had been given from the start
     assert main(["train", "--config", str(file), "--optimizer", "adamw"]) == 0
     expected = recipe(name, task, {**changes, "optimizer": "adamw"})
     assert found == [first, expected]

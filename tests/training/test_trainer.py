@@ -56,7 +56,7 @@ def test_a_folder_has_all_that_is_known(eager, image_folder, tmp_path, build, qu
     expected = (scores.argmax(-1) == labels).mean()
     assert report["metrics"]["accuracy"] == pytest.approx(expected)
 
-    # Of the pictures in the folder, by other code
+    # Metrics on the pictures in the folder, by other code
     evaluation = report["evaluation"]
     table = np.zeros((3, 3), int)
     np.add.at(table, (np.asarray(labels), scores.argmax(-1)), 1)

@@ -97,7 +97,7 @@ def test_every_weight_of_a_network_has_a_name(short, short_state):
     ],
 )
 def test_networks_without_attention(golden, builder, alpha, name, assert_within):
-    # Of d-li14/mobilenetv2.pytorch and houqb/ssdlite-pytorch-mobilenext
+    # Made with d-li14/mobilenetv2.pytorch and houqb/ssdlite-pytorch-mobilenext
     path, io = golden(f"{name}.pth"), np.load(golden(f"{name}_io.npz"))
     model = builder(
         (64, 96, 3),
