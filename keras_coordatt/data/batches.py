@@ -1,21 +1,17 @@
 """Batches of images and targets, shared by the loaders, for every Keras backend."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import numbers
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
+from keras_coordatt.data.folder import Folder
 from keras_coordatt.validation import check_choice, check_positive_int, height_and_width
-
-if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
 
 # Bytes of decoded examples that a pipeline may hold in its cache, and in the shuffle
 # buffer of a data set that is too large for it. The buffer is filled in every epoch.
@@ -48,8 +44,6 @@ class Batches:
     pad_remainder: bool
 
     def __post_init__(self):
-        import tensorflow_datasets as tfds
-
         self.image_size = height_and_width(self.image_size)
         self.batch_size = check_positive_int("batch_size", self.batch_size)
         if not isinstance(self.split, str | tfds.core.ReadInstruction):
@@ -107,8 +101,6 @@ class Batches:
         Raises:
             ValueError: If `drop_remainder` leaves no batch.
         """
-        import tensorflow_datasets as tfds
-
         # TFDS refuses to reorder the files of an ordered data set, and ImageFolder, whose
         # files are in shuffled order already, would reorder them without our seed.
         ordered = builder.info.disable_shuffling or isinstance(
@@ -233,10 +225,6 @@ def _check_shard(shard):
 
 def open_shard(builder, split, shard, **options):
     """Returns a shard of a split, and the split's size. No other images are read."""
-    import tensorflow_datasets as tfds
-
-    from keras_coordatt.data.folder import Folder
-
     index, shards = shard
     dataset = builder.as_dataset(split=split, **options)
     total = int(dataset.cardinality())

@@ -1,20 +1,15 @@
 """Images with one label each, in batches for `model.fit`."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from keras_coordatt.data.augmentation import augment_images, check_mixing
 from keras_coordatt.data.batches import Batches, check_labels
 from keras_coordatt.data.opening import open_data
 from keras_coordatt.validation import check_choice
-
-if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
 
 
 def load_classification(

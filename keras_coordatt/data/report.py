@@ -1,23 +1,19 @@
 """Summary of a data set, and of how SSD's default boxes fit its objects."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import warnings
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import tensorflow_datasets as tfds
 
 from keras_coordatt.data.box_shapes import Shapes, find_matched, fit_box_shapes
 from keras_coordatt.data.folder import Folder
 from keras_coordatt.data.opening import class_names, find_task, open_data, splits
 from keras_coordatt.record import IGNORED
 from keras_coordatt.validation import height_and_width
-
-if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
 
 # Number of smallest boxes to list, and percentiles of sides to show.
 _SMALLEST = 3

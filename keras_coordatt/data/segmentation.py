@@ -1,13 +1,11 @@
 """Images with a class for each pixel, in batches for `model.fit`."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import keras
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from keras_coordatt.data.augmentation import augment_with_targets, check_masks_follow
 from keras_coordatt.data.batches import (
@@ -17,9 +15,6 @@ from keras_coordatt.data.batches import (
 )
 from keras_coordatt.data.opening import open_data
 from keras_coordatt.record import IGNORED
-
-if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
 
 
 def load_segmentation(

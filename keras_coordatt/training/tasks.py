@@ -1,14 +1,12 @@
 """The three tasks: how each loads its data, builds its model, and is measured."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from keras_coordatt.applications.blocks import channel_axis
 from keras_coordatt.data import (
@@ -24,9 +22,6 @@ from keras_coordatt.segmentation import DeepLabV3
 from keras_coordatt.training.augmentation import LOADED_FOR_CROP, Augmentation
 from keras_coordatt.training.recipes import Recipe, zero_init_residuals
 from keras_coordatt.validation import height_and_width
-
-if TYPE_CHECKING:
-    import tensorflow_datasets as tfds
 
 
 class Task:
