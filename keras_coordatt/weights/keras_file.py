@@ -104,8 +104,7 @@ def _load_legacy(model, datasets, source, skip_mismatch):
     # Imported here, as the networks import this package.
     from keras_coordatt.applications.efficientnet_names import from_keras_applications
 
-    if "block_0_depthwise/kernel" in variables:
-        arrays = from_keras_applications(arrays, source)
+    arrays = from_keras_applications(arrays, variables, source)
     known = {id(variable) for variable in variables.values()}
     for variable in model.weights:
         if id(variable) not in known:  # not of a layer of the graph
