@@ -156,7 +156,7 @@ def _check_image_shape(name, shape):
             )
 
 
-def load_weights(model, network, weights, arguments, input_tensor, skip_mismatch):
+def load_named_weights(model, network, weights, arguments, input_tensor, skip_mismatch):
     """Loads the weights that the `weights` argument names.
 
     Args:

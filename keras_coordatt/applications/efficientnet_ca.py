@@ -14,7 +14,7 @@ from typing import NamedTuple
 import keras
 from keras import layers
 
-from keras_coordatt.applications.arguments import load_weights, network_input
+from keras_coordatt.applications.arguments import load_named_weights, network_input
 from keras_coordatt.applications.blocks import (
     attention_factory,
     channel_axis,
@@ -167,7 +167,7 @@ def EfficientNetCA(
         x = pool(x, pooling)
 
     model = Functional(inputs, x, name=name)
-    load_weights(
+    load_named_weights(
         model, "EfficientNetCA", weights, arguments, input_tensor, skip_mismatch
     )
     return model

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import keras
 from keras import layers
 
-from keras_coordatt.applications.arguments import load_weights, network_input
+from keras_coordatt.applications.arguments import load_named_weights, network_input
 from keras_coordatt.applications.blocks import (
     attention_factory,
     channel_axis,
@@ -148,7 +148,7 @@ def MobileNetV2CA(
         x = pool(x, pooling)
 
     model = Functional(inputs, x, name=name)
-    load_weights(
+    load_named_weights(
         model, "MobileNetV2CA", weights, arguments, input_tensor, skip_mismatch
     )
     return model

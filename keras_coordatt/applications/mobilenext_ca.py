@@ -13,7 +13,7 @@ from typing import NamedTuple
 import keras
 from keras import layers
 
-from keras_coordatt.applications.arguments import load_weights, network_input
+from keras_coordatt.applications.arguments import load_named_weights, network_input
 from keras_coordatt.applications.blocks import (
     attention_factory,
     channel_axis,
@@ -146,7 +146,9 @@ def MobileNeXtCA(
         x = pool(x, pooling)
 
     model = Functional(inputs, x, name=name)
-    load_weights(model, "MobileNeXtCA", weights, arguments, input_tensor, skip_mismatch)
+    load_named_weights(
+        model, "MobileNeXtCA", weights, arguments, input_tensor, skip_mismatch
+    )
     return model
 
 
