@@ -16,6 +16,7 @@ MODULES = (
     "keras_coordatt.applications.efficientnet_ca",
     "keras_coordatt.applications.mobilenet_v2_ca",
     "keras_coordatt.applications.mobilenext_ca",
+    "keras_coordatt.benchmark",
     "keras_coordatt.comparison",
     "keras_coordatt.data",
     "keras_coordatt.detection",

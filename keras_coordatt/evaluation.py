@@ -1,7 +1,7 @@
 """Evaluation of any model or exported file, for three tasks.
 
-report = evaluate("cats.tflite", "photos", split="validation")
-report.metrics["top1"], report.intervals["top1"]
+    report = evaluate("cats.tflite", "photos", split="validation")
+    report.metrics["top1"], report.intervals["top1"]
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Predictions of any model or exported file, for ordinary image files.
 
-for prediction in predict("cats.tflite", "photos/*.jpg"):
-    print(prediction)
+    for prediction in predict("cats.tflite", "photos/*.jpg"):
+        print(prediction)
 """
 
 import colorsys

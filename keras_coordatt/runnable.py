@@ -1,8 +1,8 @@
 """Models of any format, opened to be run: Keras, SavedModel, LiteRT, ONNX.
 
-model = open_model("cats.tflite")
-model.task, model.labels                    as recorded in the file
-model.run(model.prepare([picture]))         the same outputs in every format
+    model = open_model("cats.tflite")
+    model.task, model.labels                    as recorded in the file
+    model.run(model.prepare([picture]))         the same outputs in every format
 """
 
 import dataclasses
