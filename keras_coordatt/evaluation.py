@@ -2,6 +2,8 @@
 
     report = evaluate("cats.tflite", "photos", split="validation")
     report.metrics["top1"], report.intervals["top1"]
+
+The command is `keras-coordatt evaluate`.
 """
 
 from __future__ import annotations

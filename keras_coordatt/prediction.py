@@ -2,6 +2,8 @@
 
     for prediction in predict("cats.tflite", "photos/*.jpg"):
         print(prediction)
+
+The command is `keras-coordatt predict`.
 """
 
 import colorsys

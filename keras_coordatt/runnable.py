@@ -3,6 +3,8 @@
     model = open_model("cats.tflite")
     model.task, model.labels                    as recorded in the file
     model.run(model.prepare([picture]))         the same outputs in every format
+
+Evaluation, prediction and the checks of exported files run models in this form.
 """
 
 import dataclasses

@@ -5,7 +5,7 @@ In PyTorch they are timm's, whose `tf_efficientnet_b0` to `b7` are the same netw
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import numpy as np
 
@@ -55,13 +55,16 @@ def namings(layers: list[str]) -> list[Naming]:
     return []
 
 
-def from_keras_applications(arrays: Mapping, source: str) -> dict:
+def from_keras_applications(
+    arrays: Mapping, names: Collection[str], source: str
+) -> dict:
     """Renames the weights of an EfficientNet of `keras.applications`.
 
     Its normalization layer is left out: `preprocess_input` does the same.
 
     Args:
         arrays: The arrays by `layer/weight`; 1x1 kernels get the shape of dense ones.
+        names: The names of the weights of the network that they are loaded into.
         source: Description of the arrays, for messages.
 
     Returns:
@@ -72,7 +75,8 @@ def from_keras_applications(arrays: Mapping, source: str) -> dict:
         ValueError: If the network normalizes images in another way.
     """
     blocks = sorted({match[1] for name in arrays if (match := KERAS_BLOCK.match(name))})
-    if not blocks:
+    # Only EfficientNetCA has a layer of this name.
+    if not blocks or "block_0_depthwise/kernel" not in names:
         return dict(arrays)
     renamed = {}
     for name, array in arrays.items():

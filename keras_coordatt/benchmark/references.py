@@ -20,7 +20,11 @@ from keras_coordatt.benchmark.runtimes import onnx_run
 
 
 class PlainPort(layers.Layer):
-    """Coordinate attention as it is usually written in Keras, channels last."""
+    """Coordinate attention as it is usually written in Keras, channels last.
+
+    Args:
+        *args, **kwargs: Same as in `keras.layers.Layer`.
+    """
 
     def build(self, input_shape):
         channels = input_shape[-1]
@@ -47,6 +51,9 @@ class PassesOnly(layers.Layer):
     No implementation is faster as long as each of these is a separate operation. A
     sigmoid of the means keeps the products bounded, so that exported files can be
     compared with the model.
+
+    Args:
+        *args, **kwargs: Same as in `keras.layers.Layer`.
     """
 
     def call(self, inputs):
@@ -60,7 +67,14 @@ REFERENCES = {"plain port": PlainPort, "passes only": PassesOnly}
 
 
 def check_official(path: pathlib.Path) -> None:
-    """Raises a ValueError unless the folder holds the authors' network."""
+    """Checks that a folder holds the authors' network.
+
+    Args:
+        path: The folder.
+
+    Raises:
+        ValueError: If it doesn't.
+    """
     if not (path / "mbv2_ca.py").is_file():
         raise ValueError(f"`path` must have the file mbv2_ca.py. Received: {path}")
 

@@ -1,8 +1,10 @@
 """Accuracy of a network on labeled pictures, against that of its exported file.
 
-check = AccuracyCheck(model, "photos", split="validation", validation_split=0.2)
-litert(model, "cats.tflite", precision="int8", **check.options("int8"))
-print(check.compare("cats.tflite", max_drop=0.01))
+    check = AccuracyCheck(model, "photos", split="validation", validation_split=0.2)
+    litert(model, "cats.tflite", precision="int8", **check.options("int8"))
+    print(check.compare("cats.tflite", max_drop=0.01))
+
+The command is `keras-coordatt export --data DATA --max-drop 0.01`.
 """
 
 from __future__ import annotations
