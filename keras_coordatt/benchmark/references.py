@@ -9,6 +9,7 @@ import pathlib
 import sys
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import keras
 import numpy as np
@@ -23,8 +24,11 @@ class PlainPort(layers.Layer):
     """Coordinate attention as it is usually written in Keras, channels last.
 
     Args:
-        *args, **kwargs: Same as in `keras.layers.Layer`.
+        **kwargs: Same as in `keras.layers.Layer`.
     """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
 
     def build(self, input_shape):
         channels = input_shape[-1]
@@ -53,8 +57,11 @@ class PassesOnly(layers.Layer):
     compared with the model.
 
     Args:
-        *args, **kwargs: Same as in `keras.layers.Layer`.
+        **kwargs: Same as in `keras.layers.Layer`.
     """
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(**kwargs)
 
     def call(self, inputs):
         rows = ops.mean(inputs, axis=2, keepdims=True)
