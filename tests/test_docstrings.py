@@ -6,6 +6,7 @@ small ones. A line that shows no result may have one.
 
 import doctest
 import importlib
+import json
 import pkgutil
 import re
 
@@ -14,10 +15,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from backends import BACKEND
+from data_scenes import annotation, encode, scene, write
 from PIL import Image
 
 import keras_coordatt
-from keras_coordatt import MobileNetV2CA, visualize, weights
+from keras_coordatt import MobileNetV2CA, data, visualize, weights
 from keras_coordatt.applications.mobilenet_v2_ca import preprocess_input
 from keras_coordatt.data import load_classification
 from keras_coordatt.detection import SSDLite
@@ -30,10 +32,9 @@ from keras_coordatt.segmentation import DeepLabV3
 NOT_RUN = {
     "comparison.runs.compare": "trains for hours",
     "benchmark.measure.benchmark": "takes minutes",
-    "benchmark.references.build_times": "its result depends on the machine",
-    "training.fine_tuning.fine_tune": "downloads the ImageNet weights",
+    # Starting from weights in the package, it would take 15 s, mostly to save networks.
     "training.trainer.train": "downloads the ImageNet weights",
-    "detection.ssdlite.SSDLite": "downloads the ImageNet weights",
+    "benchmark.references.build_times": "its result depends on the machine",
 }
 # Run on TensorFlow; the others run on PyTorch, which builds networks fastest.
 NEEDS_TENSORFLOW = ("benchmark.", "export.", "files.atomic_folder")
@@ -67,6 +68,7 @@ def folder(tmp_path_factory):
         for i in range(4):
             image = Image.new("RGB", (80, 60), color)
             image.save(folder / "photos" / name / f"{i}.jpg")
+    write_data_sets(folder)
     (folder / "photo.jpg").symlink_to(folder / "photos" / "cat" / "0.jpg")
     cats = tiny_classifier()
     cats.layers[-1].kernel.assign([[-1, 1]] * 3)
@@ -80,6 +82,35 @@ def folder(tmp_path_factory):
         weights.save_safetensors(model, folder / "mbv2_ca.safetensors")
         torch.save(load_file(folder / "mbv2_ca.safetensors"), folder / "mbv2_ca.pth")
     return folder
+
+
+def write_data_sets(folder):
+    """Data sets of the layouts that people have, of one picture or a few."""
+    image, box, mask = scene()
+    picture, size = encode(image), {"width": image.width, "height": image.height}
+    for i in range(4):
+        write(folder / "pets" / f"{i}.jpg", picture)
+    lines = [f"{i}.jpg,{'cat' if i % 2 else 'dog'}" for i in range(4)]
+    write(folder / "pets" / "labels.csv", "\n".join(["image,label", *lines]))
+    thing = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 3, 9, 8]}
+    coco = {
+        "images": [{"id": 1, "file_name": "1.jpg", **size}],
+        "annotations": [thing],
+        "categories": [{"id": 1, "name": "thing"}],
+    }
+    annotations = folder / "coco2017" / "annotations" / "instances_train2017.json"
+    write(annotations, json.dumps(coco))
+    write(folder / "coco2017" / "train2017" / "1.jpg", picture)
+    voc, yolo = folder / "VOCdevkit" / "VOC2007", folder / "coco128"
+    write(voc / "Annotations" / "1.xml", annotation(image.size, box))
+    write(voc / "JPEGImages" / "1.jpg", picture)
+    write(yolo / "classes.txt", "thing")
+    write(yolo / "labels" / "train" / "1.txt", "0 0.5 0.5 0.2 0.2")
+    write(yolo / "images" / "train" / "1.jpg", picture)
+    masks = folder / "camvid"
+    write(masks / "labels.txt", "sky\nbuilding\nunlabelled")
+    write(masks / "train" / "images" / "1.jpg", picture)
+    write(masks / "train" / "masks" / "1.png", encode(Image.fromarray(mask), "PNG"))
 
 
 def tiny_classifier():
@@ -115,7 +146,8 @@ def given():
     model = MobileNetV2CA((64, 64, 3), 0.1, weights=None, classes=2)
     model.compile("sgd", "sparse_categorical_crossentropy")
     gated = model.get_layer("block_3_attention").input.shape[1:]
-    public = [(m, name) for m in (keras_coordatt, visualize) for name in m.__all__]
+    modules = (keras_coordatt, data, visualize)
+    public = [(m, name) for m in modules for name in m.__all__]
     everywhere = {
         **{name: getattr(module, name) for module, name in public},
         "feature_map": rng.normal(size=(2, *gated)),
@@ -153,6 +185,7 @@ def given():
     }
     return {
         "": everywhere,
+        "data.report": {"SSDLite": SSDLite, "backbone": detection["backbone"]},
         "detection": detection,
         "visualize.galleries.plot_detections": detection,
         "segmentation": segmentation,

@@ -112,11 +112,10 @@ class ClassFolder(LabeledImages):
 
     Example:
 
-    ```python
-    builder = ClassFolder("photos", on_error="skip")
-    builder.info.features["label"].names  # ["cat", "dog"]
-    train = load_classification(builder, "train[:90%]", 224, shuffle=True)
-    ```
+    >>> builder = ClassFolder("photos", on_error="skip")
+    >>> builder.info.features["label"].names
+    ['cat', 'dog']
+    >>> train = load_classification(builder, "train[:90%]", 224, shuffle=True)
     """
 
     LAYOUT = "class folders (train/cat/1.jpg or cat/1.jpg)"

@@ -75,10 +75,10 @@ class ClassTable(LabeledImages):
 
     Example:
 
-    ```python
-    builder = ClassTable("photos/labels.csv", validation_split=0.2)
-    train = load_classification(builder, "train", 224, shuffle=True)
-    ```
+    >>> builder = ClassTable("pets/labels.csv", validation_split=0.25)
+    >>> splits(builder)
+    {'train': 3, 'validation': 1}
+    >>> train = load_classification(builder, "train", 224, shuffle=True)
     """
 
     LAYOUT = "CSV of labels (labels.csv)"

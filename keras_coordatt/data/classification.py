@@ -97,14 +97,12 @@ def load_classification(
 
     Example:
 
-    ```python
-    from keras_coordatt.data import load_classification
-
-    train = load_classification(
-        "digits/classification", "train", 32, shuffle=True, seed=0
-    )
-    images, labels = next(iter(train))  # (32, 32, 32, 3) and (32,)
-    ```
+    >>> train = load_classification(
+    ...     "digits/classification", "train", 32, shuffle=True, seed=0
+    ... )
+    >>> images, labels = next(iter(train))
+    >>> images.shape
+    (32, 32, 32, 3)
     """
     batches = Batches(
         split,

@@ -66,10 +66,8 @@ class COCOFolder(BoxFolder):
 
     Example:
 
-    ```python
-    builder = COCOFolder("coco2017")
-    train = load_detection(builder, "train[:90%]", 320, shuffle=True)
-    ```
+    >>> builder = COCOFolder("coco2017")
+    >>> train = load_detection(builder, "train[:90%]", 320, shuffle=True)
 
     Reference:
         [COCO's data format](https://cocodataset.org/#format-data)

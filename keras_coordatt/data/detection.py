@@ -86,15 +86,11 @@ def load_detection(
 
     Example:
 
-    ```python
-    import keras
-    from keras_coordatt.data import load_detection
-
-    flip = keras.layers.RandomFlip("horizontal", bounding_box_format="rel_xyxy")
-    train = load_detection("digits/scenes", "train", 128, augment=flip, shuffle=True)
-    images, objects = next(iter(train))
-    objects["boxes"]  # (32, 100, 4)
-    ```
+    >>> flip = keras.layers.RandomFlip("horizontal", bounding_box_format="rel_xyxy")
+    >>> train = load_detection("digits/scenes", "train", 128, augment=flip, shuffle=True)
+    >>> images, objects = next(iter(train))
+    >>> objects["boxes"].shape
+    (32, 100, 4)
     """
     batches = Batches(
         split,

@@ -59,12 +59,9 @@ class Digits(tfds.core.GeneratorBasedBuilder):
 
     Example:
 
-    ```python
-    import tensorflow_datasets as tfds
-    from keras_coordatt.data import digits  # registers "digits"
-
-    scenes = tfds.load("digits/scenes", split="train")
-    ```
+    >>> import tensorflow_datasets as tfds
+    >>> from keras_coordatt.data import digits  # registers "digits"
+    >>> scenes = tfds.load("digits/scenes", split="train")
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -144,9 +141,9 @@ def load_arrays() -> tuple[np.ndarray, np.ndarray]:
 
     Example:
 
-    ```python
-    images, labels = load_arrays()
-    ```
+    >>> images, labels = load_arrays()
+    >>> images.shape, labels.shape
+    ((1797, 8, 8), (1797,))
     """
     with np.load(Path(__file__).with_name("digits.npz")) as arrays:
         return arrays["images"], arrays["labels"]

@@ -100,11 +100,10 @@ class MaskFolder(Folder):
 
     Example:
 
-    ```python
-    builder = MaskFolder("camvid", ignored="unlabelled")
-    builder.info.features["segmentation_mask"].names  # ["sky", "building", ...]
-    train = load_segmentation(builder, "train", (180, 240), shuffle=True)
-    ```
+    >>> builder = MaskFolder("camvid", ignored="unlabelled")
+    >>> builder.info.features["segmentation_mask"].names
+    ['sky', 'building']
+    >>> train = load_segmentation(builder, "train", (180, 240), shuffle=True)
     """
 
     LAYOUT = "images and masks (images/1.jpg, masks/1.png)"

@@ -94,11 +94,11 @@ def open_data(
 
     Example:
 
-    ```python
-    builder = open_data("photos", validation_split=0.2)
-    splits(builder)  # {"train": 800, "validation": 200}
-    class_names(builder)  # ["cat", "dog"]
-    ```
+    >>> builder = open_data("photos", validation_split=0.25)
+    >>> splits(builder)
+    {'train': 6, 'validation': 2}
+    >>> class_names(builder)
+    ['cat', 'dog']
     """
     if task is not None:
         check_choice("task", task, TASKS)

@@ -172,11 +172,13 @@ def describe_data(
 
     Example:
 
-    ```python
-    report = describe_data("VOCdevkit/VOC2007", image_size=320)
-    print(report)
-    detector = SSDLite(backbone, len(report.classes), box_shapes=report.boxes.box_shapes)
-    ```
+    >>> report = describe_data("VOCdevkit/VOC2007", image_size=320)
+    >>> print(report)
+    >>> report.classes
+    ['thing']
+    >>> detector = SSDLite(
+    ...     backbone, len(report.classes), box_shapes=report.boxes.box_shapes
+    ... )
     """
     size = height_and_width(image_size)
     with warnings.catch_warnings(record=True) as caught:

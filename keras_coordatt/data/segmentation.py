@@ -76,14 +76,11 @@ def load_segmentation(
 
     Example:
 
-    ```python
-    import keras
-    from keras_coordatt.data import load_segmentation
-
-    flip = keras.layers.RandomFlip("horizontal")
-    train = load_segmentation("digits/scenes", "train", 128, augment=flip, shuffle=True)
-    images, masks = next(iter(train))  # (32, 128, 128, 3) and (32, 128, 128)
-    ```
+    >>> flip = keras.layers.RandomFlip("horizontal")
+    >>> train = load_segmentation("digits/scenes", "train", 128, augment=flip, shuffle=True)
+    >>> images, masks = next(iter(train))
+    >>> images.shape, masks.shape
+    ((32, 128, 128, 3), (32, 128, 128))
     """
     batches = Batches(
         split,

@@ -65,11 +65,10 @@ class VOCFolder(BoxFolder):
 
     Example:
 
-    ```python
-    builder = VOCFolder("VOCdevkit/VOC2007")
-    builder.info.features["objects"]["label"].names  # ["aeroplane", "bicycle", ...]
-    train = load_detection(builder, "train[:90%]", 320, shuffle=True)
-    ```
+    >>> builder = VOCFolder("VOCdevkit/VOC2007")
+    >>> builder.info.features["objects"]["label"].names
+    ['thing']
+    >>> train = load_detection(builder, "train[:90%]", 320, shuffle=True)
 
     Reference:
         [The PASCAL Visual Object Classes Challenge 2007](

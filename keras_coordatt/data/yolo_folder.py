@@ -69,10 +69,8 @@ class YOLOFolder(BoxFolder):
 
     Example:
 
-    ```python
-    builder = YOLOFolder("coco128")
-    train = load_detection(builder, "train[:90%]", 320, shuffle=True)
-    ```
+    >>> builder = YOLOFolder("coco128")
+    >>> train = load_detection(builder, "train[:90%]", 320, shuffle=True)
 
     Reference:
         [YOLO's data format](https://docs.ultralytics.com/datasets/detect/)

@@ -84,11 +84,15 @@ class SSDLite(CheckedModel):
 
     Example:
 
-    >>> backbone = MobileNetV2CA((320, 320, 3), include_top=False)
+    >>> backbone = MobileNetV2CA(
+    ...     (64, 64, 3), alpha=0.5, include_top=False, weights="cifar10"
+    ... )
     >>> model = SSDLite(backbone, classes=20)
     >>> model.compile("adam")
-    >>> model.fit(train, validation_data=val, epochs=100)
+    >>> history = model.fit(train, validation_data=val, epochs=1)
     >>> detections = model.detector().predict(images)
+    >>> detections["boxes"].shape
+    (2, 100, 4)
 
     Reference:
         - [SSD: Single Shot MultiBox Detector](https://arxiv.org/abs/1512.02325)

@@ -82,10 +82,13 @@ def fine_tune(
 
     Example:
 
-    >>> model = MobileNetV2CA((224, 224, 3), classes=5, skip_mismatch=True)
-    >>> history = fine_tune(model, train, validation, changes={"epochs": 8})
-    >>> max(history["val_accuracy"])
-    0.94
+    >>> model = MobileNetV2CA(
+    ...     (64, 64, 3), alpha=0.5, weights="cifar10", classes=2, skip_mismatch=True
+    ... )
+    >>> changes = {"epochs": 2, "head_epochs": 1}
+    >>> history = fine_tune(model, train, test, changes=changes)
+    >>> len(history["val_accuracy"])
+    2
     """
     task = _task_of(model)
     for name in changes or {}:
