@@ -9,6 +9,7 @@ enters. As part of the graph it is saved, cloned, nested and copied with the net
 
 import dataclasses
 import json
+from typing import Any
 
 import keras
 import numpy as np
@@ -81,6 +82,28 @@ class Preprocessing:
         # JSON turns tuples into lists; `object.__setattr__` because the class is frozen.
         object.__setattr__(self, "mean", mean)
         object.__setattr__(self, "std", std)
+
+    def resize(self, images: Any, size: tuple[int, int]) -> Any:
+        """Resizes images with TensorFlow, to whole numbers in [0, 255].
+
+        Args:
+            images: Images with values in [0, 255], `(H, W, C)` or `(N, H, W, C)`.
+            size: The new height and width.
+
+        Returns:
+            A `tf.Tensor`: float32, or as `images` if the interpolation is `"nearest"`.
+
+        Example:
+
+        >>> IMAGENET.resize(np.zeros((40, 30, 3), "uint8"), (32, 32)).shape.as_list()
+        [32, 32, 3]
+        """
+        # Imported here, as networks and weights do without it.
+        import tensorflow as tf
+
+        x = tf.image.resize(images, size, self.interpolation, antialias=self.antialias)
+        # Bicubic and Lanczos interpolation overshoot [0, 255].
+        return tf.clip_by_value(tf.round(x), 0, 255)
 
     def normalize(
         self, images: np.ndarray | keras.KerasTensor, data_format: str | None = None

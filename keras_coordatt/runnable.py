@@ -67,17 +67,9 @@ class Runnable:
         """Resizes a uint8 picture `(H, W, 3)` as recorded, as a TensorFlow tensor."""
         import tensorflow as tf
 
-        preprocessing = self.preprocessing
-        if tuple(picture.shape[:2]) == self.image_size:
-            return tf.cast(picture, "uint8")
-        x = tf.image.resize(
-            picture,
-            self.image_size,
-            preprocessing.interpolation,
-            antialias=preprocessing.antialias,
-        )
-        # Bicubic interpolation and Lanczos's overshoot.
-        return tf.cast(tf.clip_by_value(tf.round(x), 0, 255), "uint8")
+        if tuple(picture.shape[:2]) != self.image_size:
+            picture = self.preprocessing.resize(picture, self.image_size)
+        return tf.cast(picture, "uint8")
 
     def prepare(self, pictures: Iterable) -> np.ndarray:
         """Turns uint8 pictures `(H, W, 3)` of any size into a batch of inputs."""

@@ -1,6 +1,8 @@
 import keras
 import numpy as np
+import PIL.Image
 import pytest
+from backends import once
 from keras import layers
 from networks import outputs, quick_initial_weights
 
@@ -189,3 +191,23 @@ def test_bad_arguments(arguments):
 def test_no_model():
     with pytest.raises(TypeError, match="`model`.*Received: None"):
         preprocessing_of(None)
+
+
+@once
+@pytest.mark.parametrize(
+    "interpolation", ["nearest", "bilinear", "bicubic", "lanczos3"]
+)
+@pytest.mark.parametrize("size", [(24, 7), (24, 90), (9, 36)])
+def test_resize_is_pillows(interpolation, size):
+    # Stripes, at whose edges the kernels overshoot
+    image = np.zeros((24, 36, 3), "uint8")
+    image[:, 5:17] = 255
+    image[3:9] = [255, 40, 0]
+    kind = PIL.Image.Resampling[interpolation.rstrip("3").upper()]
+    expected = np.asarray(PIL.Image.fromarray(image).resize(size[::-1], kind))
+    how = Preprocessing(interpolation=interpolation)
+    found = np.asarray(how.resize(image, size))
+    assert found.min() >= 0 and found.max() <= 255
+    assert (found == found.round()).all()
+    # Along one axis alone, as Pillow rounds and clips after each
+    assert np.abs(found - expected.astype("float32")).max() <= 1

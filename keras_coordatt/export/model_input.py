@@ -97,14 +97,7 @@ class ImageInput:
         preprocessing = self.preprocessing
         x = tf.cast(images, "float32")
         if self.size is not None:
-            x = tf.image.resize(
-                x,
-                self.size,
-                preprocessing.interpolation,
-                antialias=preprocessing.antialias,
-            )
-            # Bicubic interpolation and Lanczos's overshoot.
-            x = tf.clip_by_value(tf.round(x), 0, 255)
+            x = preprocessing.resize(x, self.size)
         x = tf.transpose(x, (0, 3, 1, 2)) if channel_axis() == 1 else x
         return tf.cast(
             x if self.takes_bytes else preprocessing.normalize(x), self.dtype
