@@ -1,6 +1,5 @@
 """`keras-coordatt benchmark`: speed, size and memory of each attention."""
 
-import importlib.util
 import json as json_module
 import pathlib
 import statistics
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from keras_coordatt import benchmark as measuring
 from keras_coordatt.cli.options import Attention
+from keras_coordatt.extras import check_matplotlib
 from keras_coordatt.files import atomic_file
 
 if TYPE_CHECKING:
@@ -64,8 +64,8 @@ def benchmark(
                 f"--official is for 224 pixels. Received: --image-size {image_size}"
             )
     pictures = picture or latency_picture
-    if pictures and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("A picture needs matplotlib: pip install matplotlib")
+    if pictures:
+        check_matplotlib()
     if processes and (pictures or official or references or build):
         raise ValueError(
             "--processes measures nothing else: leave out --picture, --latency-picture, "

@@ -1,6 +1,5 @@
 """`keras-coordatt compare`: trains with each attention at the same budget."""
 
-import importlib.util
 import pathlib
 from typing import Literal
 
@@ -8,6 +7,7 @@ from keras_coordatt import comparison
 from keras_coordatt.cli.options import Attention, Network, Verb
 from keras_coordatt.cli.train import parse_changes
 from keras_coordatt.comparison.report import check_measure
+from keras_coordatt.extras import check_matplotlib
 from keras_coordatt.files import atomic_file
 from keras_coordatt.record import VERBS
 
@@ -70,8 +70,8 @@ def compare(
         )
     if picture:
         check_measure(measure)
-    if (curves or picture) and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("A picture needs matplotlib: pip install matplotlib")
+    if curves or picture:
+        check_matplotlib()
     given = {
         "epochs": epochs,
         "image_size": image_size,

@@ -21,6 +21,7 @@ from keras_coordatt.data.split_names import (
     split_name,
     split_off_validation,
 )
+from keras_coordatt.extras import install_hint
 
 # Files of the COCO data set that are not for detection.
 _OTHER_TASKS = ("captions", "image_info", "panoptic", "person_keypoints", "stuff")
@@ -138,7 +139,7 @@ class _COCOFile:
             from pycocotools.coco import COCO
         except ImportError as error:
             raise ImportError(
-                "COCO's files need pycocotools: pip install 'keras_coordatt[detection]'"
+                f"COCO's files need pycocotools: {install_hint('detection')}"
             ) from error
 
         self._file = file

@@ -12,6 +12,7 @@ import numpy as np
 from keras_coordatt.detection.objects import check_objects
 from keras_coordatt.detection.ssdlite import SSDLite
 from keras_coordatt.distribution import alone, gather_examples, local_copy
+from keras_coordatt.extras import install_hint
 from keras_coordatt.graph import input_and_output
 
 # One detector per evaluated model, because building and tracing it takes seconds
@@ -125,8 +126,7 @@ def coco_classes():
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
         raise ImportError(
-            "Average precision needs pycocotools: "
-            f"pip install 'keras_coordatt[detection]' ({error})"
+            f"Average precision needs pycocotools: {install_hint('detection')} ({error})"
         ) from error
     return COCO, COCOeval
 

@@ -47,7 +47,7 @@ def onnx(
     sizes. The suppression at the end of a detector is ONNX's `NonMaxSuppression`.
 
     Works on the TensorFlow and the PyTorch backend, with the packages of
-    `pip install 'keras_coordatt[export]'`.
+    `pip install '.[export]'`.
 
     Args:
         model: A functional or Sequential model of one image input. A model in mixed

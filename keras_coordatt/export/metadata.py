@@ -8,6 +8,7 @@ import zipfile
 
 import keras
 
+from keras_coordatt.extras import install_hint
 from keras_coordatt.record import check_labels, classes_of, record_of
 
 
@@ -98,8 +99,7 @@ def packages_for_onnx():
         yield
     except ImportError as error:
         raise ImportError(
-            "An ONNX file needs more packages: pip install 'keras_coordatt[export]' "
-            f"({error})"
+            f"An ONNX file needs more packages: {install_hint('export')} ({error})"
         ) from error
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING
 
 import keras
@@ -17,6 +16,7 @@ from keras_coordatt.evaluation import (
     evaluate,
     read_examples,
 )
+from keras_coordatt.extras import has_matplotlib
 from keras_coordatt.preprocessing import IMAGENET, preprocessing_of
 from keras_coordatt.runnable import Runnable, open_model
 from keras_coordatt.validation import height_and_width
@@ -54,15 +54,10 @@ def evaluate_result(model: keras.Model, task: Task, split: str):
     evaluation = evaluate(
         runnable, task.builder, split=task.splits[split], resamples=_RESAMPLES
     )
-    if not can_draw() or not current().first:
+    if not has_matplotlib() or not current().first:
         return evaluation, {}
     figures = {**_chart(evaluation), **_samples(runnable, task, split)}
     return evaluation, {name: x for name, x in figures.items() if x is not None}
-
-
-def can_draw() -> bool:
-    """Returns whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
 
 
 def curves(rows: list[dict]):

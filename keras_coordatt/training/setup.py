@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from keras_coordatt.data import class_names, find_task, open_data
 from keras_coordatt.data import splits as count_splits
+from keras_coordatt.extras import install_hint
 from keras_coordatt.record import VERBS
 from keras_coordatt.training.augmentation import Augmentation
 from keras_coordatt.training.recipes import RECIPES, Recipe
@@ -65,7 +66,7 @@ def open_task(
     if task == "detection" and importlib.util.find_spec("pycocotools") is None:
         raise ImportError(
             "Detection needs pycocotools, for average precision: "
-            "pip install 'keras_coordatt[detection]'"
+            f"{install_hint('detection')}"
         )
     builder, splits = _open_splits(task, data, validation_split, on_error)
     labels = class_names(builder, task)

@@ -14,6 +14,7 @@ import keras
 
 from keras_coordatt.applications import MobileNetV2CA
 from keras_coordatt.distribution import alone, current, wait
+from keras_coordatt.extras import has_matplotlib, install_hint
 from keras_coordatt.preprocessing import preprocessing_of
 from keras_coordatt.record import set_record
 from keras_coordatt.training.averaging import AveragedValidation, averaged
@@ -311,13 +312,13 @@ class Session:
 
     def _evaluate(self, split):
         """Evaluates the best model on the original pictures, and draws figures."""
-        from keras_coordatt.training.result import can_draw, curves, evaluate_result
+        from keras_coordatt.training.result import curves, evaluate_result
 
         evaluation, figures = evaluate_result(self.twin, self.job, split)
-        if can_draw() and self.devices.first:
+        if has_matplotlib() and self.devices.first:
             figures["curves.png"] = curves(self.backup.rows)
         elif self.verbose:
-            print("No figures: pip install 'keras_coordatt[figures]'", flush=True)
+            print(f"No figures: {install_hint('figures')}", flush=True)
         for name, figure in figures.items():
             self.out.save_figure(self.backup, figure, name)
         return evaluation.as_dict()

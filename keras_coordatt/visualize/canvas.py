@@ -3,18 +3,16 @@
 import functools
 import io
 
+from keras_coordatt.extras import check_matplotlib
+
 # Side of a picture in a figure, in inches
 SIDE = 1.6
 
 
 @functools.cache
 def _figure_class():
-    try:
-        import matplotlib.figure
-    except ImportError as error:
-        raise ImportError(
-            "Figures need matplotlib: pip install 'keras_coordatt[figures]'"
-        ) from error
+    check_matplotlib()
+    import matplotlib.figure
 
     class Figure(matplotlib.figure.Figure):
         """A figure that notebooks display, even where nobody imported pyplot."""

@@ -6,6 +6,7 @@ from typing import TypeGuard
 
 import keras
 
+from keras_coordatt.extras import install_hint
 from keras_coordatt.weights.keras_file import load_keras_file
 from keras_coordatt.weights.official import load_torch
 
@@ -86,7 +87,7 @@ def local_path(path: str | os.PathLike) -> str | os.PathLike:
         import huggingface_hub
     except ImportError as error:
         raise ImportError(
-            f"{path} needs huggingface_hub: pip install 'keras_coordatt[hf]'"
+            f"{path} needs huggingface_hub: {install_hint('hf')}"
         ) from error
     try:
         return pathlib.Path(
