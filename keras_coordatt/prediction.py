@@ -365,6 +365,6 @@ def draw(
 
 
 def _color(index):
-    """Returns a class's color, which no other has: hues go by the golden ratio."""
+    """Returns a color that differs for each class: hues by the golden ratio."""
     rgb = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.85, 1.0)
     return tuple(round(255 * x) for x in rgb)

@@ -127,7 +127,7 @@ def sample(boxes: np.ndarray) -> np.ndarray:
 
 
 def _best_iou(boxes, image_size, map_size, shapes):
-    """Returns IoUs of boxes and shapes at the nearest position of a map: `(N, S)`."""
+    """Returns IoUs at the nearest position of a feature map: `(N, S)`."""
     sides, areas = 1.0, 0.0
     for axis, (length, cells) in enumerate(
         zip(image_size[::-1], map_size[::-1], strict=True)

@@ -272,6 +272,6 @@ def _to_bytes(values: np.ndarray) -> np.ndarray:
 
 
 def _bits(file) -> int:
-    """Returns the bits per pixel of a PNG, which its header has at a fixed place."""
+    """Returns the bits per pixel of a PNG, which its header has at a fixed offset."""
     with open(file, "rb") as png:
         return png.read(25)[24]

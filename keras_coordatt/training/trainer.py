@@ -203,7 +203,7 @@ class Session:
             self.probe = self.network
             if self.devices.processes > 1:
                 self.probe = job.build(build, None)
-        # Recorded now already, for the models of an unfinished training.
+        # Recorded at the start, for the models of an unfinished training.
         record_training(self.twin, job, {})
         self.compiled = None
         if self.devices.first:

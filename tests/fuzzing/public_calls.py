@@ -61,7 +61,7 @@ class Unfitted(keras.Model):
 def write_files(folder):
     """Writes the inputs of the calls, as users have them."""
     image, box, mask = scene()
-    picture, label = encode(image, "PNG"), f"0 {.5} {.5} {.25} {.25}"
+    picture, label = encode(image, "PNG"), f"0 {0.5} {0.5} {0.25} {0.25}"
     coco = (
         '{"images": [{"id": 1, "file_name": "a.png", "width": %d, "height": %d}],'
         ' "annotations": [{"id": 1, "image_id": 1, "category_id": 3,'
@@ -71,7 +71,10 @@ def write_files(folder):
         for color in known_models.COLORS:
             pixels = Image.fromarray(known_models.picture(color))
             for i in range(2):
-                write(folder / "photos" / split / color / f"{i}.png", encode(pixels, "PNG"))
+                write(
+                    folder / "photos" / split / color / f"{i}.png",
+                    encode(pixels, "PNG"),
+                )
         write(folder / "yolo" / "images" / split / "a.png", picture)
         write(folder / "yolo" / "labels" / split / "a.txt", label)
         write(folder / "masks" / split / "images" / "a.png", picture)
@@ -161,7 +164,10 @@ def arguments():
         "data.splits": {"builder": data.ClassFolder("photos")},
         "detection.NonMaxSuppression": {},
         "detection.SSDLite": {"backbone": network, "classes": 2},
-        "detection.default_boxes": {"map_sizes": [(1, 1)], "box_shapes": [[(0.5, 0.5)]]},
+        "detection.default_boxes": {
+            "map_sizes": [(1, 1)],
+            "box_shapes": [[(0.5, 0.5)]],
+        },
         "detection.evaluate_detections": {
             "model": known_models.detector(),
             "batches": [(np.zeros((2, *known_models.SIZE, 3), "float32"), objects)],
@@ -227,6 +233,9 @@ def arguments():
         "weights.cached_weights": {"name": "cifar10"},
         "weights.load_torch": {"target": network, "source": "it.safetensors"},
         "weights.load_weights": {"model": network, "path": "it.safetensors"},
-        "weights.load_without_attention": {"model": network, "source": "it.safetensors"},
+        "weights.load_without_attention": {
+            "model": network,
+            "source": "it.safetensors",
+        },
         "weights.save_safetensors": {"target": network, "path": "new.safetensors"},
     }
