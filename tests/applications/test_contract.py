@@ -23,10 +23,12 @@ from keras_coordatt import (
     SqueezeExcite,
 )
 from keras_coordatt.applications import (
+    BUILDERS,
     efficientnet_ca,
     mobilenet_v2_ca,
     mobilenext_ca,
 )
+from keras_coordatt.applications.blocks import ATTENTIONS as NAMED_ATTENTIONS
 
 SHAPE = (64, 32, 3)
 
@@ -59,6 +61,11 @@ ATTENTIONS = {
     "cbam": (CBAM, {}),
     None: (),
 }
+
+
+def test_all_builders_are_here():
+    assert {family.builder for family in FAMILIES} == set(BUILDERS.values())
+    assert {x for x in ATTENTIONS if x} == set(NAMED_ATTENTIONS)
 
 
 @pytest.fixture(
