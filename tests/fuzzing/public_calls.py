@@ -2,29 +2,65 @@
 
 import importlib
 import inspect
+import json
 
 import keras
 import known_models
 import numpy as np
 import reference
 import surgery_models
+import tensorflow as tf
 from data_scenes import annotation, encode, scene, write
 from networks import images
 from PIL import Image
 
-from keras_coordatt import CoordinateAttention, MobileNetV2CA, data, prediction, weights
+from keras_coordatt import (
+    CoordinateAttention,
+    MobileNetV2CA,
+    data,
+    prediction,
+    training,
+    weights,
+)
+from keras_coordatt.detection import SSDLite
+from keras_coordatt.layers.gated_attention import GatedAttention
 from keras_coordatt.preprocessing import IMAGENET
 from keras_coordatt.runnable import open_model
 
 RESULT = "a result, which users read and do not build"
-NEEDS_TENSORFLOW = "TensorFlow only; its arguments: tests/export/test_arguments.py"
+NEEDS_TENSORFLOW = "refuses every other backend before it reads its arguments"
+KERAS = "Keras's own function"
+MEASURES = "measures for minutes, or reads what was measured: tests/test_benchmark.py"
 # Public names whose arguments are not changed here, and why.
 EXCEPTED = {
     "applications.list_models": "no arguments",
+    "applications.efficientnet_ca.decode_predictions": KERAS,
+    "applications.efficientnet_ca.preprocess_input": KERAS,
+    **dict.fromkeys(
+        (
+            "benchmark.Measure",
+            "benchmark.PassesOnly",
+            "benchmark.PlainPort",
+            "benchmark.benchmark",
+            "benchmark.build_times",
+            "benchmark.check_official",
+            "benchmark.interleaved",
+            "benchmark.latency_picture",
+            "benchmark.measure_processes",
+            "benchmark.multiply_adds",
+            "benchmark.official_rows",
+            "benchmark.picture",
+            "benchmark.scaling_table",
+            "benchmark.table",
+        ),
+        MEASURES,
+    ),
+    "comparison.latency": NEEDS_TENSORFLOW,
     "data.DataReport": RESULT,
     "evaluation.Evaluation": RESULT,
     "export.LayerError": RESULT,
     "export.Report": RESULT,
+    "export.accuracy.AccuracyChange": RESULT,
     "export.litert": NEEDS_TENSORFLOW,
     "export.saved_model": NEEDS_TENSORFLOW,
     "prediction.DetectedObject": RESULT,
@@ -53,6 +89,25 @@ def stop(*args, **kwargs):
     raise Reached
 
 
+def call(function, arguments):
+    """Calls a function, and what only acts when it is used."""
+    try:
+        made = function(**arguments)
+        if inspect.isgenerator(made):
+            list(made)
+        elif hasattr(made, "__enter__"):
+            with made:
+                pass
+        elif isinstance(made, tf.data.Dataset):
+            list(made.take(1))
+        elif isinstance(made, GatedAttention):
+            made(np.zeros((1, 4, 4, 8), "float32"))
+            again = type(made).from_config(made.get_config())
+            assert again.get_config() == made.get_config()
+    except Reached:
+        pass
+
+
 class Unfitted(keras.Model):
     def fit(self, *args, **kwargs):
         raise Reached
@@ -61,12 +116,14 @@ class Unfitted(keras.Model):
 def write_files(folder):
     """Writes the inputs of the calls, as users have them."""
     image, box, mask = scene()
-    picture, label = encode(image, "PNG"), f"0 {0.5} {0.5} {0.25} {0.25}"
-    coco = (
-        '{"images": [{"id": 1, "file_name": "a.png", "width": %d, "height": %d}],'
-        ' "annotations": [{"id": 1, "image_id": 1, "category_id": 3,'
-        ' "bbox": [2, 3, 9, 8]}], "categories": [{"id": 3, "name": "thing"}]}'
-    ) % image.size
+    picture, label = encode(image, "PNG"), "0 0.5 0.5 0.25 0.25"
+    thing = {"id": 1, "image_id": 1, "category_id": 3, "bbox": [2, 3, 9, 8]}
+    size = {"width": image.width, "height": image.height}
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png", **size}],
+        "annotations": [thing],
+        "categories": [{"id": 3, "name": "thing"}],
+    }
     for split in ("train", "test"):
         for color in known_models.COLORS:
             pixels = Image.fromarray(known_models.picture(color))
@@ -84,20 +141,22 @@ def write_files(folder):
         )
     write(folder / "yolo" / "classes.txt", "thing")
     write(folder / "voc" / "a.xml", annotation(image.size, box))
-    write(folder / "coco" / "a.json", coco)
+    write(folder / "coco" / "a.json", json.dumps(coco))
     for name in ("voc", "coco", "table"):
         write(folder / name / "a.png", picture)
     write(folder / "table" / "labels.csv", "image,label\na.png,thing\n")
     write(folder / "runs.jsonl", "")
     known_models.classifier().save(folder / "it.keras")
     weights.save_safetensors(backbone(), folder / "it.safetensors")
+    weights.save_safetensors(backbone(attention=None), folder / "plain.safetensors")
 
 
-def backbone():
-    return MobileNetV2CA((32, 32, 3), alpha=0.1, include_top=False, weights=None)
+def backbone(**others):
+    quick = {"alpha": 0.1, "include_top": False, "weights": None}
+    return MobileNetV2CA((32, 32, 3), **quick, **others)
 
 
-def arguments():
+def valid_arguments():
     """Valid arguments of the calls, by name; paths are those of `write_files`."""
     network = backbone()
     layer = CoordinateAttention()
@@ -106,7 +165,6 @@ def arguments():
         [keras.Input((8, 8, 4)), layer, keras.layers.GlobalAveragePooling2D()]
     )
     pictures = np.zeros((2, 32, 32, 3), "uint8")
-    scores = np.eye(1000)[:2]
     run = {
         "task": "classification",
         "attention": "se",
@@ -121,6 +179,7 @@ def arguments():
     }
     objects = {"boxes": np.zeros((2, 1, 4)), "labels": np.zeros((2, 1), int)}
     train = {"task": None, "data": "photos", "output": None, "verbose": False}
+    batches = tf.data.Dataset.from_tensors((images(2, *known_models.SIZE, 3), [0, 1]))
     unfitted = Unfitted(classifier.input, classifier.output)
     quick = {"weights": None, "input_shape": (32, 32, 3)}
     loader = {"split": "train", "image_size": 8, "batch_size": 1}
@@ -135,8 +194,6 @@ def arguments():
         "insert_attention": {"model": surgery_models.network()},
         "applications.list_weights": {},
         "applications.pyramid_outputs": {"model": network},
-        "applications.efficientnet_ca.decode_predictions": {"preds": scores},
-        "applications.efficientnet_ca.preprocess_input": {"x": images(1, 4, 4, 3)},
         "comparison.compare": {
             "task": "classification",
             "data": "photos",
@@ -144,7 +201,6 @@ def arguments():
             "verbose": False,
         },
         "comparison.curves": {"runs": [run]},
-        "comparison.latency": {"runs": [run], "measure": "graph_1"},
         "comparison.picture": {"runs": [run], "seconds": {"se": 0.1}},
         "comparison.read_runs": {"path": "runs.jsonl"},
         "comparison.table": {"runs": [run]},
@@ -169,12 +225,13 @@ def arguments():
             "box_shapes": [[(0.5, 0.5)]],
         },
         "detection.evaluate_detections": {
-            "model": known_models.detector(),
-            "batches": [(np.zeros((2, *known_models.SIZE, 3), "float32"), objects)],
+            "model": SSDLite(network, 2),
+            "batches": [(images(2, 32, 32, 3), objects)],
         },
         "detection.ssd_box_shapes": {},
         "evaluation.evaluate": {"model": classifier, "data": "photos"},
         "export.Preprocessing": {},
+        "export.accuracy.AccuracyCheck": {"model": classifier, "data": "photos"},
         "export.onnx": {"model": classifier, "path": "new.onnx"},
         "export.preprocessing_of": {"model": classifier},
         "export.read_metadata": {"path": "it.keras"},
@@ -200,9 +257,9 @@ def arguments():
             "atrous_rates": (1, 2, 3),
         },
         "segmentation.ResizeLike": {},
-        "training.Recipe": {},
+        "training.Recipe": vars(training.recipe("scratch", "classification")),
         "training.distribute": {"devices": 1},
-        "training.fine_tune": {"model": unfitted, "train": [(pictures, [0, 1])]},
+        "training.fine_tune": {"model": unfitted, "train": batches},
         "training.recipe": {"name": "scratch", "task": "classification"},
         "training.train": train | {"build": stop},
         "training.warmup_cosine": {"steps": 10, "learning_rate": 0.1},
@@ -217,7 +274,11 @@ def arguments():
         "visualize.overlay": {"pictures": pictures, "heat": np.zeros((2, 4, 4))},
         "visualize.plot_attention": {
             "pictures": pictures,
-            "gates": {"height": np.zeros((2, 4, 4)), "width": np.zeros((2, 4, 4))},
+            "gates": {
+                "height": np.zeros((2, 4, 4)),
+                "width": np.zeros((2, 4, 4)),
+                "product": np.zeros((2, 4, 4, 4)),
+            },
         },
         "visualize.plot_class_scores": {"values": [0.5], "labels": ["a"]},
         "visualize.plot_confusion_matrix": {"matrix": [[1, 0], [0, 1]]},
@@ -230,12 +291,12 @@ def arguments():
             "labels": 2,
         },
         "visualize.plot_precision_recall": {"curves": {"a": [0.5, 1.0]}},
-        "weights.cached_weights": {"name": "cifar10"},
+        "weights.cached_weights": {"name": "mobilenetv2_ca_cifar10"},
         "weights.load_torch": {"target": network, "source": "it.safetensors"},
         "weights.load_weights": {"model": network, "path": "it.safetensors"},
         "weights.load_without_attention": {
             "model": network,
-            "source": "it.safetensors",
+            "source": "plain.safetensors",
         },
         "weights.save_safetensors": {"target": network, "path": "new.safetensors"},
     }

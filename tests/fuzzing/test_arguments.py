@@ -2,30 +2,17 @@
 
 import functools
 import inspect
+import os
+import pathlib
 
 import numpy as np
 import pytest
 from backends import once
+from fuzzing import public_calls
 from fuzzing.damage import within
-from hypothesis import given
+from fuzzing.known_faults import KNOWN_FAULTS
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-
-from keras_coordatt import (
-    CBAM,
-    CoordinateAttention,
-    EfficientNetCA,
-    MobileNetV2CA,
-    MobileNeXtCA,
-    SqueezeExcite,
-)
-from keras_coordatt.detection import (
-    NonMaxSuppression,
-    SSDLite,
-    default_boxes,
-    ssd_box_shapes,
-)
-from keras_coordatt.preprocessing import Preprocessing, PreprocessingRecord
-from keras_coordatt.segmentation import DeepLabV3
 
 pytestmark = once
 
@@ -51,93 +38,123 @@ VALUES += [
 ]
 values = st.sampled_from(VALUES)
 
+CALLABLES = public_calls.public_callables()
+NAMES = [name for name in CALLABLES if name not in public_calls.EXCEPTED]
+# A call takes up to a second. `FUZZ=nightly` has as many examples of them as of others.
+SLOW = {
+    "comparison.compare",
+    "data.load_classification",
+    "data.load_detection",
+    "data.load_segmentation",
+    "evaluation.evaluate",
+    "export.accuracy.AccuracyCheck",
+}
+# These pass their values on to Keras, whose message says what is wrong with them.
+OF_KERAS = {"dtype", "kwargs", "trainable", "autocast", "name"}
+KERAS = ["unknown `config`", "expected `shape`"]
+# Errors may name these by their value, a path or a name.
+NAMED_BY_VALUE = {
+    "path",
+    "source",
+    "model",
+    "images",
+    "output",
+    "data",
+    "name",
+    "builder",
+}
 
-def small(build, **fixed):
-    """A builder whose other arguments make a small network."""
 
-    def call(**arguments):
-        return build(
-            **{"weights": None, "input_shape": (32, 32, 3), **fixed, **arguments}
-        )
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The working directory of the calls, with their inputs."""
+    folder = tmp_path_factory.mktemp("fuzzing")
+    public_calls.write_files(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("tfds")))
+        patch.setattr("keras.utils.get_file", None)  # nothing is downloaded
+        patch.setattr("keras_coordatt.comparison.runs._builder", stop_building)
+        yield folder
 
-    call.__signature__ = inspect.signature(build)
-    return call
+
+def stop_building(*args):
+    return public_calls.stop
 
 
-def called(layer):
-    """A layer class whose layers are also called."""
-
-    def call(**arguments):
-        made = layer(**arguments)
-        made(np.zeros((1, 4, 4, 8), "float32"))
-        again = type(made).from_config(made.get_config())
-        assert again.get_config() == made.get_config()
-
-    call.__signature__ = inspect.signature(layer)
-    return call
+@pytest.fixture(scope="module")
+def valid(folder):
+    return public_calls.valid_arguments()
 
 
 @functools.cache
-def backbone():
-    return MobileNetV2CA((32, 32, 3), alpha=0.1, include_top=False, weights=None)
-
-
-def on_backbone(head, **fixed):
-    """A head whose backbone is built once."""
-
-    def call(**arguments):
-        return head(**{"backbone": backbone(), **fixed, **arguments})
-
-    call.__signature__ = inspect.signature(head)
-    return call
-
-
-CALLS = {
-    "CoordinateAttention": called(CoordinateAttention),
-    "SqueezeExcite": called(SqueezeExcite),
-    "CBAM": called(CBAM),
-    "MobileNetV2CA": small(MobileNetV2CA, alpha=0.1, classes=2),
-    "MobileNeXtCA": small(MobileNeXtCA, alpha=0.1, classes=2),
-    "EfficientNetCA": small(EfficientNetCA, classes=2),
-    "Preprocessing": Preprocessing,
-    "PreprocessingRecord": PreprocessingRecord,
-    "NonMaxSuppression": NonMaxSuppression,
-    "default_boxes": default_boxes,
-    "ssd_box_shapes": ssd_box_shapes,
-    "SSDLite": on_backbone(SSDLite, classes=2),
-    "DeepLabV3": on_backbone(DeepLabV3, classes=2, filters=8, atrous_rates=(1, 2, 3)),
-}
-# Passed on to Keras, whose messages need not name the argument.
-OF_KERAS = {"dtype", "kwargs", "trainable", "autocast", "name"}
-
-
-KERAS = ["unknown `config`", "expected `shape`"]
-
-
-@pytest.mark.parametrize("name", CALLS)
-@given(data=st.data())
-def test_argument(name, data):
-    call = CALLS[name]
-    required = [
+def changeable(name, given):
+    """The arguments to change: all but those that are Keras's and the known faults."""
+    parameters = inspect.signature(CALLABLES[name]).parameters.values()
+    return [
         p.name
-        for p in inspect.signature(call).parameters.values()
-        if p.default is p.empty and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        for p in parameters
+        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+        and (p.name not in OF_KERAS or p.name in given)
+        and p.name not in KNOWN_FAULTS.get(name, "").split()
     ]
-    known = [
-        p.name
-        for p in inspect.signature(call).parameters.values()
-        if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL) and p.name not in OF_KERAS
-    ]
-    argument, value = data.draw(st.sampled_from(known)), data.draw(values)
+
+
+def check(function, arguments, argument, value, folder):
+    """Asserts that an argument works, or that the error names it and leaves no file."""
+    before = {*folder.rglob("*")}
     try:
         with within(60):
-            call(**{argument: value})
-    except (TypeError, ValueError) as error:
+            public_calls.call(function, {**arguments, argument: value})
+    except (TypeError, ValueError, OSError) as error:
+        message = str(error).lower()
         # Keras calls a `gate_activation` an activation, and a dict a config. It takes an
         # array for an initializer, and then names its shape.
-        name = argument.rpartition("_")[2]
-        others = [f"'{other}'" for other in required if other != argument]
-        assert any(text in str(error).lower() for text in [name, *others, *KERAS])
+        names = [argument.rpartition("_")[2], *KERAS]
+        names += [f"`{other}`" for other in arguments if other != argument]
+        by_value = argument in NAMED_BY_VALUE and isinstance(value, str)
+        if by_value:
+            names += [repr(value), str(pathlib.Path(value))]
+        assert any(name in message for name in names), message
+        assert by_value or not isinstance(error, OSError), message
+        assert {*folder.rglob("*")} == before, message
+    finally:
+        for path in sorted({*folder.rglob("*")} - before, reverse=True):
+            path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_every_public_name_is_here(valid):
+    assert NAMES == [name for name in CALLABLES if name in valid]
+    assert valid.keys() | public_calls.EXCEPTED.keys() == CALLABLES.keys()
+    for name, faults in KNOWN_FAULTS.items():
+        arguments = {fault.removesuffix("[array]") for fault in faults.split()}
+        assert arguments <= inspect.signature(CALLABLES[name]).parameters.keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_valid_arguments(name, valid, folder):
+    """Or else every changed argument would fail for the same reason."""
+    before = {*folder.rglob("*")}
+    public_calls.call(CALLABLES[name], valid[name])
+    for path in {*folder.rglob("*")} - before:
+        path.unlink()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_argument(name, valid, folder):
+    arguments = changeable(name, tuple(valid[name]))
+    if not arguments:
+        pytest.skip("all its arguments have known faults")
+    quick = name in SLOW and os.environ.get("FUZZ") != "nightly"
+
+    @settings(max_examples=4 if quick else settings.default.max_examples)
+    @given(argument=st.sampled_from(arguments), value=values)
+    def test(argument, value):
+        faults = KNOWN_FAULTS.get(name, "").split()
+        assume(f"{argument}[array]" not in faults or not isinstance(value, np.ndarray))
+        check(CALLABLES[name], valid[name], argument, value, folder)
+
+    test()
 
 
 @pytest.mark.parametrize(
@@ -149,16 +166,16 @@ def test_argument(name, data):
         ("EfficientNetCA", "input_shape"),
         ("CoordinateAttention", "min_channels"),
         ("CBAM", "kernel_size"),
-        ("SSDLite", "classes"),
-        ("DeepLabV3", "classes"),
-        ("DeepLabV3", "filters"),
-        ("DeepLabV3", "atrous_rates"),
-        ("ssd_box_shapes", "maps"),
-        ("NonMaxSuppression", "max_detections"),
+        ("detection.SSDLite", "classes"),
+        ("segmentation.DeepLabV3", "classes"),
+        ("segmentation.DeepLabV3", "filters"),
+        ("segmentation.DeepLabV3", "atrous_rates"),
+        ("detection.ssd_box_shapes", "maps"),
+        ("detection.NonMaxSuppression", "max_detections"),
     ],
 )
-def test_sizes_that_no_memory_holds(name, argument):
+def test_sizes_that_no_memory_holds(name, argument, valid):
     size = 10**12 + 1
     value = {"input_shape": (size, 32, 3), "atrous_rates": (size,)}.get(argument, size)
     with within(5), pytest.raises(ValueError, match=f"`{argument}`.*must be.*{size}"):
-        CALLS[name](**{argument: value})
+        public_calls.call(CALLABLES[name], {**valid[name], argument: value})
