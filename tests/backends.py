@@ -1,16 +1,14 @@
 """Differences between Keras's backends, for the tests."""
 
-import os
-
 import keras
 import pytest
+from environment import AS_USERS
 from keras import ops
 
 BACKEND = keras.config.backend()
 
 needs_tensorflow = pytest.mark.skipif(BACKEND != "tensorflow", reason="TensorFlow only")
 # Tests that `make test-as-users` runs
-AS_USERS = bool(os.environ.get("AS_USERS"))
 as_users = pytest.mark.skipif(not AS_USERS, reason="takes minutes")
 # For tests without a model; PyTorch's suite is the quickest.
 once = pytest.mark.skipif(BACKEND != "torch", reason="the same on every backend")

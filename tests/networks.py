@@ -5,7 +5,7 @@ import contextlib
 import keras
 import numpy as np
 import pytest
-from backends import AS_USERS
+from environment import AS_USERS
 from keras import ops
 
 
