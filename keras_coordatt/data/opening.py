@@ -215,7 +215,12 @@ def class_names(
     Returns:
         The names, or `None` if the data set has none, such as masks that are plain
         images.
+
+    Raises:
+        ValueError: If `task` is unknown, or must be given.
     """
+    if task is not None:
+        check_choice("task", task, TASKS)
     labels = _TASKS[task or find_task(builder)].labels
     feature = labels(dict(builder.info.features.items()))
     return list(getattr(feature, "names", ())) or None

@@ -10,6 +10,7 @@ import time
 import keras
 
 from keras_coordatt.files import atomic_file
+from keras_coordatt.validation import check_choice
 from keras_coordatt.weights.catalog import CATALOG, Record
 
 _DAY = 24 * 60 * 60
@@ -29,8 +30,9 @@ def cached_weights(name: str) -> pathlib.Path:
 
     Raises:
         OSError: If the file can't be downloaded.
-        ValueError: If the file is not the published one.
+        ValueError: If `name` is not in the catalog, or the file is not the published one.
     """
+    check_choice("name", name, CATALOG)
     record = CATALOG[name]
     path = published_path(name)
     if not path.exists():

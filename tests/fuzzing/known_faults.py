@@ -14,7 +14,7 @@ KNOWN_FAULTS = {
     "data.MaskFolder": "ignored[array] classes",
     "data.VOCFolder": "classes",
     "data.YOLOFolder": "classes",
-    "data.class_names": "builder task",
+    "data.class_names": "builder task[array]",
     "data.describe_data": "name[array]",
     "data.find_task": "name[array]",
     "data.open_data": "name[array]",
@@ -46,7 +46,7 @@ KNOWN_FAULTS = {
     "visualize.plot_history": "history",
     "visualize.plot_masks": "pictures labels background",
     "visualize.plot_precision_recall": "curves",
-    "weights.cached_weights": "name",
+    "weights.cached_weights": "name[array]",
     "weights.load_torch": "source",
     "weights.load_without_attention": "source",
 }
