@@ -7,6 +7,7 @@ the initial weights that the builders draw.
 import keras
 import numpy as np
 import pytest
+from backends import BACKEND
 from networks import outputs
 
 from keras_coordatt import (
@@ -82,6 +83,7 @@ def claimed_variances(model, name):
             yield "classifier", layer.kernel, 1 / 3 / classes if efficient else 0.01**2
 
 
+@pytest.mark.skipif(BACKEND == "jax", reason="XLA compiles each shape, for minutes")
 @pytest.mark.parametrize("name", BUILDERS)
 def test_initial_distributions(name):
     """All kernels of a kind have the variance that the builder claims."""
