@@ -3,9 +3,11 @@
 import inspect
 import math
 import numbers
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 
 import keras
+import numpy as np
 
 # Larger values are mistakes, and would end in a failed allocation.
 MAX_ALPHA = 10
@@ -25,11 +27,21 @@ def with_hint(error: Exception, hint: str) -> Exception:
     return error
 
 
-def check_positive_int(name: str, value: int, most: int | None = None) -> int:
-    """Returns `value` if it is a positive integer up to `most`, or raises a ValueError."""
+def check_type(name: str, value, types, what: str):
+    """Returns `value` if it is of one of `types`, which `what` describes."""
+    if not isinstance(value, types):
+        raise TypeError(f"`{name}` must be {what}. Received: {value!r}")
+    return value
+
+
+def check_positive_int(
+    name: str, value: int, most: int | None = None, zero: bool = False
+) -> int:
+    """Returns `value` if it is a positive integer, or 0 with `zero`, up to `most`."""
     is_int = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-    if not is_int or value < 1:
-        raise ValueError(f"`{name}` must be a positive integer. Received: {value!r}")
+    if not is_int or value < (0 if zero else 1):
+        kind = "non-negative" if zero else "positive"
+        raise ValueError(f"`{name}` must be a {kind} integer. Received: {value!r}")
     if most is not None and value > most:
         raise ValueError(f"`{name}` must be at most {most:,}. Received: {value!r}")
     return int(value)
@@ -68,6 +80,54 @@ def check_choice(name: str, value, choices):
             f"`{name}` must be one of {tuple(choices)}. Received: {value!r}"
         )
     return value
+
+
+def check_path(name: str, value: str | os.PathLike) -> str:
+    """Returns `value` as a string if it is a path, or raises a ValueError."""
+    path = os.fspath(value) if isinstance(value, str | os.PathLike) else None
+    if not path or not isinstance(path, str):
+        raise ValueError(f"`{name}` must be a path. Received: {value!r}")
+    return path
+
+
+def check_mapping(name: str, value: Mapping) -> Mapping:
+    """Returns `value` if it is a dict with names as keys, or raises a ValueError."""
+    if not isinstance(value, Mapping) or not all(isinstance(x, str) for x in value):
+        raise ValueError(
+            f"`{name}` must be a dict whose keys are strings. Received: {value!r}"
+        )
+    return value
+
+
+def check_sequence(name: str, value, count: int | None = None) -> list:
+    """Returns the entries of a sequence other than a string, `count` of them."""
+    try:
+        entries = None if isinstance(value, str | bytes | Mapping) else list(value)
+    except TypeError:  # an array may have a length and yet no axis
+        entries = None
+    if entries is None or count not in (None, len(entries)):
+        number = "" if count is None else f" with {count} entries"
+        raise ValueError(f"`{name}` must be a sequence{number}. Received: {value!r}")
+    return entries
+
+
+def check_array(name: str, value, ndim: int | None = None) -> np.ndarray:
+    """Returns numbers or truth values as a NumPy array with `ndim` axes."""
+    try:
+        array = np.asarray(keras.ops.convert_to_numpy(value))
+        # NumPy has no kind of its own for bfloat16.
+        if array.dtype.kind not in "biufV":
+            raise TypeError(f"dtype={array.dtype}")
+    # Backends raise errors of different kinds.
+    except Exception as error:
+        raise ValueError(
+            f"`{name}` must be an array of numbers. Received: {value!r}"
+        ) from error
+    if ndim not in (None, array.ndim):
+        raise ValueError(
+            f"`{name}` must be an array with {ndim} axes. Received: shape={array.shape}"
+        )
+    return array
 
 
 def call_factory(argument: str, factory: Callable, name: str) -> keras.layers.Layer:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
+from keras_coordatt.validation import check_array, check_mapping, check_sequence
 from keras_coordatt.visualize.canvas import subplots
 
 if TYPE_CHECKING:
@@ -38,7 +39,11 @@ def plot_history(
     if isinstance(history, keras.callbacks.History):
         first = history.epoch[0] + 1 if history.epoch else 1
         history = history.history
-    measures = list(dict.fromkeys(name.removeprefix("val_") for name in history))
+    lines = {
+        name: check_array(f"history[{name!r}]", values, 1)
+        for name, values in check_mapping("history", history).items()
+    }
+    measures = list(dict.fromkeys(name.removeprefix("val_") for name in lines))
     if not measures:
         raise ValueError(f"`history` must have measures. Received: {history!r}")
     columns = min(3, len(measures))
@@ -46,20 +51,19 @@ def plot_history(
     for axis in axes.flat[len(measures) :]:
         axis.remove()
     for axis, measure in zip(axes.flat, measures):
-        lines = {
+        styles = {
             measure: ("training", "tab:blue"),
             f"val_{measure}": ("validation", "tab:orange"),
         }
-        for name, (label, color) in lines.items():
-            if name in history:
-                values = np.asarray(history[name], "float64")
-                epochs = range(first, first + len(values))
-                axis.plot(epochs, values, ".-", label=label, color=color)
+        for name, (label, color) in styles.items():
+            if name in lines:
+                epochs = range(first, first + len(lines[name]))
+                axis.plot(epochs, lines[name], ".-", label=label, color=color)
         axis.set(xlabel="epoch", title=measure.replace("_", " "))
         # One epoch has one tick.
         axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
-        if f"val_{measure}" in history:
+        if f"val_{measure}" in lines:
             axis.legend()
     return figure
 
@@ -87,7 +91,7 @@ def plot_confusion_matrix(
     >>> np.add.at(matrix, (labels, predictions), 1)
     >>> plot_confusion_matrix(matrix)
     """
-    matrix = np.asarray(matrix)
+    matrix = check_array("matrix", matrix)
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
         raise ValueError(
             f"`matrix` must be of shape (classes, classes). Received: {matrix.shape}"
@@ -138,16 +142,20 @@ def plot_precision_recall(
 
     >>> figure = plot_precision_recall({"cat": [1.0, 0.9, 0.5, 0.0]})
     """
-    if not curves:
+    lines = {
+        label: check_array(f"curves[{label!r}]", precision, 1)
+        for label, precision in check_mapping("curves", curves).items()
+    }
+    if not lines:
         raise ValueError(f"`curves` must have a class. Received: {curves!r}")
     figure, axes = subplots(1, 1, (6.5, 4.5))
     axis = axes[0, 0]
-    for label, precision in curves.items():
+    for label, precision in lines.items():
         recall = np.linspace(0, 1, len(precision))
         axis.plot(recall, precision, label=f"{label} {np.mean(precision):.2f}")
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axis.grid(alpha=0.3)
-    columns = -(-len(curves) // 20)
+    columns = -(-len(lines) // 20)
     axis.legend(
         title=name,
         loc="upper left",
@@ -177,7 +185,7 @@ def plot_class_scores(
 
     >>> figure = plot_class_scores([0.9, 0.4], ["road", "sign"], "IoU")
     """
-    values = np.asarray(values, "float64")
+    values = check_array("values", values, 1).astype("float64")
     names = _labels(labels, len(values))
     order = [i for i in np.argsort(values) if not np.isnan(values[i])]
     if not order:
@@ -194,9 +202,4 @@ def plot_class_scores(
 
 def _labels(labels, classes):
     labels = range(classes) if labels is None else labels
-    if len(labels) != classes:
-        raise ValueError(
-            f"`labels` must have one name for each of the {classes} classes. "
-            f"Received: {labels!r}"
-        )
-    return [str(label) for label in labels]
+    return [str(label) for label in check_sequence("labels", labels, classes)]

@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
-from keras_coordatt.validation import check_number, check_positive_int
+from keras_coordatt.validation import (
+    MAX_CLASSES,
+    check_array,
+    check_mapping,
+    check_number,
+    check_positive_int,
+    check_sequence,
+)
 from keras_coordatt.visualize.canvas import SIDE, picture_grid
 from keras_coordatt.visualize.overlays import (
     check_pictures,
@@ -49,12 +56,11 @@ def plot_gallery(
     """
     pictures = check_pictures(pictures)
     check_positive_int("columns", columns)
-    for name, values in (("titles", titles), ("wrong", wrong)):
-        if values is not None and len(values) != len(pictures):
-            raise ValueError(
-                f"`{name}` must have one entry for each of the {len(pictures)} "
-                f"pictures. Received: {len(values)}"
-            )
+    if titles is not None:
+        titles = check_sequence("titles", titles, len(pictures))
+    if wrong is not None:
+        check_sequence("wrong", wrong, len(pictures))
+        wrong = check_array("wrong", wrong, 1)
     figure, axes = picture_grid(pictures, columns)
     for i, (axis, picture) in enumerate(zip(axes, pictures)):
         axis.imshow(picture / 255)
@@ -102,6 +108,14 @@ def plot_detections(
     check_number("score_threshold", score_threshold, 0, 1, closed=True)
     found = _objects("detections", detections, len(pictures))
     real = _objects("truth", truth, len(pictures)) if truth is not None else None
+    if labels is not None:
+        labels = check_sequence("labels", labels)
+        top = found["labels"].max(initial=-1)
+        if top >= len(labels):
+            raise ValueError(
+                f"`labels` must have a name for each of the {top + 1} classes in "
+                f"`detections`. Received: {labels!r}"
+            )
     figure, axes = picture_grid(pictures, columns, SIDE * 1.5)
     for i, (axis, picture) in enumerate(zip(axes, pictures)):
         axis.imshow(picture / 255)
@@ -144,7 +158,11 @@ def plot_masks(
     """
     from matplotlib.patches import Patch
 
-    names = [str(x) for x in (range(labels) if isinstance(labels, int) else labels)]
+    if isinstance(labels, int):
+        labels = range(check_positive_int("labels", labels, MAX_CLASSES))
+    names = [str(x) for x in check_sequence("labels", labels)]
+    if not names:
+        raise ValueError(f"`labels` must have a class. Received: {labels!r}")
     drawn = draw_masks(pictures, masks, len(names), background=background)
     check_positive_int("columns", columns)
     figure, axes = picture_grid(drawn, columns, SIDE * 1.5)
@@ -192,32 +210,37 @@ def plot_attention(
     """
     pictures = check_pictures(pictures)
     check_positive_int("columns", columns)
-    heat = np.asarray(gates["product"]).mean(axis=-1)
+    means = {
+        key: check_array(f"gates[{key!r}]", x, axes).mean(axis=-1)
+        for key, axes in (("product", 4), ("height", 3), ("width", 3))
+        if (x := check_mapping("gates", gates).get(key)) is not None
+    }
+    if "product" not in means or any(len(x) != len(pictures) for x in means.values()):
+        raise ValueError(
+            f"`gates` must be the 'product' and the gates of {len(pictures)} pictures, "
+            f"such as from `attention_maps`. Received: {gates!r}"
+        )
+    heat = means.pop("product")
     low, high = float(heat.min()), float(heat.max())
     # A gate that is the same everywhere is one color, not noise.
     if high - low < 1e-3:
         low, high = low - 5e-4, high + 5e-4
     drawn = overlay(pictures, heat, alpha=0.65, limits=(low, high))
-    profiles = {
-        key: np.asarray(gates[key]).mean(axis=-1)
-        for key in ("height", "width")
-        if key in gates
-    }
     figure, axes = picture_grid(drawn, columns, SIDE * 1.8)
     height, width = drawn.shape[1:3]
     for i, (axis, picture) in enumerate(zip(axes, drawn)):
         axis.imshow(picture)
-        if "height" in profiles:
+        if "height" in means:
             side = axis.inset_axes((1.04, 0, 0.25, 1))
-            rows = profiles["height"]
+            rows = means["height"]
             side.plot(rows[i], _centers(rows.shape[1], height), lw=1)
             side.set(ylim=(height - 0.5, -0.5), xlim=_limits(rows), yticks=[])
             side.set_xticks(*_ends(rows), rotation=90)
             side.tick_params(labelsize=6)
             side.set_title("rows", fontsize=7)
-        if "width" in profiles:
+        if "width" in means:
             below = axis.inset_axes((0, -0.29, 1, 0.25))
-            values = profiles["width"]
+            values = means["width"]
             below.plot(_centers(values.shape[1], width), values[i], lw=1)
             below.set(xlim=(-0.5, width - 0.5), ylim=_limits(values), xticks=[])
             below.set_yticks(*_ends(values))
@@ -236,7 +259,8 @@ def plot_attention(
 
 def _objects(name, objects, count):
     arrays = {
-        key: np.asarray(keras.ops.convert_to_numpy(x)) for key, x in objects.items()
+        key: check_array(f"{name}[{key!r}]", x)
+        for key, x in check_mapping(name, objects).items()
     }
     shapes = {key: x.shape for key, x in arrays.items()}
     boxes = shapes.get("boxes", ())
@@ -244,10 +268,10 @@ def _objects(name, objects, count):
     good = good and all(
         shapes.get(key, boxes[:2]) == boxes[:2] for key in ("labels", "scores")
     )
-    if not good or "labels" not in arrays:
+    if not good or "labels" not in arrays or arrays["labels"].dtype.kind not in "iu":
         raise ValueError(
-            f"`{name}` must have boxes, ({count}, K, 4), and labels, ({count}, K). "
-            f"Received: {shapes}"
+            f"`{name}` must have boxes, ({count}, K, 4), and labels, ({count}, K), as "
+            f"integers. Received: {shapes}"
         )
     return arrays
 

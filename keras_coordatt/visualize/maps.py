@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_coordatt.graph import data_format_of
 from keras_coordatt.layers.freezing import nested_layers
+from keras_coordatt.validation import check_array
 
 # Where each kind of gate is constant, as a shape that broadcasts over (N, H, W, C)
 BROADCAST = {
@@ -77,7 +78,7 @@ def attention_maps(
         return call(inputs, *args, **kwargs)
 
     with _intercepted(layers, record):
-        model(images, training=False)
+        _run(model, images)
     return maps
 
 
@@ -131,7 +132,7 @@ def grad_cam(
         return x
 
     with _intercepted(layers, record):
-        probabilities = model(images, training=False)
+        probabilities = _run(model, images)
     if not ops.is_tensor(probabilities) or len(probabilities.shape) != 2:
         raise ValueError(
             "`model` must have one output of shape (N, classes). For another, explain "
@@ -170,6 +171,18 @@ def _layers_of(model):
     if not model.built:
         raise ValueError(f"`model` must be built first. Received: {model!r}")
     return nested_layers(model)[1:]
+
+
+def _run(model, images):
+    """Calls the model, and names `images` where it doesn't take them."""
+    shapes = keras.tree.map_structure(lambda x: check_array("images", x).shape, images)
+    try:
+        return model(images, training=False)
+    except ValueError as error:
+        raise ValueError(
+            f"`images` must be a batch of the model's inputs. Received: shape={shapes}. "
+            f"{error}"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -248,7 +261,8 @@ def _feature_map(calls, layers, wanted):
         if not found:
             raise ValueError("`model` must have a layer that returns a feature map")
         wanted = found[0][0]
-    same = [x for x in layers if x is wanted or x.name == wanted]
+    name = wanted if isinstance(wanted, str) else None
+    same = [x for x in layers if x is wanted or x.name == name]
     if len(same) != 1:
         names = ", ".join(dict.fromkeys(x.name for x, y in calls if _is_feature_map(y)))
         raise ValueError(

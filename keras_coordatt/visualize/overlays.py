@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import keras
 import numpy as np
 from keras import ops
 
-from keras_coordatt.validation import check_number
+from keras_coordatt.validation import (
+    MAX_CLASSES,
+    check_array,
+    check_number,
+    check_positive_int,
+    check_sequence,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -48,7 +55,12 @@ def overlay(
 
     pictures = check_pictures(pictures)
     alpha = _check_alpha(alpha)
-    heat = ops.convert_to_numpy(heat).astype("float32")
+    if not isinstance(colormap, str) or colormap not in matplotlib.colormaps:
+        raise ValueError(
+            "`colormap` must be the name of a matplotlib colormap. "
+            f"Received: {colormap!r}"
+        )
+    heat = check_array("heat", heat).astype("float32")
     if heat.ndim != 3 or len(heat) != len(pictures):
         raise ValueError(
             f"`heat` must be of shape ({len(pictures)}, h, w), one heat map per "
@@ -57,7 +69,10 @@ def overlay(
     if limits is None:
         low, high = (f(heat, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
     else:
-        low, high = limits
+        low, high = (
+            check_number("limits", x, -math.inf)
+            for x in check_sequence("limits", limits, 2)
+        )
     heat = (heat - low) / np.maximum(high - low, 1e-12)
     heat = ops.image.resize(
         heat[..., None], pictures.shape[1:3], data_format="channels_last"
@@ -98,7 +113,10 @@ def draw_masks(
     """
     pictures = check_pictures(pictures)
     alpha = _check_alpha(alpha)
-    masks = ops.convert_to_numpy(masks)
+    check_positive_int("classes", classes, MAX_CLASSES)
+    if background is not None:
+        check_positive_int("background", background, zero=True)
+    masks = check_array("masks", masks)
     if masks.ndim == 4 and masks.shape[-1] == 1:
         masks = masks[..., 0]
     if masks.dtype.kind not in "iu" or masks.shape != pictures.shape[:3]:
@@ -132,7 +150,7 @@ def class_colors(classes: int) -> list[tuple[int, int, int]]:
 
 def check_pictures(pictures) -> np.ndarray:
     """Returns pictures as a float32 array, or raises an error about their shape."""
-    pictures = ops.convert_to_numpy(pictures).astype("float32")
+    pictures = check_array("pictures", pictures).astype("float32")
     if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3) or not len(pictures):
         raise ValueError(
             "`pictures` must be of shape (N, H, W, 3), values in [0, 255]. "
