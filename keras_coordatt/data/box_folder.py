@@ -155,7 +155,7 @@ class BoxFolder(Folder):
             for box in annotation.boxes:
                 if box.name not in labels:
                     raise ValueError(
-                        f"{annotation.file} has an object that is none of "
+                        f"{annotation.file} has an object that is none of `classes`, "
                         f"{list(labels)}: {box.name!r}"
                     )
 

@@ -18,6 +18,7 @@ from keras_coordatt.data.reading import (
     report_faults,
 )
 from keras_coordatt.data.split_names import SPLITS, name_splits, split_name
+from keras_coordatt.validation import check_type
 
 _SUFFIXES = (".csv", ".tsv")
 # Headings in lower case, those to prefer first.
@@ -71,6 +72,7 @@ class ClassTable(LabeledImages):
             used includes lines that name no image, or no class.
 
     Raises:
+        TypeError: If a column is not a string.
         ValueError: If a file or line cannot be used, or an argument is invalid.
 
     Example:
@@ -103,6 +105,8 @@ class ClassTable(LabeledImages):
         on_error: str = "raise",
     ):
         check_on_error(on_error)
+        check_type("image_column", image_column, str | None, "a heading")
+        check_type("label_column", label_column, str | None, "a heading")
         path = Path(path).expanduser()
         if path.is_file():
             table = _read_table(path, image_column, label_column)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -238,7 +238,7 @@ def check_classes(classes: Sequence[str]) -> list[str]:
     Raises:
         ValueError: If they are not different strings.
     """
-    names = list(classes)
+    names = list(classes) if isinstance(classes, Iterable) else []
     if (
         isinstance(classes, str)
         or not names

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 import re
 from collections.abc import Sequence
@@ -168,7 +169,8 @@ class MaskFolder(Folder):
             raise ValueError(f"At most {IGNORED} classes. Received: {len(classes)}")
         if isinstance(ignored, str) and ignored in classes:
             ignored = classes.index(ignored)
-        if ignored not in (None, *range(len(classes))):
+        is_index = isinstance(ignored, numbers.Integral) and 0 <= ignored < len(classes)
+        if ignored is not None and not is_index:
             raise ValueError(
                 f"`ignored` must be one of {classes}, or its index. "
                 f"Received: {ignored!r}"

@@ -18,7 +18,7 @@ from keras_coordatt.data.reading import check_on_error, list_folder
 from keras_coordatt.data.voc_folder import VOCFolder
 from keras_coordatt.data.yolo_folder import YOLOFolder
 from keras_coordatt.record import TASKS
-from keras_coordatt.validation import check_choice, first_line, with_hint
+from keras_coordatt.validation import check_choice, check_type, first_line, with_hint
 
 
 class _Task(NamedTuple):
@@ -197,7 +197,11 @@ def splits(builder: tfds.core.DatasetBuilder) -> dict[str, int]:
     Returns:
         Numbers of images by the names of the splits, such as `"train"`, `"validation"`
         and `"test"`, in this order.
+
+    Raises:
+        TypeError: If `builder` is something else.
     """
+    check_type("builder", builder, tfds.core.DatasetBuilder, "a TFDS builder")
     found = {name: info.num_examples for name, info in builder.info.splits.items()}
     first = [name for name in ("train", "validation", "test") if name in found]
     return {name: found[name] for name in dict.fromkeys([*first, *found])}
@@ -217,8 +221,10 @@ def class_names(
         images.
 
     Raises:
+        TypeError: If `builder` is something else.
         ValueError: If `task` is unknown, or must be given.
     """
+    check_type("builder", builder, tfds.core.DatasetBuilder, "a TFDS builder")
     if task is not None:
         check_choice("task", task, TASKS)
     labels = _TASKS[task or find_task(builder)].labels
@@ -226,10 +232,19 @@ def class_names(
     return list(getattr(feature, "names", ())) or None
 
 
+def check_data(name: str, data) -> None:
+    """Raises a ValueError that names the argument if `open_data` can't open its value."""
+    if not isinstance(data, str | os.PathLike | tfds.core.DatasetBuilder):
+        raise ValueError(
+            f"`{name}` must be a folder, a file, a TFDS name or a builder. "
+            f"Received: {data!r}"
+        )
+
+
 def _as_path(name) -> Path | None:
     """Returns `name` as a path, or `None` if it is not one."""
     # Path("") is the working directory.
-    if name != "" and isinstance(name, str | os.PathLike):
+    if isinstance(name, str | os.PathLike) and name != "":
         path = Path(name).expanduser()
         if path.exists():
             return path
@@ -244,10 +259,7 @@ def _as_builder(name, data_dir) -> tfds.core.DatasetBuilder:
 
     if isinstance(name, tfds.core.DatasetBuilder):
         return name
-    if not isinstance(name, str):
-        raise ValueError(
-            f"`name` must be a folder, a TFDS name or a builder. Received: {name!r}"
-        )
+    check_data("name", name)
     try:
         if name.split("/")[0].split(":")[0] in tfds.list_builders(
             with_community_datasets=False

@@ -112,7 +112,9 @@ class YOLOFolder(BoxFolder):
             splits = name_splits({s: images for s, images in found.items() if images})
         if not any(splits.values()):
             raise ValueError(f"There are no images with YOLO's labels in {path}")
-        if classes is None:
+        if classes is not None:
+            classes = check_classes(classes)
+        else:
             classes = _class_names(config, path)
             try:
                 check_classes(classes)

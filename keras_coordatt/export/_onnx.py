@@ -63,6 +63,7 @@ def onnx(
         A `Report`.
 
     Raises:
+        TypeError: If `preprocessing` is something else.
         ValueError: If an argument is invalid, ONNX can't express the model, or the
             outputs of the file differ from the model's. Nothing is written then.
         ImportError: If a package is missing.

@@ -109,7 +109,9 @@ class AccuracyCheck:
     ):
         # Imported here, as it needs TensorFlow.
         from keras_coordatt.data import class_names, find_task, open_data, splits
+        from keras_coordatt.data.opening import check_data
 
+        check_data("data", data)
         task = record_of(model).task or task or find_task(data)
         self._data = open_data(
             data, task, on_error=on_error, validation_split=validation_split
@@ -118,7 +120,7 @@ class AccuracyCheck:
         self._split = split
         # Calibration must not see the pictures that the file is measured on.
         self._training = "train" if "train" in splits(self._data) else split
-        if labels == "data":
+        if isinstance(labels, str) and labels == "data":
             labels = class_names(self._data, task)
         self._model = open_model(
             model,

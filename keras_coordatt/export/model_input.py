@@ -9,8 +9,8 @@ import numpy as np
 
 from keras_coordatt.applications.blocks import channel_axis
 from keras_coordatt.export.pictures import draw_pictures
-from keras_coordatt.preprocessing import preprocessing_of
-from keras_coordatt.validation import height_and_width
+from keras_coordatt.preprocessing import Preprocessing, preprocessing_of
+from keras_coordatt.validation import check_type, height_and_width
 
 # Test pictures per export, and their size if the model takes any.
 PICTURES = 4
@@ -69,6 +69,8 @@ class ImageInput:
         self.preprocessing = preprocessing
 
     def _check_preprocessing(self, preprocessing):
+        what = "a Preprocessing or None"
+        check_type("preprocessing", preprocessing, Preprocessing, what)
         if len(preprocessing.mean) != self.channels:
             raise ValueError(
                 f"`preprocessing` must be for the {self.channels} channels of the "
@@ -126,7 +128,11 @@ class ImageInput:
             batches = [data]
         else:
             batches = [x[0] if isinstance(x, (tuple, list)) else x for x in data]
-        batches = [np.asarray(x, self.dtype) for x in batches]
+        what = f"`{name}` must be images (N, {str(self.shape)[1:]}, or batches of them"
+        try:
+            batches = [np.asarray(x, self.dtype) for x in batches]
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{what}. Received: {data!r}") from error
         wrong = [
             x.shape
             for x in batches
@@ -134,10 +140,7 @@ class ImageInput:
             or any(own not in (None, n) for own, n in zip(self.shape, x.shape[1:]))
         ]
         if wrong or not sum(map(len, batches)):
-            raise ValueError(
-                f"`{name}` must be images (N, {str(self.shape)[1:]}, or batches of "
-                f"them. Received: {wrong[0] if wrong else 'none'}"
-            )
+            raise ValueError(f"{what}. Received: {wrong[0] if wrong else 'none'}")
         return np.concatenate(batches)
 
 

@@ -82,12 +82,13 @@ def open_devices(devices, coordinator, processes, process_id):
     If all arguments are `None`, and so are Keras's variables, the current devices remain.
     """
     announced = current().processes == 1 and f"{_PREFIX}NUM_PROCESSES" in os.environ
-    given = (devices, coordinator, processes, process_id) != (None,) * 4
+    arguments = devices, coordinator, processes, process_id
+    given = any(argument is not None for argument in arguments)
     if not given and not announced:
         yield current()
         return
     devices = "auto" if devices is None else devices
-    if devices != "auto":
+    if not isinstance(devices, str) or devices != "auto":
         check_positive_int("devices", devices)
     job = _job(coordinator, processes, process_id)
     backend = keras.config.backend()
@@ -111,10 +112,13 @@ def open_devices(devices, coordinator, processes, process_id):
 
 def _job(coordinator, processes, process_id) -> dict | None:
     """Returns JAX's arguments for several processes, or `None` for one."""
-    if coordinator is not None and not coordinator.rpartition(":")[2].isdigit():
+    port = coordinator.rpartition(":")[2] if isinstance(coordinator, str) else ""
+    if coordinator is not None and not port.isdigit():
         raise ValueError(f"`coordinator` must be HOST:PORT. Received: {coordinator!r}")
     if processes is not None:
         check_positive_int("processes", processes)
+    if process_id is not None:
+        check_positive_int("process_id", process_id, zero=True)
     given = {
         "coordinator_address": coordinator or os.environ.get(f"{_PREFIX}JOB_ADDRESSES"),
         "num_processes": processes or _integer(f"{_PREFIX}NUM_PROCESSES"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Sized
 from typing import TYPE_CHECKING
 
 import keras
@@ -20,7 +20,9 @@ from keras_coordatt.training.history import (
 )
 from keras_coordatt.training.optimizers import make_optimizer
 from keras_coordatt.training.phases import find_head, phases
+from keras_coordatt.training.recipes import check_changes
 from keras_coordatt.training.recipes import recipe as named_recipe
+from keras_coordatt.validation import check_type
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -77,6 +79,7 @@ def fine_tune(
         Dict from the name of each measure to its values, one per epoch.
 
     Raises:
+        TypeError: If an argument is of another kind.
         ValueError: If an argument is invalid.
         FloatingPointError: If the loss becomes NaN or infinite.
 
@@ -91,17 +94,21 @@ def fine_tune(
     2
     """
     task = _task_of(model)
-    for name in changes or {}:
+    changes = check_changes(changes)
+    for name in changes:
         if name in _NOT_HERE:
             raise ValueError(
                 f"`changes` can't have {name!r} here: the batches and the model are "
                 f"given. Received: {changes}"
             )
     recipe = named_recipe("fine-tune", task, changes)
+    check_type("head", head, Sequence | None, "a list of layers")
     head = find_head(model, task) if head is None else list(head)
     in_model = {id(layer) for layer in nested_layers(model)}
     if not head or any(id(layer) not in in_model for layer in head):
         raise ValueError(f"`head` must be layers of the model. Received: {head}")
+    if not isinstance(train, Sized):
+        raise TypeError(f"`train` must be batches of known number. Received: {train!r}")
     steps = len(train)
     compiled = (
         {}
@@ -196,12 +203,19 @@ def _compile_arguments(model, task, train, loss, smoothing):
             name="mean_iou",
         )
         default = losses.SparseCategoricalCrossentropy(True, ignore_class=IGNORED)
-        return {"loss": loss or default, "metrics": [metric]}
-    _, labels, *_ = next(iter(train))
+        loss = default if loss is None else loss
+        return {"loss": loss, "metrics": [metric]}
+    batch = next(iter(train), None)
+    labels = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
+    if not hasattr(labels, "shape"):
+        raise ValueError(
+            f"`train` must be batches of images and labels. Received: {train!r}"
+        )
     last = [layer for layer in model.layers if hasattr(layer, "activation")][-1:]
     linear = bool(last) and last[0].activation is keras.activations.linear
     if len(labels.shape) == 2 and labels.shape[-1] > 1:
         default = losses.CategoricalCrossentropy(linear, label_smoothing=smoothing)
     else:
         default = losses.SparseCategoricalCrossentropy(linear)
-    return {"loss": loss or default, "metrics": ["accuracy"]}
+    loss = default if loss is None else loss
+    return {"loss": loss, "metrics": ["accuracy"]}

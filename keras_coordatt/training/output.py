@@ -13,8 +13,10 @@ import keras
 
 from keras_coordatt.distribution import current
 from keras_coordatt.training.backup import Backup, check_settings
+from keras_coordatt.validation import check_path, first_line
 from keras_coordatt.weights import FILE_TYPES
 from keras_coordatt.weights.network_file import OUTPUTS, save_network
+from keras_coordatt.weights.official import official_state
 
 BEST, LAST, REPORT = "best.keras", "last.keras", "report.json"
 CONFIG, HISTORY = "config.json", "history.csv"
@@ -48,7 +50,7 @@ class Output:
             self._temporary = tempfile.TemporaryDirectory()
             self.state = pathlib.Path(self._temporary.name) / "state"
             return
-        path = pathlib.Path(path)
+        path = pathlib.Path(check_path("output", path))
         if path.name.endswith(OUTPUTS):
             if path.is_dir():
                 raise ValueError(f"`output` must be a file. Received a folder: {path}")
@@ -62,6 +64,22 @@ class Output:
             )
         self.folder = path
         self.state = path / ".training"
+
+    def check_names(self, model: keras.Model) -> None:
+        """Checks that a `.safetensors` file can hold the model, before the training.
+
+        Raises:
+            ValueError: If a part of the model has no PyTorch names.
+        """
+        if self.file is None or self.file.suffix != ".safetensors":
+            return
+        try:
+            official_state(model)
+        except ValueError as error:
+            raise ValueError(
+                "`output` must be a folder or a .keras or .weights.h5 file, as the model "
+                f"has no PyTorch names. Received: {self.file} ({first_line(error)})"
+            ) from error
 
     def check_space(self, parameters: int) -> None:
         """Checks that files can be written, before the training starts.

@@ -10,8 +10,10 @@ import keras
 from keras_coordatt.validation import (
     MAX_SIZE,
     check_choice,
+    check_mapping,
     check_number,
     check_positive_int,
+    check_type,
 )
 
 OPTIMIZERS = ("sgd", "adamw", "lamb")
@@ -114,8 +116,7 @@ class Recipe:
             if getattr(self, name) is not None:
                 check_positive_int(name, getattr(self, name))
         for name in ("head_epochs", "patience"):
-            if getattr(self, name) != 0:
-                check_positive_int(name, getattr(self, name))
+            check_positive_int(name, getattr(self, name), zero=True)
         if self.head_epochs >= self.epochs:
             raise ValueError(
                 "`head_epochs` must be fewer than `epochs`. "
@@ -226,15 +227,9 @@ def recipe(name: str, task: str, changes: Mapping | None = None) -> Recipe:
     >>> recipe("scratch", "classification", {"epochs": 30}).learning_rate
     0.05
     """
-    check_choice("recipe", name, RECIPES)
+    check_choice("name", name, RECIPES)
     check_choice("task", task, tuple(_TASKS))
-    changes = dict(changes or {})
-    known = [field.name for field in dataclasses.fields(Recipe)][1:]
-    for key in changes:
-        if key not in known:
-            raise ValueError(
-                f"`{key}` is not a value of a recipe. It has: {', '.join(known)}"
-            )
+    changes = check_changes(changes)
     values = {"image_size": _IMAGE_SIZES[task], **_RECIPES[name]}
     values |= _TASKS[task].get(name, {})
     if task != "classification":
@@ -253,6 +248,19 @@ def recipe(name: str, task: str, changes: Mapping | None = None) -> Recipe:
         values["head_epochs"] = head_epochs * max(epochs, 0) // values["epochs"]
     values |= _for_optimizer(values, changes.get("optimizer"))
     return Recipe(name=name, **{**values, **changes})
+
+
+def check_changes(changes: Mapping | None) -> dict:
+    """Returns the changes of a recipe as a dict, if a recipe has these values."""
+    changes = {} if changes is None else dict(check_mapping("changes", changes))
+    known = [field.name for field in dataclasses.fields(Recipe)][1:]
+    for key in changes:
+        if key not in known:
+            raise ValueError(
+                f"`{key}` is not a value of a recipe. It has: {', '.join(known)}. "
+                f"Received: changes={changes}"
+            )
+    return changes
 
 
 def _for_optimizer(values, optimizer):
@@ -286,6 +294,7 @@ def zero_init_residuals(model: keras.Model) -> None:
         model: A network from a builder of this package, before it is trained.
 
     Raises:
+        TypeError: If `model` is something else.
         ValueError: If `model` has no residual blocks, or one whose last normalization
             isn't known by its name.
 
@@ -298,6 +307,7 @@ def zero_init_residuals(model: keras.Model) -> None:
         [Accurate, Large Minibatch SGD: Training ImageNet in 1 Hour](
         https://arxiv.org/abs/1706.02677), section 5.1
     """
+    check_type("model", model, keras.Model, "a keras.Model")
     # A list, because all processes must assign variables in the same order.
     names = [layer.name for layer in model.layers]
     blocks = [name.removesuffix("add") for name in names if name.endswith("add")]

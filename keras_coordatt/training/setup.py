@@ -16,13 +16,14 @@ import tensorflow as tf
 
 from keras_coordatt.data import class_names, find_task, open_data
 from keras_coordatt.data import splits as count_splits
+from keras_coordatt.data.opening import check_data
 from keras_coordatt.extras import install_hint
 from keras_coordatt.record import VERBS
 from keras_coordatt.training.augmentation import Augmentation
-from keras_coordatt.training.recipes import RECIPES, Recipe
+from keras_coordatt.training.recipes import RECIPES, Recipe, check_changes
 from keras_coordatt.training.recipes import recipe as named_recipe
 from keras_coordatt.training.tasks import TASKS, Task
-from keras_coordatt.validation import check_choice
+from keras_coordatt.validation import check_choice, check_type
 from keras_coordatt.weights import CATALOG
 from keras_coordatt.weights.by_name import find_published
 
@@ -52,8 +53,12 @@ def open_task(
     if task is not None:
         check_choice("task", task, tuple(TASKS))
     _check_arguments(build)
+    check_data("data", data)
+    check_type("weights", weights, str | os.PathLike | None, "a name, a path or None")
+    changes = check_changes(changes)
+    if not isinstance(recipe, Recipe | None):
+        check_choice("recipe", recipe, RECIPES)
     task = task or find_task(data)
-    changes = dict(changes or {})
     if recipe is None:
         recipe = "scratch" if weights is None else "fine-tune"
     if isinstance(recipe, Recipe):
@@ -89,7 +94,8 @@ def open_task(
 
 
 def _check_arguments(build):
-    """Raises a ValueError for an argument that the builder does not take."""
+    """Raises an error for an argument that the builder does not take, or no builder."""
+    check_type("build", build, Callable, "a function that builds networks")
     if isinstance(build, functools.partial):
         known = inspect.signature(build.func).parameters
         if any(x.kind is x.VAR_KEYWORD for x in known.values()):

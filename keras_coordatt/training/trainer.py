@@ -30,7 +30,13 @@ from keras_coordatt.training.optimizers import make_optimizer
 from keras_coordatt.training.output import BEST, LAST, REPORT, Output
 from keras_coordatt.training.phases import find_head, phases
 from keras_coordatt.training.recipes import Recipe
-from keras_coordatt.validation import check_choice, check_number, height_and_width
+from keras_coordatt.validation import (
+    check_choice,
+    check_number,
+    check_positive_int,
+    check_type,
+    height_and_width,
+)
 
 if TYPE_CHECKING:
     import tensorflow_datasets as tfds
@@ -111,8 +117,9 @@ def train(
         A `Training`.
 
     Raises:
+        TypeError: If an argument is of another kind.
         ValueError: If an argument is invalid, the data can't be used, or `output` is of
-            another training.
+            another training, or a `.safetensors` file and the model has no PyTorch names.
         FloatingPointError: If the loss becomes NaN or infinite.
         OSError: If `output` can't be written.
 
@@ -142,12 +149,15 @@ def _train(task, data, output, build, weights, recipe, changes, options, verbose
         settings_of,
     )
 
-    seed, deterministic = options["seed"], options["deterministic"]
-    validation_split, on_error = options["validation_split"], options["on_error"]
-    check_number("validation_split", validation_split, 0, 1, closed=True)
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"`seed` must be a non-negative integer. Received: {seed!r}")
+    deterministic, on_error = options["deterministic"], options["on_error"]
+    validation_split = check_number(
+        "validation_split", options["validation_split"], 0, 1, closed=True
+    )
+    seed = check_positive_int("seed", options["seed"], zero=True)
+    # JSON can't hold NumPy's numbers.
+    options |= {"validation_split": validation_split, "seed": seed}
     check_choice("deterministic", deterministic, (True, False))
+    check_type("verbose", verbose, bool | int, "True or False")
     verbose = verbose and current().first
     out = Output(output)
     check_outside(data, out.folder)
@@ -206,6 +216,7 @@ class Session:
         # Recorded at the start, for the models of an unfinished training.
         record_training(self.twin, job, {})
         self.compiled = None
+        out.check_names(self.twin)
         if self.devices.first:
             out.check_space(self.network.count_params())
 

@@ -92,7 +92,7 @@ def load_state(
     if isinstance(source, (str, os.PathLike)):
         arrays, where = read_official(source), f"{os.fspath(source)!r}"
     elif isinstance(source, Mapping):
-        arrays, where = unwrap(source), "the mapping"
+        arrays, where = unwrap(source), "the mapping `source`"
     else:
         raise TypeError(
             "`source` must be a path or a mapping from names to arrays. "

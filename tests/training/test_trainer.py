@@ -11,10 +11,11 @@ import pytest
 from backends import needs_tensorflow
 from PIL import Image
 
+from keras_coordatt import MobileNetV2CA
 from keras_coordatt.data import load_classification
 from keras_coordatt.preprocessing import preprocess_input
 from keras_coordatt.record import record_of
-from keras_coordatt.training import train
+from keras_coordatt.training import Recipe, train
 
 
 def files(folder):
@@ -115,6 +116,26 @@ def test_wrong_arguments_leave_nothing_behind(
     with pytest.raises(ValueError, match=message):
         train(build=build, **given)
     assert files(tmp_path) == ["images"]
+
+
+def test_safetensors_need_pytorch_names_before_the_training(
+    image_folder, tmp_path, monkeypatch, quick
+):
+    own = functools.partial(
+        MobileNetV2CA, alpha=0.1, attention=keras.layers.LayerNormalization
+    )
+    monkeypatch.setattr(keras.Model, "fit", None)
+    with pytest.raises(ValueError, match="`output` must be.*no PyTorch names.*pets"):
+        train(
+            None, image_folder, tmp_path / "pets.safetensors", build=own, changes=quick
+        )
+    assert files(tmp_path) == ["images"]
+
+
+@pytest.mark.parametrize("recipe", ["scratch", Recipe("own", 32, 1, 4, "sgd", 0.1)])
+def test_unknown_changes(image_folder, build, recipe):
+    with pytest.raises(ValueError, match="is not a value.*Received: changes="):
+        train(None, image_folder, None, build=build, recipe=recipe, changes={"lr": 1})
 
 
 def test_one_class_is_not_enough(image_folder, tmp_path, build):
