@@ -44,6 +44,8 @@ FIGURES: dict[str | None, type[Figures]] = {
 }
 # Low, because average precision also counts recalls that only unsure detections reach.
 SCORE_THRESHOLD = 0.01
+# More take hours, and make the intervals no better.
+MAX_RESAMPLES = 10**6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,6 +171,7 @@ def evaluate(
         An `Evaluation`.
 
     Raises:
+        TypeError: If `data` is something else.
         ValueError: If an argument is invalid, something about the model is neither
             recorded nor given, or the data doesn't fit the model.
         OSError: If the model isn't there.
@@ -181,10 +184,13 @@ def evaluate(
     1.0
     """
     check_positive_int("batch_size", batch_size)
-    check_number("resamples", resamples, 0, closed=True)
+    check_positive_int("resamples", resamples, MAX_RESAMPLES, zero=True)
     check_number("confidence", confidence, 0, 1)
+    check_positive_int("seed", seed, zero=True)
     from keras_coordatt.data import open_data
+    from keras_coordatt.data.opening import check_data
 
+    check_data("data", data)
     runnable = open_model(
         local_copy(model),
         task=task,
@@ -220,7 +226,7 @@ def evaluate(
         images=images,
         labels=runnable.labels,
         metrics={**main, **figures.others()},
-        intervals=_intervals(figures, images, int(resamples), confidence, seed),
+        intervals=_intervals(figures, images, resamples, confidence, seed),
         confidence=confidence,
         by_class=figures.by_class(),
         confusion=figures.confusion(),

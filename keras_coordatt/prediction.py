@@ -11,7 +11,7 @@ import dataclasses
 import glob
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -19,7 +19,13 @@ import numpy as np
 from keras_coordatt.distribution import alone, current, gather, local_copy
 from keras_coordatt.preprocessing import Preprocessing
 from keras_coordatt.runnable import Runnable, open_model
-from keras_coordatt.validation import check_choice, check_positive_int
+from keras_coordatt.validation import (
+    check_array,
+    check_choice,
+    check_positive_int,
+    check_sequence,
+    check_type,
+)
 
 __all__ = [
     "DetectedObject",
@@ -192,7 +198,7 @@ def find_pictures(images) -> list:
                 f"Received: {images.dtype} of shape {images.shape}"
             )
         found = list(images) if images.ndim == 4 else [images]
-    elif isinstance(images, Iterable):
+    elif isinstance(images, Iterable) and not isinstance(images, Mapping):
         found = [x for image in images for x in find_pictures(image)]
     else:
         raise ValueError(
@@ -240,9 +246,21 @@ def predictions(
 
     Yields:
         One `Prediction` per picture, in order.
+
+    Raises:
+        TypeError: If `model` isn't a `Runnable`.
+        ValueError: If another argument is invalid, or a picture cannot be read.
     """
     from keras_coordatt.data.reading import find_faults, read_image, report_faults
 
+    check_type("model", model, Runnable, "a Runnable, from `open_model`")
+    check_choice("on_error", on_error, ("raise", "skip"))
+    pictures = check_sequence("pictures", pictures)
+    for picture in pictures:
+        if not isinstance(picture, str | os.PathLike | np.ndarray):
+            raise ValueError(
+                f"`pictures` must be paths or arrays. Received: {picture!r}"
+            )
     check_positive_int("top", top)
     batch_size = min(check_positive_int("batch_size", batch_size), len(pictures))
 
@@ -323,8 +341,19 @@ def draw(
         The new picture, uint8.
 
     Raises:
+        TypeError: If `prediction` isn't a `Prediction`.
+        ValueError: If `picture` has another size than the prediction's.
         ImportError: If OpenCV, with which Keras draws boxes, isn't installed.
     """
+    check_type("prediction", prediction, Prediction, "a Prediction")
+    picture = check_array("picture", picture, 3)
+    if picture.dtype != "uint8" or picture.shape != (*prediction.size, 3):
+        raise ValueError(
+            f"`picture` must be the prediction's, uint8 of shape {(*prediction.size, 3)}. "
+            f"Received: {picture.dtype} of shape {picture.shape}"
+        )
+    if labels is not None:
+        labels = check_sequence("labels", labels)
     if prediction.mask is not None:
         names = labels or range(int(prediction.mask.max()) + 1)
         colors = {i: _color(i) for i in range(len(names))}

@@ -17,7 +17,7 @@ from keras import layers
 from keras.applications import imagenet_utils
 
 from keras_coordatt.graph import Graph, is_network
-from keras_coordatt.validation import check_choice
+from keras_coordatt.validation import check_choice, check_mapping
 
 __all__ = [
     "IMAGENET",
@@ -197,7 +197,7 @@ class PreprocessingRecord(layers.Layer):
                 f"Received: {preprocessing!r}"
             )
         self.preprocessing = preprocessing
-        self.records = records or {}
+        self.records = {} if records is None else records
         self.built = True
 
     @property
@@ -207,7 +207,14 @@ class PreprocessingRecord(layers.Layer):
     @records.setter
     def records(self, records: dict):
         # A JSON string, because Keras and TensorFlow would wrap and track a dict.
-        self._records = json.dumps(records)
+        check_mapping("records", records)
+        try:
+            self._records = json.dumps(records)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                "`records` must be a dict that can be written as JSON. "
+                f"Received: {records!r}"
+            ) from error
 
     def call(self, inputs):
         return inputs

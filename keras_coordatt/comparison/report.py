@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import keras
@@ -15,11 +16,20 @@ from keras_coordatt.benchmark.runtimes import INFERENCE
 from keras_coordatt.detection import SSDLite
 from keras_coordatt.record import METRICS
 from keras_coordatt.segmentation import DeepLabV3
-from keras_coordatt.validation import check_choice, check_positive_int
+from keras_coordatt.validation import (
+    check_choice,
+    check_number,
+    check_positive_int,
+    check_sequence,
+    check_type,
+)
 from keras_coordatt.visualize.canvas import subplots
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+KEYS = {"task", "attention", "seed", "parameters", "metrics", "history"}
 
 
 def table(runs: list[dict]) -> str:
@@ -150,8 +160,15 @@ def picture(
     Returns:
         A `matplotlib.figure.Figure`: one point per attention, the mean over the seeds,
         with the standard deviation as a bar.
+
+    Raises:
+        ValueError: If there are runs of several tasks, or an attention has no latency.
     """
     name = METRICS[_task(runs)][0]
+    check_choice("measure", measure, tuple(MEASURES))
+    check_type("seconds", seconds, Mapping, "a dict, from `latency`")
+    for attention in _by_attention(runs):
+        check_number(f"seconds[{attention!r}]", seconds.get(attention, math.nan), 0)
     figure, axes = subplots(1, 1, (6, 4))
     axis = axes[0, 0]
     for i, (attention, chosen) in enumerate(_by_attention(runs).items()):
@@ -189,6 +206,9 @@ def _build(run):
 
 
 def _task(runs):
+    for run in check_sequence("runs", runs):
+        if not isinstance(run, Mapping) or not KEYS <= run.keys():
+            raise ValueError(f"`runs` must be from `compare`. Received: {run!r}")
     tasks = {run["task"] for run in runs}
     if len(tasks) != 1:
         raise ValueError(f"`runs` must be of one task. Received: {sorted(tasks)}")

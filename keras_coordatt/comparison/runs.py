@@ -18,8 +18,18 @@ from keras_coordatt.applications.blocks import ATTENTIONS as NAMED
 from keras_coordatt.applications.blocks import COORDINATE_AXES
 from keras_coordatt.files import atomic_file
 from keras_coordatt.record import TASKS
+from keras_coordatt.training import recipe as find_recipe
 from keras_coordatt.training import train
-from keras_coordatt.validation import check_choice
+from keras_coordatt.training.recipes import RECIPES
+from keras_coordatt.validation import (
+    check_choice,
+    check_mapping,
+    check_number,
+    check_path,
+    check_positive_int,
+    check_sequence,
+    check_type,
+)
 
 ATTENTIONS = (None, *NAMED)
 # Those that can start as the identity
@@ -83,12 +93,32 @@ def compare(
     """
     check_choice("task", task, TASKS)
     check_choice("network", network, tuple(BUILDERS))
-    attentions, seeds = tuple(attentions), tuple(seeds)
+    check_choice("on_error", on_error, ("raise", "skip"))
+    check_type("verbose", verbose, bool | int, "True or False")
+    check_choice("recipe", recipe, RECIPES)
+    split = check_number("validation_split", validation_split, 0, 1, closed=True)
+    check_path("data", data)
+    output = pathlib.Path(check_path("output", output))
+    if start is not None:
+        check_path("start", start)
+    attentions = check_sequence("attentions", attentions)
     for attention in attentions:
-        check_choice("attentions", attention, INSERTED if start else ATTENTIONS)
+        check_choice("attentions", attention, ATTENTIONS)
+        if start is not None and attention not in INSERTED:
+            raise ValueError(
+                f"`attentions` must be of {INSERTED} with `start`, as no other can start "
+                f"as the identity. Received: {attention!r}"
+            )
+    seeds = [
+        check_positive_int("seeds", seed, zero=True)
+        for seed in check_sequence("seeds", seeds)
+    ]
+    for name, value in (("arguments", arguments), ("changes", changes)):
+        if value is not None:
+            check_mapping(name, value)
+    find_recipe(recipe, task, changes)
     if start and task != "classification":
         raise ValueError(f"`start` is for classification. Received: task={task!r}")
-    output = pathlib.Path(output)
     settings = {
         "task": task,
         "data": _name(data),
@@ -98,7 +128,7 @@ def compare(
         "recipe_name": recipe,
         # It would undo the training of `start`.
         "changes": {**(changes or {}), **({"zero_init": False} if start else {})},
-        "validation_split": validation_split,
+        "validation_split": split,
         "on_error": on_error,
     }
     # As in the file, where JSON has turned tuples into lists.
@@ -130,7 +160,7 @@ def compare(
                 build=_builder(network, arguments, start, attention),
                 recipe=recipe,
                 changes=settings["changes"],
-                validation_split=validation_split,
+                validation_split=split,
                 on_error=on_error,
                 seed=seed,
                 verbose=verbose,

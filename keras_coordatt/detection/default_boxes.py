@@ -16,9 +16,12 @@ from keras.utils import bounding_boxes
 
 from keras_coordatt.validation import (
     MAX_SIZE,
+    check_array,
     check_choice,
     check_number,
     check_positive_int,
+    check_sequence,
+    height_and_width,
 )
 
 RATIOS = (1, 2, 1 / 2, 3, 1 / 3)
@@ -108,18 +111,38 @@ def default_boxes(
         Array `(A, 4)`, ordered by feature map, row, column and shape. Boxes near the
         edge extend beyond the image.
 
+    Raises:
+        ValueError: If an argument isn't of this form.
+
     Example:
 
     >>> sizes = [(20, 20), (10, 10), (5, 5), (3, 3), (2, 2), (1, 1)]
     >>> default_boxes(sizes, ssd_box_shapes()).shape
     (2034, 4)
     """
+    image_size = height_and_width(image_size)
     height, width = (min(image_size) / size for size in image_size)
+    sizes = [
+        [
+            check_positive_int("map_sizes", side, MAX_SIZE)
+            for side in check_sequence("map_sizes", size, 2)
+        ]
+        for size in check_sequence("map_sizes", map_sizes)
+    ]
+    if not sizes:
+        raise ValueError(f"`map_sizes` must have a feature map. Received: {map_sizes}")
     boxes = []
-    for (rows, columns), shapes in zip(map_sizes, box_shapes, strict=True):
+    for (rows, columns), shapes in zip(
+        sizes, check_sequence("box_shapes", box_shapes, len(sizes))
+    ):
+        shapes = check_array("box_shapes", shapes, 2)
+        if shapes.shape[1] != 2:
+            raise ValueError(
+                f"`box_shapes` must be pairs (width, height). Received: {box_shapes!r}"
+            )
         y, x, i = np.mgrid[:rows, :columns, : len(shapes)].reshape(3, -1)
         center = np.stack([(x + 0.5) / columns, (y + 0.5) / rows], axis=1)
-        half = np.asarray(shapes)[i] * (width, height) / 2
+        half = shapes[i] * (width, height) / 2
         boxes.append(np.concatenate([center - half, center + half], axis=1))
     return np.concatenate(boxes).astype("float32")
 

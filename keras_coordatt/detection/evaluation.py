@@ -14,6 +14,7 @@ from keras_coordatt.detection.ssdlite import SSDLite
 from keras_coordatt.distribution import alone, gather_examples, local_copy
 from keras_coordatt.extras import install_hint
 from keras_coordatt.graph import input_and_output
+from keras_coordatt.validation import check_sequence, check_type
 
 # One detector per evaluated model, because building and tracing it takes seconds
 _DETECTORS = weakref.WeakKeyDictionary()
@@ -58,6 +59,16 @@ def evaluate_detections(
     >>> evaluate_detections(model, val)["AP50"]
     """
     COCO, COCOeval = coco_classes()
+    try:
+        batches = iter(batches)
+    except TypeError as error:
+        raise TypeError(
+            f"`batches` must be a list or dataset. Received: {batches!r}"
+        ) from error
+    if class_names is not None:
+        class_names = check_sequence("class_names", class_names)
+        for name in class_names:
+            check_type("class_names", name, str, "strings")
     classes = None
     model = local_copy(model)
     if isinstance(model, SSDLite):
@@ -70,7 +81,13 @@ def evaluate_detections(
         )
 
     examples = []
-    for x, y, *weights in batches:
+    for batch in batches:
+        if not isinstance(batch, list | tuple) or len(batch) not in (2, 3):
+            raise ValueError(
+                "`batches` must be pairs of images and their objects, or with weights. "
+                f"Received: {batch!r}"
+            )
+        x, y, *weights = batch
         check_objects(y, classes)
         with alone():
             found = model.predict_on_batch(np.asarray(x))

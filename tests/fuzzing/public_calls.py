@@ -238,7 +238,7 @@ def valid_arguments():
         "layers.freeze_batch_norm": {"model": gates},
         "prediction.draw": {
             "prediction": prediction.predict(classifier, "photos/test/red/0.png")[0],
-            "picture": pictures[0],
+            "picture": known_models.picture("red"),
             "labels": None,
         },
         "prediction.predict": {"model": classifier, "images": "photos/test/red/0.png"},
