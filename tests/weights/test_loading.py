@@ -650,7 +650,7 @@ def test_no_file_on_the_hub(hub, path, error, message):
 def test_without_a_hub(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(
-        ImportError, match=r"needs huggingface_hub.*keras_coordatt\[hf\]"
+        ImportError, match=r"needs huggingface_hub: pip install .*\[hf\]"
     ):
         load_weights(tiny(), "hf://user/repository/it.safetensors")
 
