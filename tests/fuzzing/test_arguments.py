@@ -10,8 +10,7 @@ import pytest
 from backends import once
 from fuzzing import public_calls
 from fuzzing.damage import within
-from fuzzing.known_faults import KNOWN_FAULTS
-from hypothesis import assume, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 pytestmark = once
@@ -89,14 +88,13 @@ def valid(folder):
 
 @functools.cache
 def changeable(name, given):
-    """The arguments to change: all but those that are Keras's and the known faults."""
+    """The arguments to change: all but those that are Keras's."""
     parameters = inspect.signature(CALLABLES[name]).parameters.values()
     return [
         p.name
         for p in parameters
         if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
         and (p.name not in OF_KERAS or p.name in given)
-        and p.name not in KNOWN_FAULTS.get(name, "").split()
     ]
 
 
@@ -126,9 +124,6 @@ def check(function, arguments, argument, value, folder):
 def test_every_public_name_is_here(valid):
     assert NAMES == [name for name in CALLABLES if name in valid]
     assert valid.keys() | public_calls.EXCEPTED.keys() == CALLABLES.keys()
-    for name, faults in KNOWN_FAULTS.items():
-        arguments = {fault.removesuffix("[array]") for fault in faults.split()}
-        assert arguments <= inspect.signature(CALLABLES[name]).parameters.keys()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -143,15 +138,11 @@ def test_valid_arguments(name, valid, folder):
 @pytest.mark.parametrize("name", NAMES)
 def test_argument(name, valid, folder):
     arguments = changeable(name, tuple(valid[name]))
-    if not arguments:
-        pytest.skip("all its arguments have known faults")
     quick = name in SLOW and os.environ.get("FUZZ") != "nightly"
 
     @settings(max_examples=4 if quick else settings.default.max_examples)
     @given(argument=st.sampled_from(arguments), value=values)
     def test(argument, value):
-        faults = KNOWN_FAULTS.get(name, "").split()
-        assume(f"{argument}[array]" not in faults or not isinstance(value, np.ndarray))
         check(CALLABLES[name], valid[name], argument, value, folder)
 
     test()
