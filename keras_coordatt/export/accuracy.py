@@ -88,7 +88,8 @@ class AccuracyCheck:
 
     Example:
 
-    >>> check = AccuracyCheck(model, "photos", split="validation", validation_split=0.5)
+    >>> data = {"split": "validation", "validation_split": 0.5, "labels": "data"}
+    >>> check = AccuracyCheck(model, "photos", **data)
     >>> report = saved_model(model, "cats", **check.options())
     >>> check.compare("cats", max_drop=0.01).metric
     'top1'
