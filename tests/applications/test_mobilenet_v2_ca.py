@@ -166,7 +166,7 @@ def test_checkpoint_must_match_the_attention(golden):
 )
 def test_networks_without_published_weights(arguments, received, monkeypatch):
     monkeypatch.setattr(
-        mobilenet_v2_ca, "load_weights", lambda *_, **__: pytest.fail("loaded")
+        mobilenet_v2_ca, "load_named_weights", lambda *_, **__: pytest.fail("loaded")
     )
     with pytest.raises(ValueError) as caught:
         MobileNetV2CA(weights="imagenet", **arguments)
