@@ -38,6 +38,7 @@ def test_functions_are_timed_in_turns(monkeypatch):
     assert "".join(calls) == "abab" + "aaabbb" + "bbbaaa"
 
 
+@once
 def test_rounds_are_shared_among_starts(monkeypatch):
     prepared, called = [], []
 

@@ -20,6 +20,7 @@ from keras_coordatt.training.recipes import recipe
 from keras_coordatt.training.setup import config_of
 
 
+@once
 @pytest.mark.parametrize(
     "build, residuals",
     [
