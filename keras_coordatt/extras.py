@@ -9,7 +9,7 @@ def install_hint(extra: str) -> str:
 
 
 def has_matplotlib() -> bool:
-    """Whether matplotlib is installed, without importing it."""
+    """Returns whether matplotlib is installed, without importing it."""
     return importlib.util.find_spec("matplotlib") is not None
 
 

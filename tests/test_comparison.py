@@ -9,6 +9,7 @@ from keras import ops
 from keras_coordatt import MobileNetV2CA, comparison
 from keras_coordatt.cli import main
 from keras_coordatt.comparison import runs as comparison_runs
+from keras_coordatt.data.reading import ON_ERROR
 from keras_coordatt.training.trainer import Training
 
 RECIPE = {"name": "scratch", "image_size": 32, "epochs": 2}
@@ -134,6 +135,15 @@ def test_it_goes_on_where_it_was_cut_off(trained, tmp_path):
     others = compare(tmp_path / "other", output, **arguments)
     assert trained[8:] == [(None, 3), ("se", 3)] and others[0]["data"] == "other"
     assert len(output.read_text().splitlines()) == 10
+
+
+@pytest.mark.parametrize("on_error", ON_ERROR)
+def test_data_are_read_as_training_reads_them(on_error, trained, tmp_path):
+    output = tmp_path / "runs.jsonl"
+    runs = comparison.compare(
+        "detection", tmp_path, output, attentions=[None], seeds=[0], on_error=on_error
+    )
+    assert [run["given_on_error"] for run in runs] == [on_error]
 
 
 def test_it_starts_from_a_file(trained, tmp_path):

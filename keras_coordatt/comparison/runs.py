@@ -91,9 +91,11 @@ def compare(
     >>> runs = compare("segmentation", "digits/scenes", "runs/digits.jsonl")
     >>> print(table(runs))
     """
+    from keras_coordatt.data.reading import check_on_error
+
     check_choice("task", task, TASKS)
     check_choice("network", network, tuple(BUILDERS))
-    check_choice("on_error", on_error, ("raise", "skip"))
+    check_on_error(on_error)
     check_type("verbose", verbose, bool | int, "True or False")
     check_choice("recipe", recipe, RECIPES)
     split = check_number("validation_split", validation_split, 0, 1, closed=True)
