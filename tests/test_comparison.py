@@ -45,8 +45,32 @@ def test_table():
     assert rows[0].count("|") == rows[1].count("|") == rows[2].count("|")
     (row,) = comparison.table([run("se", 0, 0.5)]).splitlines()[2:]
     assert row == "| se | 1,234 | 50.00 % |  | 1 |"
-    with pytest.raises(ValueError, match="`runs` must be of one task"):
-        comparison.table([*RUNS, run("se", 0, 0.5, task="detection")])
+
+
+@pytest.mark.parametrize(
+    "runs, message",
+    [
+        ([], "`runs` must not be empty"),
+        ([*RUNS, {"seed": 0}], r"`runs` must be from `compare`.*\{'seed': 0\}"),
+        ([run("se", 0, 0.5, metrics={"loss": 1.0})], "`runs` must be from `compare`"),
+        # A mean over networks of two widths would be of neither.
+        (
+            [*RUNS, run("se", 0, 0.5, arguments={"alpha": 0.5})],
+            "`runs` must be of one comparison.*arguments={'alpha': 0.5} instead of",
+        ),
+        (
+            [*RUNS, run("se", 0, 0.5, on_error="skip")],
+            "on_error='skip' instead of 'raise'",
+        ),
+        ([*RUNS, run(None, 2, 0.9)], "two of attention=None, seed=2"),
+    ],
+)
+def test_runs_that_are_not_one_comparison(runs, message):
+    for show in (comparison.table, comparison.curves, comparison.latency):
+        with pytest.raises(ValueError, match=message):
+            show(runs)
+    with pytest.raises(ValueError, match=message):
+        comparison.picture(runs, {None: 0.1})
 
 
 @once
@@ -123,25 +147,32 @@ def test_it_goes_on_where_it_was_cut_off(trained, tmp_path):
     trained.append("and another, so that none is interrupted")
     both = compare(tmp_path, output, **{**arguments, "seeds": [3, 4]})
     assert trained[2:] == [(None, 4), ("se", 4)] and len(both) == 4
-    # Other settings are another experiment.
-    compare(tmp_path, output, **{**arguments, "changes": {"epochs": 5}})
-    assert trained[4:] == [(None, 3), ("se", 3)]
-    skipped = compare(tmp_path, output, **arguments, on_error="skip")
-    assert trained[6:] == [(None, 3), ("se", 3)]
-    assert [run["given_on_error"] for run in skipped] == ["skip", "skip"]
     assert compare(tmp_path, output, **arguments) == both
-    # And so are other data, of which the file tells the name, and no path.
+    # A file is one comparison: of the data, too, of which it tells the name, and no path.
     (tmp_path / "other").mkdir()
-    others = compare(tmp_path / "other", output, **arguments)
-    assert trained[8:] == [(None, 3), ("se", 3)] and others[0]["data"] == "other"
-    assert len(output.read_text().splitlines()) == 10
+    text = output.read_text()
+    for data, others, message in (
+        (tmp_path, {"changes": {"epochs": 5}}, "changes=.*9.* instead of .*5"),
+        (tmp_path, {"on_error": "skip"}, "on_error='raise' instead of 'skip'"),
+        (tmp_path / "other", {}, "instead of 'other'"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"`output` has .*compare.jsonl.*{message}"
+        ):
+            compare(data, output, **{**arguments, **others})
+    assert trained[4:] == [] and output.read_text() == text
 
 
 @pytest.mark.parametrize("on_error", ON_ERROR)
 def test_data_are_read_as_training_reads_them(on_error, trained, tmp_path):
     output = tmp_path / "runs.jsonl"
     runs = comparison.compare(
-        "detection", tmp_path, output, attentions=[None], seeds=[0], on_error=on_error
+        "classification",
+        tmp_path,
+        output,
+        attentions=[None],
+        seeds=[0],
+        on_error=on_error,
     )
     assert [run["given_on_error"] for run in runs] == [on_error]
 
@@ -155,9 +186,12 @@ def test_it_starts_from_a_file(trained, tmp_path):
     )
     (run,) = compare(attentions=["coordinate"], **options)
     assert run["start"] == "plain.keras" and run["changes"] == {"zero_init": False}
-    # Another start is another experiment.
-    compare(attentions=["coordinate"], **{**options, "start": "other.keras"})
-    assert trained[2:] == [("coordinate", 0), ("coordinate", 0)]
+    # Another start is another comparison.
+    with pytest.raises(
+        ValueError, match="start='plain.keras' instead of 'other.keras'"
+    ):
+        compare(attentions=["coordinate"], **{**options, "start": "other.keras"})
+    assert trained[2:] == [("coordinate", 0)]
     with pytest.raises(ValueError, match="`attentions`.*se"):
         compare(attentions=["se"], **options)
     with pytest.raises(ValueError, match="must not have started from a file"):

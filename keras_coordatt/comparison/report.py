@@ -13,6 +13,7 @@ from keras_coordatt.applications import BUILDERS
 from keras_coordatt.benchmark import MEASURES, interleaved
 from keras_coordatt.benchmark.measure import calibrate_batch_norm
 from keras_coordatt.benchmark.runtimes import INFERENCE
+from keras_coordatt.comparison.runs import difference, is_run
 from keras_coordatt.detection import SSDLite
 from keras_coordatt.record import METRICS
 from keras_coordatt.segmentation import DeepLabV3
@@ -29,14 +30,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-KEYS = {"task", "attention", "seed", "parameters", "metrics", "history"}
-
-
 def table(runs: list[dict]) -> str:
     """Formats a comparison as a Markdown table.
 
     Args:
-        runs: Return value of `compare`.
+        runs: Return value of `compare`, or of `read_runs`.
 
     Returns:
         A table, one row per attention: mean and standard deviation of each metric over
@@ -44,7 +42,7 @@ def table(runs: list[dict]) -> str:
         attention with the same seed.
 
     Raises:
-        ValueError: If there are no runs, or runs of several tasks.
+        ValueError: If these aren't the runs of one comparison.
     """
     names = METRICS[_task(runs)]
     titles = ["attention", "parameters", *names, f"{names[0]} over none, same seed"]
@@ -66,14 +64,14 @@ def curves(runs: list[dict]) -> Figure:
     """Plots the main metric of the validation images by epoch.
 
     Args:
-        runs: Return value of `compare`.
+        runs: Return value of `compare`, or of `read_runs`.
 
     Returns:
         A `matplotlib.figure.Figure`: one line per run, and the mean over the seeds in
         bold, one color per attention.
 
     Raises:
-        ValueError: If there are runs of several tasks, or none was validated.
+        ValueError: If these aren't the runs of one comparison, or none was validated.
     """
     measure = METRICS[_task(runs)][0]
     key = f"val_{measure}"
@@ -115,7 +113,7 @@ def latency(
     The networks are built anew, with random weights, and timed in turns.
 
     Args:
-        runs: Return value of `compare`.
+        runs: Return value of `compare`, or of `read_runs`.
         measure: A key of `keras_coordatt.benchmark.MEASURES` for inference that needs no
             process of its own.
         rounds: Number of timings of each network.
@@ -127,6 +125,7 @@ def latency(
         ValueError: If an argument is out of its range, if the runs started from a file,
             or if the backend isn't TensorFlow.
     """
+    _task(runs)
     if any(run.get("start") for run in runs):
         raise ValueError(
             "`runs` must not have started from a file: its network is unknown"
@@ -153,7 +152,7 @@ def picture(
     """Plots the main metric against latency.
 
     Args:
-        runs: Return value of `compare`.
+        runs: Return value of `compare`, or of `read_runs`.
         seconds: Return value of `latency`.
         measure: Same as in `latency`.
 
@@ -162,7 +161,8 @@ def picture(
         with the standard deviation as a bar.
 
     Raises:
-        ValueError: If there are runs of several tasks, or an attention has no latency.
+        ValueError: If these aren't the runs of one comparison, or an attention has no
+            latency.
     """
     name = METRICS[_task(runs)][0]
     check_choice("measure", measure, tuple(MEASURES))
@@ -206,13 +206,24 @@ def _build(run):
 
 
 def _task(runs):
-    for run in check_sequence("runs", runs):
-        if not isinstance(run, Mapping) or not KEYS <= run.keys():
+    """Returns the task, if these are the runs of one comparison."""
+    runs = check_sequence("runs", runs)
+    if not runs:
+        raise ValueError("`runs` must not be empty. Received: []")
+    seen = set()
+    for run in runs:
+        if not is_run(run):
             raise ValueError(f"`runs` must be from `compare`. Received: {run!r}")
-    tasks = {run["task"] for run in runs}
-    if len(tasks) != 1:
-        raise ValueError(f"`runs` must be of one task. Received: {sorted(tasks)}")
-    return tasks.pop()
+        if found := difference(run, runs[0]):
+            raise ValueError(f"`runs` must be of one comparison. Received: {found}")
+        key = run["attention"], run["seed"]
+        if key in seen:
+            raise ValueError(
+                "`runs` must have one run for each attention and seed. Received: two of "
+                f"attention={key[0]!r}, seed={key[1]}"
+            )
+        seen.add(key)
+    return runs[0]["task"]
 
 
 def _by_attention(runs):

@@ -6,6 +6,7 @@ after the last one, and within a run after the last complete epoch.
 
 import functools
 import json
+import numbers
 import os
 import pathlib
 from collections.abc import Iterable, Mapping
@@ -17,7 +18,7 @@ from keras_coordatt.applications import BUILDERS
 from keras_coordatt.applications.blocks import ATTENTIONS as NAMED
 from keras_coordatt.applications.blocks import COORDINATE_AXES
 from keras_coordatt.files import atomic_file
-from keras_coordatt.record import TASKS
+from keras_coordatt.record import METRICS, TASKS
 from keras_coordatt.training import recipe as find_recipe
 from keras_coordatt.training import train
 from keras_coordatt.training.recipes import RECIPES
@@ -34,6 +35,18 @@ from keras_coordatt.validation import (
 ATTENTIONS = (None, *NAMED)
 # Those that can start as the identity
 INSERTED = (None, *COORDINATE_AXES)
+# What all runs of a comparison have in common
+SETTINGS = (
+    "task",
+    "data",
+    "network",
+    "arguments",
+    "start",
+    "recipe_name",
+    "changes",
+    "validation_split",
+    "on_error",
+)
 
 
 def compare(
@@ -64,8 +77,9 @@ def compare(
             DeepLabV3.
         data: A folder or file that `keras_coordatt.data` reads, or a TFDS name. Runs
             are identified by the folder's name, without its path.
-        output: File of one line of JSON per run, written when the run ends. Runs that
-            are already in it are not repeated.
+        output: File of one line of JSON per run, written when the run ends, of one
+            comparison. Runs that are already in it are not repeated. The models lie
+            beside it.
         attentions: Values of the builders' `attention`.
         seeds: Non-negative integers.
         network: Name of a builder, one of `keras_coordatt.applications.list_models()`.
@@ -83,8 +97,8 @@ def compare(
         as one dict per epoch, and `seconds`.
 
     Raises:
-        ValueError: If an argument is invalid, the data can't be used, or a line of
-            `output` isn't a run.
+        ValueError: If an argument is invalid, the data can't be used, a line of
+            `output` isn't a run, or a run has other settings than these.
 
     Example:
 
@@ -135,12 +149,13 @@ def compare(
     }
     # As in the file, where JSON has turned tuples into lists.
     settings = json.loads(json.dumps(settings))
-    runs = [
-        run
-        for run in read_runs(output)
-        # Older files don't have `on_error`.
-        if settings.items() <= {"on_error": "raise", **run}.items()
-    ]
+    runs = read_runs(output)
+    for run in runs:
+        if found := difference(run, settings):
+            raise ValueError(
+                "`output` has runs of another comparison: choose another file. Received: "
+                f"{output}, with {found}"
+            )
     done = {(run["seed"], run["attention"]) for run in runs}
     output.parent.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
@@ -221,6 +236,41 @@ def retrofit(
     )
 
 
+def is_run(run) -> bool:
+    """Returns whether `run` has what tables and pictures show, as `compare` writes it."""
+    if not isinstance(run, Mapping) or run.get("task") not in TASKS:
+        return False
+    names = METRICS[run["task"]]
+    return (
+        isinstance(run.get("attention", 0), str | None)
+        and isinstance(run.get("seed"), int)
+        and isinstance(run.get("parameters"), int)
+        and isinstance(run.get("metrics"), Mapping)
+        and all(isinstance(run["metrics"].get(x), numbers.Real) for x in names)
+        and isinstance(run.get("history"), list)
+        and all(isinstance(epoch, Mapping) for epoch in run["history"])
+    )
+
+
+def difference(run: Mapping, settings: Mapping) -> str | None:
+    """Names a setting in which a run differs.
+
+    Args:
+        run: A run.
+        settings: Another run, or the settings of a comparison.
+
+    Returns:
+        Its name and both values, or `None` if all settings are the same.
+    """
+    # Older files don't have all of them.
+    others = {"on_error": "raise"}
+    for name in SETTINGS:
+        old, new = (x.get(name, others.get(name)) for x in (run, settings))
+        if old != new:
+            return f"{name}={old!r} instead of {new!r}"
+    return None
+
+
 def read_runs(path: str | os.PathLike) -> list[dict]:
     """Reads the file of a comparison.
 
@@ -239,10 +289,9 @@ def read_runs(path: str | os.PathLike) -> list[dict]:
     for number, line in enumerate(lines, 1):
         try:
             run = json.loads(line)
-            good = {"attention", "seed", "metrics", "parameters"} <= run.keys()
-        except (json.JSONDecodeError, AttributeError):
-            good = False
-        if not good:
+        except json.JSONDecodeError:
+            run = {}
+        if not is_run(run):
             raise ValueError(
                 f"`output` must have a run, as JSON, in every line. {path}, line "
                 f"{number}: {line!r}"

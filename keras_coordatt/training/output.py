@@ -109,8 +109,13 @@ class Output:
 
         Raises:
             ValueError: If the folder holds another training, or a model without
-                a report.
+                a report, or if the file exists.
         """
+        if self.file is not None and self.file.exists() and not self.state.exists():
+            raise ValueError(
+                "`output` exists already, and a training doesn't replace a model. Choose "
+                f"another name, or delete the file. Received: {self.file}"
+            )
         if self.folder is None:
             return None
         settings = json.loads(json.dumps(settings))

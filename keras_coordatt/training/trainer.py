@@ -118,8 +118,9 @@ def train(
 
     Raises:
         TypeError: If an argument is of another kind.
-        ValueError: If an argument is invalid, the data can't be used, or `output` is of
-            another training, or a `.safetensors` file and the model has no PyTorch names.
+        ValueError: If an argument is invalid, the data can't be used, `output` is a
+            folder of another training or a file that exists, or a `.safetensors` file
+            and the model has no PyTorch names.
         FloatingPointError: If the loss becomes NaN or infinite.
         OSError: If `output` can't be written.
 

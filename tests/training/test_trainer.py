@@ -87,6 +87,10 @@ def test_a_file_is_the_model_alone(eager, image_folder, tmp_path, build, quick):
         keras.saving.load_model(out).get_weights(), done.model.get_weights()
     ):
         np.testing.assert_array_equal(a, b)
+    content = out.read_bytes()
+    with pytest.raises(ValueError, match="`output` exists already.*model.keras"):
+        train("classification", image_folder, out, build=build, changes=quick)
+    assert out.read_bytes() == content
 
 
 @pytest.mark.parametrize(
