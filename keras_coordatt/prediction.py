@@ -342,7 +342,8 @@ def draw(
 
     Raises:
         TypeError: If `prediction` isn't a `Prediction`.
-        ValueError: If `picture` has another size than the prediction's.
+        ValueError: If `picture` has another size than the prediction's, or `labels` isn't
+            of the model that made it.
         ImportError: If OpenCV, with which Keras draws boxes, isn't installed.
     """
     check_type("prediction", prediction, Prediction, "a Prediction")
@@ -354,6 +355,14 @@ def draw(
         )
     if labels is not None:
         labels = check_sequence("labels", labels)
+        missing = [x.label for x in prediction.objects if x.label not in labels]
+        classes = 0 if prediction.mask is None else int(prediction.mask.max()) + 1
+        if missing or len(labels) < classes:
+            raise ValueError(
+                "`labels` must name the classes of the model that made `prediction`"
+                f"{', such as ' + repr(missing[0]) if missing else ''}. "
+                f"Received: {labels}"
+            )
     if prediction.mask is not None:
         names = labels or range(int(prediction.mask.max()) + 1)
         colors = {i: _color(i) for i in range(len(names))}

@@ -215,11 +215,15 @@ def test_drawing(models):
     changed = (drawn != SCENE).any(-1)
     assert changed[0, 48:96].all() and changed[48:95, 143].all()  # edges of the boxes
     assert not changed[20:28, 66:76].any()  # the middle of one
+    with pytest.raises(ValueError, match="`labels`.*such as 'blue'.*'red', 'green'"):
+        draw(found, SCENE, ("red", "green"))
     (found,) = predict(models["segmentation"], SCENE)
     drawn = draw(found, SCENE, COLORS)
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == 3
     assert (drawn != SCENE).any(-1).all()
-    # Files with this name are not touched.
+    with pytest.raises(ValueError, match="`labels` must name.*Received.*'thing'"):
+        draw(found, SCENE, ("thing", "background"))
+    # Pixels of a class with this name are not touched.
     drawn = draw(found, SCENE, ("thing", "background", "other"))
     np.testing.assert_array_equal((drawn == SCENE).all(-1), SCENE.argmax(-1) == 1)
     (found,) = predict(models["classification"], SCENE)
