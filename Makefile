@@ -60,17 +60,17 @@ package: .venv/installed-for-tests
 	build/package/bin/pip install --quiet keras numpy h5py safetensors 'jsonargparse[signatures]' jax
 	cd build/package && KERAS_BACKEND=jax bin/python ../../tests/smoke.py
 
-# Thousands of damaged files and arguments; then the oldest and the newest Keras that
-# setup.cfg allows, on each Python.
+# Thousands of damaged files and arguments; then the oldest Keras that setup.cfg allows, and
+# the newest on each Python.
 nightly: .venv/installed-for-tests
 	FUZZ=nightly KERAS_BACKEND=torch $(BIN)/python -m pytest -n 2 tests/fuzzing
-	@set -e; for python in 3.11 3.12 3.13; do for keras in "keras==3.15.*" "keras"; do \
-		echo "== Python $$python, $$keras"; \
-		$(BIN)/uv venv --quiet --clear --python $$python build/nightly; \
-		$(BIN)/uv pip install --quiet --python build/nightly --upgrade "$$keras" \
+	@set -e; for versions in "3.11 keras==3.15.0" "3.11 keras" "3.12 keras" "3.13 keras"; do \
+		echo "== Python $$versions"; set -- $$versions; \
+		$(BIN)/uv venv --quiet --clear --seed --python $$1 build/nightly; \
+		build/nightly/bin/pip install --quiet --upgrade "$$2" \
 			--editable '.[test,figures,notebooks,detection,export,torch]'; \
 		KERAS_BACKEND=torch OMP_NUM_THREADS=1 build/nightly/bin/python -m pytest -n 2; \
-	done; done
+	done
 
 .venv/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv .venv
