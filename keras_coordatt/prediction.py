@@ -6,7 +6,6 @@
 The command is `keras-coordatt predict`.
 """
 
-import colorsys
 import dataclasses
 import glob
 import os
@@ -26,6 +25,7 @@ from keras_coordatt.validation import (
     check_sequence,
     check_type,
 )
+from keras_coordatt.visualize.overlays import draw_boxes, draw_masks
 
 __all__ = [
     "DetectedObject",
@@ -34,8 +34,6 @@ __all__ = [
     "predict",
     "predictions",
 ]
-
-MASK_OPACITY = 0.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -353,56 +351,30 @@ def draw(
             f"`picture` must be the prediction's, uint8 of shape {(*prediction.size, 3)}. "
             f"Received: {picture.dtype} of shape {picture.shape}"
         )
-    if labels is not None:
+    found = [x.label for x in prediction.objects]
+    mask = prediction.mask
+    classes = 0 if mask is None else int(mask.max()) + 1
+    if labels is None:
+        # Without labels, predictions call the classes by their numbers.
+        names = dict.fromkeys(found)
+        numbers = {x: int(x) if x.isdecimal() else i for i, x in enumerate(names)}
+    else:
         labels = check_sequence("labels", labels)
-        missing = [x.label for x in prediction.objects if x.label not in labels]
-        classes = 0 if prediction.mask is None else int(prediction.mask.max()) + 1
+        missing = [x for x in found if x not in labels]
         if missing or len(labels) < classes:
             raise ValueError(
                 "`labels` must name the classes of the model that made `prediction`"
                 f"{', such as ' + repr(missing[0]) if missing else ''}. "
                 f"Received: {labels}"
             )
-    if prediction.mask is not None:
-        names = labels or range(int(prediction.mask.max()) + 1)
-        colors = {i: _color(i) for i in range(len(names))}
-        drawn = keras.visualization.draw_segmentation_masks(
-            picture[None],
-            prediction.mask[None, ..., None],
-            num_classes=len(names),
-            color_mapping=colors,
-            alpha=MASK_OPACITY,
-            ignore_index=list(names).index("background")
-            if "background" in names
-            else -1,
-            data_format="channels_last",
-        )
-        return np.asarray(drawn)[0]
-    drawn = picture[None]
-    # Clip boxes to the last pixels, so that edges on the border are visible.
-    edge = [picture.shape[1] - 1, picture.shape[0] - 1] * 2
-    # Keras draws the boxes of a call in one color.
-    for i, label in enumerate(dict.fromkeys(x.label for x in prediction.objects)):
-        found = [x for x in prediction.objects if x.label == label]
-        index = list(labels).index(label) if labels else i
-        drawn = keras.visualization.draw_bounding_boxes(
-            drawn,
-            {
-                "boxes": np.minimum([[x.box for x in found]], edge),
-                "labels": np.zeros((1, len(found)), "int32"),
-                "confidences": np.array([[x.score for x in found]], "float32"),
-            },
-            bounding_box_format="xyxy",
-            class_mapping={0: label},
-            color=_color(index),
-            line_thickness=max(1, round(min(picture.shape[:2]) / 200)),
-            font_scale=max(0.4, min(picture.shape[:2]) / 800),
-            data_format="channels_last",
-        )
-    return drawn[0]
-
-
-def _color(index):
-    """Returns a color that differs for each class: hues by the golden ratio."""
-    rgb = colorsys.hsv_to_rgb(index * 0.618034 % 1, 0.85, 1.0)
-    return tuple(round(255 * x) for x in rgb)
+        numbers = {x: i for i, x in enumerate(labels)}
+    if mask is not None:
+        background = numbers.get("background")
+        return draw_masks(picture[None], mask[None], classes, background=background)[0]
+    return draw_boxes(
+        picture,
+        [x.box for x in prediction.objects],
+        [numbers[x] for x in found],
+        {i: x for x, i in numbers.items()},
+        [x.score for x in prediction.objects],
+    )

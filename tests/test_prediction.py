@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 import importlib.util
 import json
 
@@ -13,12 +14,13 @@ from known_models import COLORS, picture
 from networks import outputs
 from PIL import Image
 
-from keras_coordatt import export
+from keras_coordatt import export, visualize
 from keras_coordatt.cli import main
 from keras_coordatt.detection import NonMaxSuppression
 from keras_coordatt.prediction import draw, predict
 from keras_coordatt.preprocessing import IMAGENET, RAW_PIXELS, Preprocessing
 from keras_coordatt.runnable import open_model
+from keras_coordatt.visualize.overlays import class_color
 
 # Three times the networks' size, so that it is resized.
 SCENE = picture("green", [("red", 0, 1), ("blue", 1, 2)], scale=3)
@@ -215,10 +217,23 @@ def test_drawing(models):
     changed = (drawn != SCENE).any(-1)
     assert changed[0, 48:96].all() and changed[48:95, 143].all()  # edges of the boxes
     assert not changed[20:28, 66:76].any()  # the middle of one
+    # The same colors as in `visualize`, with and without labels
+    assert (drawn[0, 48:96] == class_color(0)).all()
+    assert (drawn[48:95, 143] == class_color(1)).all()
+    unnamed = [
+        dataclasses.replace(x, label=str(("red", "blue").index(x.label)))
+        for x in found.objects
+    ]
+    unnamed = dataclasses.replace(found, objects=tuple(unnamed[::-1]))
+    unnamed = draw(unnamed, SCENE, None)
+    assert (unnamed[0, 48:96] == drawn[0, 48:96]).all()
+    assert (unnamed[48:95, 143] == drawn[48:95, 143]).all()
     with pytest.raises(ValueError, match="`labels`.*such as 'blue'.*'red', 'green'"):
         draw(found, SCENE, ("red", "green"))
     (found,) = predict(models["segmentation"], SCENE)
     drawn = draw(found, SCENE, COLORS)
+    masks = visualize.draw_masks(SCENE[None], found.mask[None], len(COLORS))
+    np.testing.assert_array_equal(drawn, masks[0])
     assert len(np.unique(drawn.reshape(-1, 3), axis=0)) == 3
     assert (drawn != SCENE).any(-1).all()
     with pytest.raises(ValueError, match="`labels` must name.*Received.*'thing'"):

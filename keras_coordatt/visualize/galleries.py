@@ -19,7 +19,8 @@ from keras_coordatt.validation import (
 from keras_coordatt.visualize.canvas import SIDE, picture_grid
 from keras_coordatt.visualize.overlays import (
     check_pictures,
-    class_colors,
+    class_color,
+    draw_boxes,
     draw_masks,
     overlay,
 )
@@ -27,6 +28,10 @@ from keras_coordatt.visualize.overlays import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import ArrayLike
+
+# Least width or height of a picture that boxes are drawn on, in pixels
+DRAWN_SIDE = 400
+WHITE = (255, 255, 255)
 
 
 def plot_gallery(
@@ -87,7 +92,7 @@ def plot_detections(
             `(N, K, 4)`, `"rel_xyxy"`, `"labels"`, `(N, K)`, -1 after the last, and,
             where known, `"scores"`, `(N, K)`.
         labels: Class names. Defaults to their numbers.
-        truth: True boxes and labels in the same format, drawn in dashes under the
+        truth: True boxes and labels in the same format, drawn in white under the
             detections. Defaults to none.
         score_threshold: Detections with a lower score aren't drawn. Defaults to 0.
         columns: Pictures per row. Defaults to 4.
@@ -97,6 +102,7 @@ def plot_detections(
 
     Raises:
         ValueError: If the boxes don't have such shapes.
+        ImportError: If OpenCV, with which Keras draws boxes, isn't installed.
 
     Example:
 
@@ -117,14 +123,37 @@ def plot_detections(
                 f"`detections`. Received: {labels!r}"
             )
     figure, axes = picture_grid(pictures, columns, SIDE * 1.5)
+    # Lines are a pixel wide or more, so small pictures are enlarged.
+    scale = -(-DRAWN_SIDE // max(pictures.shape[1:3]))
+    pictures = pictures.astype("uint8").repeat(scale, 1).repeat(scale, 2)
+    height, width = pictures.shape[1:3]
+    size = width, height, width, height
     for i, (axis, picture) in enumerate(zip(axes, pictures)):
-        axis.imshow(picture / 255)
         if real is not None:
-            _draw_boxes(axis, picture, real, i, labels, 0, dashed=True)
-        _draw_boxes(axis, picture, found, i, labels, score_threshold)
+            boxes, classes, _ = _chosen(real, i)
+            picture = draw_boxes(picture, boxes * size, classes, color=WHITE)
+        boxes, classes, scores = _chosen(found, i, score_threshold)
+        picture = draw_boxes(picture, boxes * size, classes)
+        axis.imshow(picture)
+        for (x, y, *_), label, score in zip(boxes * size, classes, scores):
+            text = str(labels[label] if labels is not None else label)
+            # Keras would write it in pixels, and only ASCII letters.
+            axis.text(
+                max(x, 0),
+                y,
+                text if np.isnan(score) else f"{text} {score:.2f}",
+                fontsize=7,
+                color="white",
+                va="bottom" if y > height / 8 else "top",
+                bbox={
+                    "facecolor": np.divide(class_color(label), 255),
+                    "edgecolor": "none",
+                    "pad": 0.8,
+                },
+            )
     if real is not None:
         above = f" of score above {score_threshold:g}" if score_threshold else ""
-        figure.supxlabel(f"solid: detections{above}; dashed, white: truth", fontsize=9)
+        figure.supxlabel(f"colored: detections{above}; white: truth", fontsize=9)
     return figure
 
 
@@ -170,9 +199,8 @@ def plot_masks(
         axis.imshow(picture)
     masks = np.asarray(keras.ops.convert_to_numpy(masks))
     present = [i for i in range(len(names)) if i != background and np.any(masks == i)]
-    colors = class_colors(len(names))
     handles = [
-        Patch(color=np.asarray(colors[i]) / 255, label=names[i]) for i in present
+        Patch(color=np.divide(class_color(i), 255), label=names[i]) for i in present
     ]
     if handles:
         legend = figure.legend(handles=handles, loc="outside right upper", fontsize=8)
@@ -276,41 +304,14 @@ def _objects(name, objects, count):
     return arrays
 
 
-def _draw_boxes(axis, picture, objects, i, labels, threshold, dashed=False):
-    from matplotlib.patches import Rectangle
-
-    height, width = picture.shape[:2]
-    known = objects["labels"][objects["labels"] >= 0]
-    colors = class_colors(int(known.max(initial=0)) + 1)
-    scores = objects.get("scores")
-    for k, label in enumerate(objects["labels"][i]):
-        if label < 0 or (scores is not None and scores[i, k] < threshold):
-            continue
-        x1, y1, x2, y2 = objects["boxes"][i, k] * (width, height, width, height) - 0.5
-        color = "white" if dashed else np.asarray(colors[label]) / 255
-        axis.add_patch(
-            Rectangle(
-                (x1, y1),
-                x2 - x1,
-                y2 - y1,
-                fill=False,
-                edgecolor=color,
-                linewidth=1 if dashed else 1.5,
-                linestyle="--" if dashed else "-",
-            )
-        )
-        if not dashed:
-            text = str(labels[label] if labels is not None else label)
-            text += "" if scores is None else f" {scores[i, k]:.2f}"
-            axis.text(
-                max(x1, 0),
-                y1,
-                text,
-                fontsize=7,
-                color="white",
-                va="bottom" if y1 > height / 8 else "top",
-                bbox={"facecolor": color, "edgecolor": "none", "pad": 0.8},
-            )
+def _chosen(objects, i, threshold=0):
+    """Returns boxes, labels and scores of those to draw; unknown scores are NaN."""
+    boxes, labels = objects["boxes"][i], objects["labels"][i]
+    scores = (
+        objects["scores"][i] if "scores" in objects else np.full(len(labels), np.nan)
+    )
+    chosen = (labels >= 0) & ~(scores < threshold)
+    return boxes[chosen], labels[chosen], scores[chosen]
 
 
 def _centers(count, size):

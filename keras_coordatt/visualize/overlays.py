@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import keras
@@ -19,6 +20,13 @@ from keras_coordatt.validation import (
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
+
+# matplotlib's tab20, which prediction does without: the saturated colors first, then the
+# pale ones.
+COLORS = bytes.fromhex(
+    "1f77b4 ff7f0e 2ca02c d62728 9467bd 8c564b e377c2 7f7f7f bcbd22 17becf "
+    "aec7e8 ffbb78 98df8a ff9896 c5b0d5 c49c94 f7b6d2 c7c7c7 dbdb8d 9edae5"
+)
 
 
 def overlay(
@@ -131,21 +139,54 @@ def draw_masks(
         pictures,
         np.where(drawn, masks, 0).astype("int32")[..., None],
         num_classes=classes,
-        color_mapping=dict(enumerate(class_colors(classes))),
+        color_mapping={i: class_color(i) for i in range(classes)},
         alpha=alpha,
         data_format="channels_last",
     )
     return np.where(drawn[..., None], colored, _bytes(pictures))
 
 
-def class_colors(classes: int) -> list[tuple[int, int, int]]:
-    """Returns one color per class, as bytes: twenty that differ well, then again."""
-    import matplotlib
+def draw_boxes(
+    picture: np.ndarray,
+    boxes: ArrayLike,
+    labels: Sequence[int],
+    names: Mapping[int, str] | None = None,
+    scores: ArrayLike | None = None,
+    color: tuple[int, int, int] | None = None,
+) -> np.ndarray:
+    """Draws boxes, `"xyxy"` in pixels, on a picture of bytes, in the classes' colors.
 
-    # The ten saturated colors first, then the ten pale ones
-    order = [*range(0, 20, 2), *range(1, 20, 2)]
-    colors = matplotlib.colormaps["tab20"](order, bytes=True)[:, :3].tolist()
-    return [tuple(colors[i % len(colors)]) for i in range(classes)]
+    `names` and `scores` are written at the boxes. `color` is for all classes.
+    """
+    side = min(picture.shape[:2])
+    # Clip boxes to the last pixels, so that edges on the border are visible.
+    edge = [picture.shape[1] - 1, picture.shape[0] - 1] * 2
+    boxes, labels = np.minimum(np.reshape(boxes, (-1, 4)), edge), np.asarray(labels)
+    drawn = picture[None].copy()
+    # Keras draws the boxes of a call in one color.
+    for label in np.unique(labels):
+        same = labels == label
+        objects = {"boxes": boxes[None, same], "labels": labels[None, same]}
+        if scores is not None:
+            objects["confidences"] = np.asarray(scores)[None, same]
+        drawn = keras.visualization.draw_bounding_boxes(
+            drawn,
+            objects,
+            bounding_box_format="xyxy",
+            class_mapping=names,
+            color=color or class_color(label),
+            line_thickness=max(1, round(side / 160)),
+            font_scale=max(0.4, side / 800),
+            data_format="channels_last",
+        )
+    return drawn[0]
+
+
+def class_color(label: int) -> tuple[int, int, int]:
+    """Returns the color of a class, as bytes: one of twenty."""
+    start = 3 * label % len(COLORS)
+    red, green, blue = COLORS[start : start + 3]
+    return red, green, blue
 
 
 def check_pictures(pictures) -> np.ndarray:

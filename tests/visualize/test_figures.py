@@ -1,12 +1,17 @@
 import keras
+import matplotlib
 import numpy as np
 import pytest
 from backends import needs_tensorflow
 
 from keras_coordatt import visualize
+from keras_coordatt.visualize.overlays import class_color
 
 # Drawing doesn't depend on the backend.
 pytestmark = needs_tensorflow
+
+# Of class 1: the second color of matplotlib's tab20 that isn't pale
+ORANGE = (255, 127, 14)
 
 
 @pytest.fixture
@@ -82,14 +87,28 @@ def test_detections(pictures):
         pictures, found, ["cat", "dog"], score_threshold=0.5
     )
     for axis in drawn(figure).axes:
-        # The image is 12 wide and 16 high, and its first pixel begins at -0.5.
-        (box,) = axis.patches
-        assert box.get_bbox().extents == pytest.approx([2.5, 7.5, 8.5, 15.5])
+        # Enlarged from 12 x 16: the box is from (75, 200) to (225, 400).
+        picture = axis.images[0].get_array()
+        assert picture.shape == (400, 300, 3)
+        orange = (picture == ORANGE).all(-1)
+        rows, columns = np.nonzero(orange)
+        ends = [columns.min(), rows.min(), columns.max(), rows.max()]
+        np.testing.assert_allclose(ends, [75, 200, 225, 399], atol=1)
+        assert orange[200, 75:226].all() and not orange[203:397, 78:223].any()
         assert [text.get_text() for text in axis.texts] == ["dog 0.90"]
-    truth = {key: found[key] for key in ("boxes", "labels")}
+        np.testing.assert_allclose(
+            axis.texts[0].get_bbox_patch().get_facecolor()[:3], np.divide(ORANGE, 255)
+        )
+    truth = {
+        "boxes": np.array([[[0.1, 0.1, 0.4, 0.4]]] * 3),
+        "labels": np.zeros((3, 1), int),
+    }
     figure = visualize.plot_detections(pictures, found, truth=truth, columns=2)
-    assert [len(axis.patches) for axis in drawn(figure).axes[:3]] == [4, 4, 4]
-    assert figure.get_supxlabel() == "solid: detections; dashed, white: truth"
+    for axis in drawn(figure).axes[:3]:
+        picture = axis.images[0].get_array()
+        assert (picture[40, 30:120] == 255).all()
+        assert len(axis.texts) == 2
+    assert figure.get_supxlabel() == "colored: detections; white: truth"
     figure = visualize.plot_detections(
         pictures, found, truth=truth, score_threshold=0.5
     )
@@ -103,8 +122,7 @@ def test_masks(pictures):
     masks[:, :4], masks[:, 4:8] = 1, 255
     result = visualize.draw_masks(pictures, masks, 3, background=0, alpha=1)
     np.testing.assert_array_equal(result[:, 4:], pictures[:, 4:])
-    # The second color of matplotlib's tab20 that isn't pale
-    assert np.all(result[:, :4] == (255, 127, 14))
+    assert np.all(result[:, :4] == ORANGE)
     everywhere = visualize.draw_masks(pictures, masks[..., None], 3)
     assert np.any(everywhere[:, 8:] != pictures[:, 8:])
     figure = drawn(
@@ -119,6 +137,8 @@ def test_masks(pictures):
     ]
     for short, long in zip(*(figure.axes for figure in figures)):
         assert long.bbox.width > 0.95 * short.bbox.width
+    tab20 = matplotlib.colormaps["tab20"](range(20), bytes=True)[:, :3]
+    assert [*map(class_color, range(20))] == [*map(tuple, [*tab20[::2], *tab20[1::2]])]
     with pytest.raises(ValueError, match="`masks` must be integers of shape"):
         visualize.draw_masks(pictures, masks / 1, 3)
 
