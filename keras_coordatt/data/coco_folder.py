@@ -176,7 +176,10 @@ class _COCOFile:
         """Returns the annotation of an image."""
         image = self._coco.imgs[id]
         try:
-            file = index.find(image["file_name"], near=self._file.parent)
+            name = image["file_name"]
+            if not isinstance(name, str):
+                raise ValueError(f"its file_name must be a string, not {name!r}")
+            file = index.find(name, near=self._file.parent)
             size = int(image["height"]), int(image["width"])
             if min(size) < 1:
                 raise ValueError("height and width must be positive")
@@ -192,7 +195,16 @@ class _COCOFile:
     def _read_box(self, annotation: dict, size: tuple[int, int]) -> Box:
         numbers = annotation.get("bbox")
         if not numbers:
-            numbers = self._mask.toBbox(self._coco.annToRLE(annotation)).tolist()
+            try:
+                rle = self._coco.annToRLE(annotation)
+            except (
+                Exception
+            ) as error:  # pycocotools raises errors of no type of its own
+                raise ValueError(
+                    f"annotation {annotation.get('id')} has no box, and its "
+                    f"segmentation cannot be read: {error}"
+                ) from error
+            numbers = self._mask.toBbox(rle).tolist()
         x, y, width, height = map(float, numbers)
         return Box(
             name=self.names[annotation["category_id"]],

@@ -178,6 +178,12 @@ def test_crowds_and_images_without_objects(tmp_path):
         (lambda c: c.pop("images"), "not a COCO file: KeyError: 'images'"),
         (lambda c: c.update(images=3), "not a COCO file"),
         (lambda c: c["images"][0].update(file_name="gone.jpg"), r"image 0.*gone\.jpg"),
+        (lambda c: c["images"][0].update(file_name=7), r"image 0.*string, not 7"),
+        # Annotation tools leave polygons of fewer than three points.
+        (
+            lambda c: c["annotations"][1].update(bbox=[], segmentation=[[4, 4]]),
+            "image 10.*annotation 1 has no box, and its segmentation",
+        ),
         (lambda c: c["images"][0].pop("width"), "image 0.*no 'width'"),
         (lambda c: c["images"][0].update(width=0), "image 0.*must be positive"),
         (lambda c: c["images"][0].update(width=HEIGHT), "(?s)outside|32 x 32"),

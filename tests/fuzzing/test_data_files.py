@@ -25,6 +25,7 @@ COCO = {
     "annotations": [{"id": 1, "image_id": 1, "category_id": 3, "bbox": [2, 3, 9, 8]}],
     "categories": [{"id": 3, "name": "thing"}],
 }
+POLYGON = [{**COCO["annotations"][0], "bbox": [], "segmentation": [[2, 3, 9, 3, 5, 8]]}]
 # The file that is damaged, and the sound files of the data set.
 SETS = {
     "voc": ("a.xml", {"a.jpg": encode(IMAGE), "a.xml": annotation(IMAGE.size, BOX)}),
@@ -37,6 +38,13 @@ SETS = {
         },
     ),
     "coco": ("_.coco.json", {"a.jpg": encode(IMAGE), "_.coco.json": json.dumps(COCO)}),
+    "coco_polygons": (
+        "_.coco.json",
+        {
+            "a.jpg": encode(IMAGE),
+            "_.coco.json": json.dumps({**COCO, "annotations": POLYGON}),
+        },
+    ),
     "yolo": (
         "a.txt",
         {
