@@ -1,12 +1,16 @@
 """Figures of merit for three tasks, added up image by image."""
 
-import contextlib
-import io
 from collections.abc import Sequence
 
 import numpy as np
 
-from keras_coordatt.detection.evaluation import coco_classes, coco_dataset
+from keras_coordatt.detection.evaluation import (
+    average_precision,
+    coco_annotation,
+    coco_evaluation,
+    mean_precision,
+    precisions,
+)
 from keras_coordatt.prediction import resize_mask
 from keras_coordatt.record import IGNORED
 
@@ -157,13 +161,13 @@ class DetectionFigures(Figures):
         height, width = target["size"]
         scale = np.array([width, height, width, height], "float64")
         objects = [
-            _annotation(box * scale, label, ignored)
+            coco_annotation(box * scale, label, ignored)
             for box, label, ignored in zip(
                 target["boxes"], target["labels"], target["ignored"]
             )
         ]
         detections = [
-            {**_annotation(box * scale, label), "score": float(score)}
+            {**coco_annotation(box * scale, label), "score": float(score)}
             for box, label, score in zip(
                 outputs["boxes"], outputs["labels"], outputs["scores"]
             )
@@ -181,27 +185,23 @@ class DetectionFigures(Figures):
         # One entry per class and image.
         table = np.asarray(matches, dtype=object).reshape(-1, self.images)
         evaluation.evalImgs = table[:, images].ravel().tolist()
-        precision = _accumulate(evaluation)
-        return {
-            "AP": _mean(precision),
-            "AP50": _mean(precision[0]),
-            "AP75": _mean(precision[5]),
-        }
+        return average_precision(precisions(evaluation))
 
     def others(self):
         evaluation, _ = self._evaluation("sizes", areaRng=COCO_AREAS)
-        precision = _accumulate(evaluation)
+        precision = precisions(evaluation)
         by_size = {
-            f"AP_{name}": _mean(precision[..., i]) for i, name in enumerate(SIZES)
+            f"AP_{name}": mean_precision(precision[..., i])
+            for i, name in enumerate(SIZES)
         }
         voc, _ = self._evaluation(
             "voc", iouThrs=np.array([0.5]), recThrs=np.linspace(0, 1, 11)
         )
-        return {**by_size, "VOC_mAP": _mean(_accumulate(voc))}
+        return {**by_size, "VOC_mAP": mean_precision(precisions(voc))}
 
     def by_class(self):
         evaluation, evaluation.evalImgs = self._evaluation("all")
-        precision = _accumulate(evaluation)
+        precision = precisions(evaluation)
         counts = np.bincount(
             [x["category_id"] for x in self.objects if not x["iscrowd"]],
             minlength=len(self.labels),
@@ -210,15 +210,15 @@ class DetectionFigures(Figures):
             {
                 "label": label,
                 "objects": int(counts[i]),
-                "AP": _mean(precision[:, :, i]),
-                "AP50": _mean(precision[0, :, i]),
+                "AP": mean_precision(precision[:, :, i]),
+                "AP50": mean_precision(precision[0, :, i]),
             }
             for i, label in enumerate(self.labels)
         ]
 
     def precision_recall(self):
         evaluation, evaluation.evalImgs = self._evaluation("all")
-        precision = _accumulate(evaluation)[0, :, :, 0]
+        precision = precisions(evaluation)[0, :, :, 0]
         return {
             label: precision[:, i].tolist()
             for i, label in enumerate(self.labels)
@@ -228,16 +228,9 @@ class DetectionFigures(Figures):
     def _evaluation(self, name, **params):
         """Matches detections with objects once; returns a COCOeval and its matches."""
         if name not in self._evaluations:
-            COCO, COCOeval = coco_classes()
-            with contextlib.redirect_stdout(io.StringIO()):
-                truth, found = (
-                    coco_dataset(COCO(), x, self.images, len(self.labels))
-                    for x in (self.objects, self.detections)
-                )
-                evaluation = COCOeval(truth, found, "bbox")
-                for key, value in {**ALL_SIZES, **params}.items():
-                    setattr(evaluation.params, key, value)
-                evaluation.evaluate()
+            evaluation = coco_evaluation(
+                self.objects, self.detections, self.images, len(self.labels), **params
+            )
             self._evaluations[name] = evaluation, evaluation.evalImgs
         return self._evaluations[name]
 
@@ -245,30 +238,6 @@ class DetectionFigures(Figures):
 # COCO's: objects of less than 32 x 32 pixels are small, from 96 x 96 on large.
 SIZES = ("small", "medium", "large")
 COCO_AREAS = [[0, 32**2], [32**2, 96**2], [96**2, 1e10]]
-ALL_SIZES = {"areaRng": [[0, 1e10]], "areaRngLbl": ["all"], "maxDets": [100]}
-
-
-def _accumulate(evaluation):
-    """Returns precisions by IoU threshold, recall, class and size."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation.accumulate()
-    return evaluation.eval["precision"][..., -1]
-
-
-def _mean(precision):
-    """Averages as COCO does: classes without objects, of precision -1, don't count."""
-    known = precision[precision > -1]
-    return float(known.mean()) if known.size else float("nan")
-
-
-def _annotation(box, label, ignored=False):
-    left, top, right, bottom = box.tolist()
-    return {
-        "category_id": int(label),
-        "bbox": [left, top, right - left, bottom - top],
-        "area": (right - left) * (bottom - top),
-        "iscrowd": int(ignored),
-    }
 
 
 def _ratio(part, total):

@@ -20,7 +20,7 @@ from keras_coordatt.validation import check_sequence, check_type
 _DETECTORS = weakref.WeakKeyDictionary()
 
 NAMES = ("boxes", "labels", "scores")
-STATS = ("AP", "AP50", "AP75")
+ALL_SIZES = {"areaRng": [[0, 1e10]], "areaRngLbl": ["all"], "maxDets": [100]}
 
 
 def evaluate_detections(
@@ -58,7 +58,7 @@ def evaluate_detections(
 
     >>> evaluate_detections(model, val)["AP50"]
     """
-    COCO, COCOeval = coco_classes()
+    _coco_classes()  # An ImportError comes before the predictions.
     try:
         batches = iter(batches)
     except TypeError as error:
@@ -115,28 +115,16 @@ def evaluate_detections(
             f"{list(names)}, and a label of {max(x['category_id'] for x in objects)}"
         )
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = COCOeval(
-            *(
-                coco_dataset(COCO(), x, images, len(names))
-                for x in (objects, detections)
-            ),
-            "bbox",
-        )
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    # IoU threshold, recall, class, all areas, 100 detections per image
-    precision = evaluation.eval["precision"][:, :, :, 0, -1]
+    precision = precisions(coco_evaluation(objects, detections, images, len(names)))
     return {
-        **{name: _or_nan(x) for name, x in zip(STATS, evaluation.stats)},
+        **average_precision(precision),
         "AP_by_class": {
-            name: _or_nan(precision[:, :, i].mean()) for i, name in enumerate(names)
+            name: mean_precision(precision[:, :, i]) for i, name in enumerate(names)
         },
     }
 
 
-def coco_classes():
+def _coco_classes():
     """Returns pycocotools' `COCO` and `COCOeval`, or says how to install them."""
     try:
         from pycocotools.coco import COCO
@@ -159,35 +147,71 @@ def _detector(model):
     return detector
 
 
+def coco_annotation(box: np.ndarray, label: int, ignored: bool = False) -> dict:
+    """Returns a box, `"xyxy"`, in COCO's form."""
+    left, top, right, bottom = box.tolist()
+    return {
+        "category_id": int(label),
+        "bbox": [left, top, right - left, bottom - top],
+        "area": (right - left) * (bottom - top),
+        "iscrowd": int(ignored),
+    }
+
+
 def _annotations(image, boxes, labels, scores=None):
     """Yields the objects in padded arrays, as COCO's annotations."""
     boxes, labels = np.asarray(boxes, "float64"), np.asarray(labels)
     scores = np.ones(len(labels)) if scores is None else scores
     for box, label, score in zip(boxes, labels, scores):
         if label >= 0:
-            left, top, right, bottom = box.tolist()
-            yield {
-                "image_id": image,
-                "category_id": int(label),
-                "bbox": [left, top, right - left, bottom - top],
-                "area": (right - left) * (bottom - top),
-                "iscrowd": 0,
-                "score": float(score),
-            }
+            found = coco_annotation(box, label)
+            yield {**found, "image_id": image, "score": float(score)}
 
 
-def coco_dataset(coco, annotations, images, classes):
-    """Fills a `COCO`; its own `loadRes` fails without any detection.
+def coco_evaluation(
+    objects: Sequence[dict],
+    detections: Sequence[dict],
+    images: int,
+    classes: int,
+    **params,
+):
+    """Returns a `COCOeval` that has matched detections with objects, in COCO's form.
 
-    Args:
-        coco: A new `COCO`.
-        annotations: The objects or the detections, in COCO's form.
-        images: Number of images.
-        classes: Number of classes.
-
-    Returns:
-        The `COCO`.
+    `params` become attributes of its `params`.
     """
+    COCO, COCOeval = _coco_classes()
+    with contextlib.redirect_stdout(io.StringIO()):
+        truth, found = (
+            _dataset(COCO(), x, images, classes) for x in (objects, detections)
+        )
+        evaluation = COCOeval(truth, found, "bbox")
+        for key, value in {**ALL_SIZES, **params}.items():
+            setattr(evaluation.params, key, value)
+        evaluation.evaluate()
+    return evaluation
+
+
+def precisions(evaluation) -> np.ndarray:
+    """Returns precisions by IoU threshold, recall, class and size of the objects."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation.accumulate()
+    return evaluation.eval["precision"][..., -1]
+
+
+def average_precision(precision: np.ndarray) -> dict[str, float]:
+    """Returns COCO's main figures, from the precisions at its ten IoU thresholds."""
+    rows = {"AP": precision, "AP50": precision[0], "AP75": precision[5]}
+    return {name: mean_precision(row) for name, row in rows.items()}
+
+
+def mean_precision(precision: np.ndarray) -> float:
+    """Averages as COCO does: classes without objects, of precision -1, don't count."""
+    known = precision[precision > -1]
+    return float(known.mean()) if known.size else math.nan
+
+
+def _dataset(coco, annotations, images, classes):
+    """Fills a new `COCO`; its own `loadRes` fails without any detection."""
     coco.dataset = {
         "images": [{"id": i} for i in range(images)],
         "categories": [{"id": i} for i in range(classes)],
@@ -196,7 +220,3 @@ def coco_dataset(coco, annotations, images, classes):
     }
     coco.createIndex()
     return coco
-
-
-def _or_nan(x):
-    return float(x) if x >= 0 else math.nan
