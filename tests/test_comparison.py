@@ -45,6 +45,9 @@ def test_table():
     assert rows[0].count("|") == rows[1].count("|") == rows[2].count("|")
     (row,) = comparison.table([run("se", 0, 0.5)]).splitlines()[2:]
     assert row == "| se | 1,234 | 50.00 % |  | 1 |"
+    # There is no AP without objects.
+    runs = [run(None, 0, 0.5), {**run("se", 0, 0.5), "metrics": {"loss": 1.0}}]
+    assert comparison.table(runs).splitlines()[3] == "| se | 1,234 |  |  | 1 |"
 
 
 @pytest.mark.parametrize(
@@ -52,7 +55,10 @@ def test_table():
     [
         ([], "`runs` must not be empty"),
         ([*RUNS, {"seed": 0}], r"`runs` must be from `compare`.*\{'seed': 0\}"),
-        ([run("se", 0, 0.5, metrics={"loss": 1.0})], "`runs` must be from `compare`"),
+        (
+            [{**run("se", 0, 0.5), "metrics": {"accuracy": "0.5"}}],
+            "`runs` must be from `compare`",
+        ),
         # A mean over networks of two widths would be of neither.
         (
             [*RUNS, run("se", 0, 0.5, arguments={"alpha": 0.5})],

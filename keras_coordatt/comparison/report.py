@@ -52,7 +52,7 @@ def table(runs: list[dict]) -> str:
             [
                 attention or "none",
                 f"{chosen[0]['parameters']:,}",
-                *(f"{_spread(_values(chosen, name))} %" for name in names),
+                *(_spread(_values(chosen, name), unit=" %") for name in names),
                 _spread(_differences(chosen, runs, names[0]), "+"),
                 str(len(chosen)),
             ]
@@ -173,6 +173,8 @@ def picture(
     axis = axes[0, 0]
     for i, (attention, chosen) in enumerate(_by_attention(runs).items()):
         values = _values(chosen, name)
+        if not values:
+            raise ValueError(f"`runs` must have {name}. {attention!r} has none")
         deviation = statistics.stdev(values) if len(values) > 1 else None
         point = 1000 * seconds[attention], statistics.mean(values)
         axis.errorbar(*point, deviation, fmt="o", color=f"C{i}", capsize=3)
@@ -234,22 +236,29 @@ def _by_attention(runs):
 
 
 def _values(runs, name):
-    return [100 * run["metrics"][name] for run in runs]
+    return [100 * run["metrics"][name] for run in runs if name in run["metrics"]]
 
 
 def _differences(chosen, runs, name):
     """Returns the differences to no attention, of the runs with the same seed."""
-    plain = {r["seed"]: r["metrics"][name] for r in runs if r["attention"] is None}
+    plain = {
+        run["seed"]: value
+        for run in runs
+        if run["attention"] is None
+        for value in _values([run], name)
+    }
     return [
-        100 * (run["metrics"][name] - plain[run["seed"]])
+        value - plain[run["seed"]]
         for run in chosen
         if run["seed"] in plain
+        for value in _values([run], name)
     ]
 
 
-def _spread(values: Iterable[float], sign: str = "") -> str:
+def _spread(values: Iterable[float], sign: str = "", unit: str = "") -> str:
     values = list(values)
     if not values:
         return ""
     mean = f"{statistics.mean(values):{sign}.2f}"
-    return f"{mean} ± {statistics.stdev(values):.2f}" if len(values) > 1 else mean
+    spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{mean}{spread}{unit}"

@@ -246,7 +246,8 @@ def is_run(run) -> bool:
         and isinstance(run.get("seed"), int)
         and isinstance(run.get("parameters"), int)
         and isinstance(run.get("metrics"), Mapping)
-        and all(isinstance(run["metrics"].get(x), numbers.Real) for x in names)
+        # There is no AP without objects.
+        and all(isinstance(run["metrics"].get(x, 0), numbers.Real) for x in names)
         and isinstance(run.get("history"), list)
         and all(isinstance(epoch, Mapping) for epoch in run["history"])
     )

@@ -12,6 +12,7 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 
 import keras
@@ -33,6 +34,7 @@ class Backup:
 
     Attributes:
         rows: The history: one dict of numbers per complete epoch.
+        seconds: Time of the complete epochs before an interruption, and since it.
 
     Raises:
         ValueError: If the folder has the state of another training.
@@ -47,14 +49,21 @@ class Backup:
         self.folder = pathlib.Path(folder)
         self.settings = json.loads(json.dumps(settings))
         self.rows: list[dict] = []
+        self._start = time.perf_counter()
         state = self.folder / STATE
         if state.exists():
             saved = json.loads(state.read_text(encoding="utf-8"))
             check_settings(saved["settings"], self.settings, self.folder)
             self.rows = saved["rows"]
+            # States of earlier versions don't have it.
+            self._start -= saved.get("seconds", 0)
         if current().first:
             # Left by a process that was killed while writing
             shutil.rmtree(self.folder / "temporary", ignore_errors=True)
+
+    @property
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
 
     def save(self, model: keras.Model, row: dict, best: keras.Model | None) -> None:
         """Saves a complete epoch.
@@ -76,7 +85,11 @@ class Backup:
                 best.save_weights(temporary)
         rows = [*self.rows, row]
         with self.writing(self.folder / STATE) as temporary:
-            state = {"settings": self.settings, "rows": rows}
+            state = {
+                "settings": self.settings,
+                "rows": rows,
+                "seconds": self.seconds,
+            }
             temporary.write_text(json.dumps(state), encoding="utf-8")
         self.rows = rows
         if current().first:

@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 import sys
-import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -50,7 +49,7 @@ class Training:
         model: The best model, not compiled, with its record.
         report: Dict of `settings`, `history` (one dict per epoch), `best_epoch`,
             `metrics` of the best model on `split`, `parameters`, and the `seconds` that
-            this call trained.
+            it took, without epochs that were interrupted.
     """
 
     model: keras.Model
@@ -177,13 +176,12 @@ def _train(task, data, output, build, weights, recipe, changes, options, verbose
         return Training(keras.saving.load_model(out.folder / BEST), report)
     if verbose:
         print(describe_start(settings, len(backup.rows)), flush=True)
-    start = time.perf_counter()
     keras.utils.set_random_seed(seed)
     with dtype_policy(job.recipe.precision), operations(deterministic):
         session = Session(job, build, weights, out, backup, seed, verbose)
         session.fit(config_of(settings, output))
         report = {"settings": settings, **session.finish()}
-    report["seconds"] = round(time.perf_counter() - start)
+    report["seconds"] = round(backup.seconds)
     out.write_json(backup, report, REPORT)
     backup.delete()
     return Training(session.twin, report)

@@ -90,3 +90,11 @@ def test_the_state_of_scaled_losses_loads_again(tmp_path, recwarn):
     backup.load(saved)
     assert len(saved.optimizer.variables) == variables
     assert not [x for x in recwarn if "Skipping variable loading" in str(x.message)]
+
+
+def test_time_of_all_calls_but_not_between_them(tmp_path, monkeypatch):
+    clock = iter([0, 60, 1000, 1005])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    first = Backup(tmp_path, {})
+    first.save(model(1), {"epoch": 1}, best=None)
+    assert Backup(tmp_path, {}).seconds == 65
