@@ -89,6 +89,7 @@ def test_the_plain_port_is_the_layer():
     np.testing.assert_allclose(given, expected, atol=1e-6)
 
 
+@once
 def test_activations_are_as_in_a_network_that_was_trained():
     model = MobileNetV2CA((32, 32, 3), 0.25, weights=None)
     maps = [layer.output for layer in model.layers if layer.name.endswith("_BN")]
