@@ -35,6 +35,9 @@ __all__ = [
     "predictions",
 ]
 
+# There is no "repair" for a picture.
+ON_ERROR = ("raise", "skip")
+
 
 @dataclasses.dataclass(frozen=True)
 class DetectedObject:
@@ -155,7 +158,7 @@ def predict(
     >>> label
     'cat'
     """
-    check_choice("on_error", on_error, ("raise", "skip"))
+    check_choice("on_error", on_error, ON_ERROR)
     pictures = find_pictures(images)
     runnable = open_model(
         local_copy(model),
@@ -252,7 +255,7 @@ def predictions(
     from keras_coordatt.data.reading import find_faults, read_image, report_faults
 
     check_type("model", model, Runnable, "a Runnable, from `open_model`")
-    check_choice("on_error", on_error, ("raise", "skip"))
+    check_choice("on_error", on_error, ON_ERROR)
     pictures = check_sequence("pictures", pictures)
     for picture in pictures:
         if not isinstance(picture, str | os.PathLike | np.ndarray):

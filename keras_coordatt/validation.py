@@ -14,6 +14,8 @@ MAX_ALPHA = 10
 MAX_CHANNELS = 2**13
 MAX_CLASSES = 2**20
 MAX_SIZE = 2**15
+# What to do with data that can't be used
+ON_ERROR = ("raise", "skip", "repair")
 
 
 def first_line(error: Exception) -> str:
@@ -80,6 +82,11 @@ def check_choice(name: str, value, choices):
             f"`{name}` must be one of {tuple(choices)}. Received: {value!r}"
         )
     return value
+
+
+def check_on_error(on_error: str) -> str:
+    """Returns `on_error` if it is one of its values, or raises a ValueError."""
+    return check_choice("on_error", on_error, ON_ERROR)
 
 
 def check_path(name: str, value: str | os.PathLike) -> str:

@@ -9,8 +9,8 @@ from keras import ops
 from keras_coordatt import MobileNetV2CA, comparison
 from keras_coordatt.cli import main
 from keras_coordatt.comparison import runs as comparison_runs
-from keras_coordatt.data.reading import ON_ERROR
 from keras_coordatt.training.trainer import Training
+from keras_coordatt.validation import ON_ERROR
 
 RECIPE = {"name": "scratch", "image_size": 32, "epochs": 2}
 

@@ -225,7 +225,10 @@ def inverted_residual(x, block, make_attention, prefix):
 
 
 def own_squeeze_excite(expansion, name):
-    """Builds EfficientNet's own, with a quarter of the block's input channels."""
+    """Builds EfficientNet's own squeeze-and-excitation.
+
+    Its hidden layer has a quarter of the block's input channels.
+    """
     return SqueezeExcite(
         reduction=4 * expansion,
         activation="swish",

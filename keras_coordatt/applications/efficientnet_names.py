@@ -41,7 +41,7 @@ def namings(layers: list[str]) -> list[Naming]:
         layers: The names of all layers of the network.
 
     Returns:
-        A list of `Naming`, empty if the number of blocks is no variant's.
+        A list of `Naming`, empty if the number of blocks matches no variant.
     """
     count = sum(bool(re.fullmatch(r"block_\d+_depthwise", name)) for name in layers)
     stages = [repeats for *_, repeats, _ in efficientnet_ca.STAGES]

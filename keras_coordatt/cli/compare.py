@@ -4,7 +4,7 @@ import pathlib
 from typing import Literal
 
 from keras_coordatt import comparison
-from keras_coordatt.cli.options import Attention, Network, Verb
+from keras_coordatt.cli.options import Attention, Network, OnError, Verb
 from keras_coordatt.cli.train import parse_changes
 from keras_coordatt.comparison.report import check_measure
 from keras_coordatt.extras import check_matplotlib
@@ -29,7 +29,7 @@ def compare(
     learning_rate: float | None = None,
     set: tuple[str, ...] = (),
     validation_split: float = 0.2,
-    on_error: Literal["raise", "skip", "repair"] = "raise",
+    on_error: OnError = "raise",
     curves: pathlib.Path | None = None,
     picture: pathlib.Path | None = None,
     measure: str = "litert_float32_1",

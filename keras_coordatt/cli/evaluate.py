@@ -2,10 +2,10 @@
 
 import pathlib
 from json import dumps
-from typing import Literal
 
 from keras_coordatt import evaluation
 from keras_coordatt.cli.options import (
+    OnError,
     PreprocessingName,
     Task,
     read_labels,
@@ -29,7 +29,7 @@ def evaluate(
     preprocessing: PreprocessingName | None = None,
     mean: list[float] | None = None,
     std: list[float] | None = None,
-    on_error: Literal["raise", "skip", "repair"] = "raise",
+    on_error: OnError = "raise",
     batch_size: int = 32,
     resamples: int = 500,
     confidence: float = 0.95,

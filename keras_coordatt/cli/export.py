@@ -2,11 +2,12 @@
 
 import dataclasses
 import pathlib
-from typing import Literal
 
 from keras_coordatt import export as writers
 from keras_coordatt.cli.options import (
     Attention,
+    OnError,
+    Precision,
     PreprocessingName,
     Task,
     check_not_a_folder,
@@ -28,11 +29,11 @@ def export(
     source: pathlib.Path,
     output: pathlib.Path,
     *,
-    precision: Literal["float32", "float16", "dynamic", "int8", "mixed"] = "float32",
+    precision: Precision = "float32",
     data: str | None = None,
     split: str = "test",
     validation_split: float | None = None,
-    on_error: Literal["raise", "skip", "repair"] = "raise",
+    on_error: OnError = "raise",
     max_drop: float | None = None,
     task: Task | None = None,
     labels: str | None = None,
@@ -76,8 +77,8 @@ def export(
         labels: UTF-8 file with one class name per line, if the network does not record
             them; or `data` if they are those of DATA, in the same order.
         image_size: Height and width, if the network takes images of any size.
-        preprocessing: What the network does not record. imagenet: ImageNet's mean and
-            standard deviation; raw: values in [0, 255]; tf: values in [-1, 1].
+        preprocessing: Preprocessing, if the network records none. imagenet: ImageNet's
+            mean and standard deviation; raw: values in [0, 255]; tf: values in [-1, 1].
         mean: Mean per channel, of values in [0, 1].
         std: Standard deviation per channel.
         detector: Export boxes, labels and scores of an SSDLite, not its raw offsets,

@@ -5,29 +5,43 @@ from typing import TYPE_CHECKING, Literal
 
 from keras_coordatt.applications import BUILDERS
 from keras_coordatt.applications.blocks import ATTENTIONS
+from keras_coordatt.export._litert import PRECISIONS
+from keras_coordatt.prediction import ON_ERROR as PICTURE_ON_ERROR
 from keras_coordatt.preprocessing import IMAGENET, RAW_PIXELS, Preprocessing
 from keras_coordatt.record import TASKS, VERBS
+from keras_coordatt.training.recipes import OPTIMIZERS, RECIPES
+from keras_coordatt.validation import ON_ERROR
 
-# Choices from the lists of networks, attentions and tasks, which type checkers can't
-# read
+PREPROCESSINGS = {
+    "imagenet": IMAGENET,
+    "raw": RAW_PIXELS,
+    "tf": Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
+}
+# The choices are the library's own tuples, which type checkers can't read.
 if TYPE_CHECKING:
     Attention = str
     Network = str
+    OnError = str
+    Optimizer = str
+    PictureOnError = str
+    Precision = str
+    PreprocessingName = str
+    RecipeName = str
     Task = str
     Verb = str
     VerbOrAuto = str
 else:
     Attention = Literal[(*ATTENTIONS, "none")]
     Network = Literal[tuple(BUILDERS)]
+    OnError = Literal[ON_ERROR]
+    Optimizer = Literal[OPTIMIZERS]
+    PictureOnError = Literal[PICTURE_ON_ERROR]
+    Precision = Literal[PRECISIONS]
+    PreprocessingName = Literal[tuple(PREPROCESSINGS)]
+    RecipeName = Literal[RECIPES]
     Task = Literal[TASKS]
     Verb = Literal[tuple(VERBS)]
     VerbOrAuto = Literal[("auto", *VERBS)]
-PreprocessingName = Literal["imagenet", "raw", "tf"]
-PREPROCESSINGS = {
-    "imagenet": IMAGENET,
-    "raw": RAW_PIXELS,
-    "tf": Preprocessing(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5)),
-}
 
 
 def network_arguments(

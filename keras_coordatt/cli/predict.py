@@ -3,12 +3,12 @@
 import pathlib
 from csv import DictWriter
 from json import dumps
-from typing import Literal
 
 import keras
 
 from keras_coordatt import prediction
 from keras_coordatt.cli.options import (
+    PictureOnError,
     PreprocessingName,
     Task,
     read_labels,
@@ -34,7 +34,7 @@ def predict(
     preprocessing: PreprocessingName | None = None,
     mean: list[float] | None = None,
     std: list[float] | None = None,
-    on_error: Literal["raise", "skip"] = "raise",
+    on_error: PictureOnError = "raise",
     batch_size: int = 32,
 ) -> None:
     """Predict the classes, objects or masks of pictures.

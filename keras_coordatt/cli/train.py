@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from typing import Literal
 
 from keras_coordatt.applications import BUILDERS
-from keras_coordatt.cli.options import Attention, Network, VerbOrAuto
+from keras_coordatt.cli.options import (
+    Attention,
+    Network,
+    OnError,
+    Optimizer,
+    RecipeName,
+    VerbOrAuto,
+)
 from keras_coordatt.record import VERBS
 from keras_coordatt.training import train as train_model
 from keras_coordatt.training.distribution import open_devices
@@ -27,15 +34,15 @@ def train(
     reduction: int | None = None,
     output_stride: int | None = None,
     weights: str | None = None,
-    recipe: Literal["fine-tune", "scratch", "paper"] | None = None,
+    recipe: RecipeName | None = None,
     epochs: int | None = None,
     image_size: int | None = None,
     batch_size: int | None = None,
-    optimizer: Literal["sgd", "adamw", "lamb"] | None = None,
+    optimizer: Optimizer | None = None,
     learning_rate: float | None = None,
     set: tuple[str, ...] = (),
     validation_split: float = 0.2,
-    on_error: Literal["raise", "skip", "repair"] = "raise",
+    on_error: OnError = "raise",
     seed: int = 0,
     deterministic: bool = False,
     devices: int | Literal["auto"] | None = None,

@@ -26,6 +26,7 @@ from keras_coordatt.validation import (
     check_choice,
     check_mapping,
     check_number,
+    check_on_error,
     check_path,
     check_positive_int,
     check_sequence,
@@ -105,8 +106,6 @@ def compare(
     >>> runs = compare("segmentation", "digits/scenes", "runs/digits.jsonl")
     >>> print(table(runs))
     """
-    from keras_coordatt.data.reading import check_on_error
-
     check_choice("task", task, TASKS)
     check_choice("network", network, tuple(BUILDERS))
     check_on_error(on_error)

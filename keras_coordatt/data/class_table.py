@@ -11,14 +11,9 @@ from typing import NamedTuple
 from keras_coordatt.data.class_folder import LabeledImages, has_class_folders
 from keras_coordatt.data.folder import check_classes
 from keras_coordatt.data.image_index import ImageIndex, is_image
-from keras_coordatt.data.reading import (
-    check_on_error,
-    list_folder,
-    read_text,
-    report_faults,
-)
+from keras_coordatt.data.reading import list_folder, read_text, report_faults
 from keras_coordatt.data.split_names import SPLITS, name_splits, split_name
-from keras_coordatt.validation import check_type
+from keras_coordatt.validation import check_on_error, check_type
 
 _SUFFIXES = (".csv", ".tsv")
 # Headings in lower case, those to prefer first.

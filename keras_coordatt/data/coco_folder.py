@@ -13,7 +13,7 @@ from pathlib import Path
 
 from keras_coordatt.data.box_folder import Annotation, Box, BoxFolder
 from keras_coordatt.data.image_index import ImageIndex
-from keras_coordatt.data.reading import check_on_error, read_text
+from keras_coordatt.data.reading import read_text
 from keras_coordatt.data.split_names import (
     SPLITS,
     name_splits,
@@ -22,6 +22,7 @@ from keras_coordatt.data.split_names import (
     split_off_validation,
 )
 from keras_coordatt.extras import install_hint
+from keras_coordatt.validation import check_on_error
 
 # Files of the COCO data set that are not for detection.
 _OTHER_TASKS = ("captions", "image_info", "panoptic", "person_keypoints", "stuff")

@@ -13,13 +13,13 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from keras_coordatt.data.reading import (
-    check_on_error,
     find_faults,
     list_folder,
     read_image,
     report_faults,
 )
 from keras_coordatt.data.split_names import split_name
+from keras_coordatt.validation import check_on_error
 
 
 class Folder(tfds.core.DatasetBuilder, skip_registration=True):  # type: ignore[call-arg]

@@ -20,7 +20,6 @@ from keras_coordatt.data.folder import (
 )
 from keras_coordatt.data.reading import (
     check_mask,
-    check_on_error,
     find_faults,
     image_size,
     list_folder,
@@ -34,7 +33,7 @@ from keras_coordatt.data.split_names import (
     split_off_validation,
 )
 from keras_coordatt.record import IGNORED
-from keras_coordatt.validation import with_hint
+from keras_coordatt.validation import check_on_error, with_hint
 
 # Names of folders of images and of masks.
 _IMAGES = ("images", "Images", "image", "imgs", "JPEGImages")

@@ -14,11 +14,17 @@ from keras_coordatt.data.class_table import ClassTable
 from keras_coordatt.data.coco_folder import COCOFolder
 from keras_coordatt.data.folder import Folder
 from keras_coordatt.data.mask_folder import MaskFolder
-from keras_coordatt.data.reading import check_on_error, list_folder
+from keras_coordatt.data.reading import list_folder
 from keras_coordatt.data.voc_folder import VOCFolder
 from keras_coordatt.data.yolo_folder import YOLOFolder
 from keras_coordatt.record import TASKS
-from keras_coordatt.validation import check_choice, check_type, first_line, with_hint
+from keras_coordatt.validation import (
+    check_choice,
+    check_on_error,
+    check_type,
+    first_line,
+    with_hint,
+)
 
 
 class _Task(NamedTuple):

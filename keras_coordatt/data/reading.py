@@ -11,13 +11,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from keras_coordatt.validation import check_choice
-
 # Files with other endings are not looked at.
 IMAGE_SUFFIXES = frozenset(
     (".bmp", ".gif", ".jpe", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 )
-ON_ERROR = ("raise", "skip", "repair")
 # Pillow modes of masks; RGB only with equal channels.
 _MASK_MODES = ("1", "L", "P", "RGB", "RGBA")
 # Left in a folder by the operating system.
@@ -246,11 +243,6 @@ def report_faults(faults: list[str], on_error: str, what: str, outcome: str) -> 
         listed.append(f"and {len(faults) - _LISTED} more")
     text = "\n  ".join([f"{len(faults)} {what}, {outcome}:", *listed])
     warnings.warn(text, stacklevel=2)
-
-
-def check_on_error(on_error: str) -> str:
-    """Returns `on_error` if it is one of its values, or raises a ValueError."""
-    return check_choice("on_error", on_error, ON_ERROR)
 
 
 def _open(file, read):

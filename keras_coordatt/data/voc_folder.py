@@ -10,12 +10,13 @@ from xml.etree import ElementTree
 
 from keras_coordatt.data.box_folder import Annotation, Box, BoxFolder
 from keras_coordatt.data.folder import images_by_name
-from keras_coordatt.data.reading import check_on_error, list_folder
+from keras_coordatt.data.reading import list_folder
 from keras_coordatt.data.split_names import (
     read_lists,
     split_folders,
     split_off_validation,
 )
+from keras_coordatt.validation import check_on_error
 
 _IMAGES = ("JPEGImages", "images", "Images")
 _ANNOTATIONS = ("Annotations", "annotations")

@@ -23,7 +23,7 @@ PRECISIONS = ("float32", "mixed_bfloat16", "mixed_float16")
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All values of a training. `recipe` returns the three that have a name.
+    """All values of a training. `recipe` returns the three predefined recipes by name.
 
     Attributes:
         name: Name of the recipe that the values started from.

@@ -71,7 +71,7 @@ def plot_history(
 def plot_confusion_matrix(
     matrix: ArrayLike, labels: Sequence[str] | None = None
 ) -> Figure:
-    """Plots how often each class was taken for each other.
+    """Plots how often each class was predicted as each other class.
 
     Args:
         matrix: Array `(classes, classes)` of counts: true classes in rows, predicted
