@@ -30,6 +30,7 @@ def test_notebook_as_users(path, tmp_path, monkeypatch):
     resources = {"metadata": {"path": str(tmp_path / "notebooks")}}
     start = time.perf_counter()
     NotebookClient(read(path), timeout=600, resources=resources).execute()
+    # Printed for the reader: limits would fail on busy machines.
     print(f"{path.stem}: {time.perf_counter() - start:.0f} s")
 
 
@@ -51,4 +52,4 @@ def test_outputs_are_there_and_name_no_machine(path):
     # A cell that draws is followed by an explanation of the figure.
     for cell, after in zip(notebook.cells, [*notebook.cells[1:], None]):
         drawn = [x for x in cell.get("outputs", []) if "image/png" in x.get("data", {})]
-        assert not drawn or after is not None
+        assert not drawn or (after is not None and after.cell_type == "markdown")
