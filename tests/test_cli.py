@@ -20,7 +20,7 @@ from backends import needs_tensorflow, once
 
 from keras_coordatt import MobileNetV2CA, __version__
 from keras_coordatt import benchmark as measuring
-from keras_coordatt.applications.mobilenet_v2_names import arguments_of
+from keras_coordatt.applications.recognition import network_of
 from keras_coordatt.cli import COMMANDS, main
 from keras_coordatt.cli import weights as weights_command
 from keras_coordatt.cli.parser import METAVARS, name_options
@@ -108,7 +108,8 @@ def test_the_network_is_known_by_its_shapes(alpha, attention, reduction):
     # Every shape is that of the given arguments, though alpha may differ a little,
     # and reduction where 8 channels are the least.
     given = shapes_of(alpha, attention, reduction)
-    found = arguments_of(given, "it")
+    build, found = network_of(given, "it")
+    assert build is MobileNetV2CA
     assert found["attention"] == attention
     assert sorted(found.pop("input_shape"), key=str) == [4, None, None]
     assert found.pop("include_top")
@@ -141,8 +142,8 @@ def test_shapes_that_fit_no_network(name, shape, message):
     arrays.pop(name)
     if shape is not None:
         arrays[name] = np.broadcast_to(np.float32(0), shape)
-    with pytest.raises(ValueError, match=f"^it is not of a MobileNetV2CA .*{message}"):
-        arguments_of(arrays, "it")
+    with pytest.raises(ValueError, match=f"^it is not of MobileNetV2CA .*{message}"):
+        network_of(arrays, "it")
 
 
 @pytest.mark.parametrize(
@@ -318,7 +319,7 @@ def test_code_in_a_configuration_is_refused(tmp_path, refuses):
     "name, message",
     [
         # Arguments that the shapes of the weights do not determine.
-        ("classifier.1.weight", "damaged.pth' is not of a MobileNetV2CA"),
+        ("classifier.1.weight", "damaged.pth' is not of MobileNetV2CA"),
         ("features.9.conv.3.weight", "damaged.pth' does not fit.*missing: features.9"),
     ],
 )

@@ -4,7 +4,14 @@ from collections.abc import Callable
 
 import keras
 
-from keras_coordatt.applications import efficientnet_ca, mobilenet_v2_ca, mobilenext_ca
+from keras_coordatt.applications import (
+    efficientnet_ca,
+    efficientnet_names,
+    mobilenet_v2_ca,
+    mobilenet_v2_names,
+    mobilenext_ca,
+    mobilenext_names,
+)
 from keras_coordatt.applications.efficientnet_ca import EfficientNetCA
 from keras_coordatt.applications.mobilenet_v2_ca import MobileNetV2CA
 from keras_coordatt.applications.mobilenext_ca import MobileNeXtCA
@@ -27,6 +34,12 @@ __all__ = [
 BUILDERS: dict[str, Callable[..., keras.Model]] = {
     builder.__name__: builder
     for builder in (MobileNetV2CA, MobileNeXtCA, EfficientNetCA)
+}
+# The modules of their names in PyTorch
+NAMES = {
+    "MobileNetV2CA": mobilenet_v2_names,
+    "MobileNeXtCA": mobilenext_names,
+    "EfficientNetCA": efficientnet_names,
 }
 
 

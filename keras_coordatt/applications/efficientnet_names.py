@@ -10,9 +10,17 @@ from collections.abc import Collection, Mapping
 import numpy as np
 
 from keras_coordatt.applications import efficientnet_ca
+from keras_coordatt.applications.blocks import make_divisible
 from keras_coordatt.preprocessing import IMAGENET
-from keras_coordatt.weights.torch_names import IN_TIMM, Naming, timm_prefixes
+from keras_coordatt.weights.torch_names import (
+    IN_TIMM,
+    Naming,
+    check_shape,
+    timm_prefixes,
+)
 
+# Names of the first kernel, and of one that the other networks don't have
+STEM, MARK = "conv_stem.weight", "conv_head.weight"
 TIMM = {
     "conv_stem": "stem_conv",
     "bn1": "stem_bn",
@@ -44,15 +52,43 @@ def namings(layers: list[str]) -> list[Naming]:
         A list of `Naming`, empty if the number of blocks matches no variant.
     """
     count = sum(bool(re.fullmatch(r"block_\d+_depthwise", name)) for name in layers)
-    stages = [repeats for *_, repeats, _ in efficientnet_ca.STAGES]
     for _, depth, *_ in efficientnet_ca.VARIANTS.values():
         # The depth follows from the number of blocks.
-        repeats = [math.ceil(depth * n) for n in stages]
+        repeats = _repeats(depth)
         if sum(repeats) == count:
             blocks = [f"block_{i}_" for i in range(count)]
             prefixes = timm_prefixes(layers, TIMM, blocks, repeats)
             return [Naming(prefixes, IN_TIMM)]
     return []
+
+
+def size_of(shapes: Mapping) -> tuple[dict, int]:
+    """Returns the variant of the network that a state dict is of.
+
+    Args:
+        shapes: The shapes by timm's names.
+
+    Returns:
+        The builder's arguments for it, and the number of features before the classifier.
+
+    Raises:
+        ValueError: If no variant has such shapes.
+    """
+    features, widest = check_shape(shapes, MARK, 4)[:2]
+    matches = (re.match(r"blocks\.\d+\.\d+\.", name) for name in shapes)
+    count = len({match[0] for match in matches if match})
+    for variant, (width, depth, *_) in efficientnet_ca.VARIANTS.items():
+        channels = make_divisible(1280 * width), make_divisible(320 * width)
+        if (features, widest) == channels and count == sum(_repeats(depth)):
+            return {"variant": variant}, features
+    raise ValueError(
+        f"no `variant` has {count} blocks and gives {MARK} {widest} channels in and "
+        f"{features} out."
+    )
+
+
+def _repeats(depth):
+    return [math.ceil(depth * repeats) for *_, repeats, _ in efficientnet_ca.STAGES]
 
 
 def from_keras_applications(

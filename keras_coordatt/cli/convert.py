@@ -20,11 +20,12 @@ def convert(
     reduction: int | None = None,
     top: bool = True,
 ) -> None:
-    """Convert weights of a MobileNetV2CA to another format.
+    """Convert weights of a network to another format.
 
     The network is read from IN: from the configuration in a `.keras` or legacy `.h5`
-    file, or from the shapes in a file with the official PyTorch names. A `.weights.h5`
-    file has neither, so describe its network with the options.
+    file, or from the names and shapes in a file with the PyTorch names of this package's
+    networks. A `.weights.h5` file has neither: it must be of a MobileNetV2CA, which the
+    options describe.
 
     Args:
         source: `.keras`, `.h5`, `.weights.h5`, `.pth`, `.pt` or `.safetensors` file.

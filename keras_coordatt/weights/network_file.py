@@ -20,13 +20,16 @@ def read_network(source: str | os.PathLike, **arguments) -> keras.Model:
 
     Args:
         source: A file of `FILE_TYPES`. A `.keras` or legacy `.h5` file may hold any
-            built model; other files hold weights of a `MobileNetV2CA`.
-        **arguments: Arguments of `MobileNetV2CA` that a file of weights doesn't record.
+            built model. A `.pth`, `.pt` or `.safetensors` file holds weights of a
+            network of this package by the names that `save_safetensors` writes; a
+            `.weights.h5` file those of a `MobileNetV2CA`.
+        **arguments: Arguments of the builder that a file of weights doesn't record.
 
     Returns:
         The network, with its weights.
 
     Raises:
+        TypeError: If the builder doesn't take one of the arguments.
         ValueError: If the file is of another kind, damaged, or doesn't fit the
             arguments, or has a configuration and arguments are given.
         OSError: If the file can't be opened.
@@ -37,7 +40,7 @@ def read_network(source: str | os.PathLike, **arguments) -> keras.Model:
     """
     # The networks import the package of this module.
     from keras_coordatt.applications import MobileNetV2CA
-    from keras_coordatt.applications.mobilenet_v2_names import arguments_of
+    from keras_coordatt.applications.recognition import network_of
 
     source = pathlib.Path(source)
     if not source.name.endswith(FILE_TYPES):
@@ -51,9 +54,11 @@ def read_network(source: str | os.PathLike, **arguments) -> keras.Model:
                 f"{', '.join(f'`{name}`' for name in arguments)}. Received: {arguments}"
             )
         return _read_keras_network(source)
+    build = MobileNetV2CA
     if source.name.endswith(OFFICIAL):
-        arguments = arguments_of(read_official(source), repr(str(source))) | arguments
-    model = MobileNetV2CA(weights=None, **arguments)
+        build, found = network_of(read_official(source), repr(str(source)))
+        arguments = found | arguments
+    model = build(weights=None, **arguments)
     load_weights(model, source)
     return model
 
@@ -92,11 +97,11 @@ def save_network(model: keras.Model, path: str | os.PathLike) -> None:
     """Saves a network atomically; the folder is made if need be.
 
     Args:
-        model: A built model; for `.safetensors`, a `MobileNetV2CA` with official names.
+        model: A built model; for `.safetensors`, a network of this package.
         path: A file that ends in one of `OUTPUTS`.
 
     Raises:
-        ValueError: If `path` has another ending, or the network no official names.
+        ValueError: If `path` has another ending, or the network no PyTorch names.
 
     Example:
 

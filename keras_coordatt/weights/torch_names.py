@@ -1,6 +1,6 @@
 """PyTorch names of the variables of networks and layers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import keras
@@ -110,15 +110,11 @@ def namings(target, with_attention: bool = True) -> list[list[Entry]]:
 def _namings_of_network(model, layers):
     """Returns the namings that know every layer with weights."""
     # Imported here, as the networks import this package.
-    from keras_coordatt.applications import (
-        efficientnet_names,
-        mobilenet_v2_names,
-        mobilenext_names,
-    )
+    from keras_coordatt.applications import NAMES
 
     weighted = [layer for layer in layers if layer.weights]
     unknown = [layer.name for layer in weighted]
-    for names in (mobilenet_v2_names, mobilenext_names, efficientnet_names):
+    for names in NAMES.values():
         found = []
         for naming in names.namings([layer.name for layer in layers]):
             strange = [
@@ -182,6 +178,17 @@ def timm_prefixes(
         for part, name in zip(parts, ours, strict=True):
             found[block + name] = f"blocks.{stage}.{i}.{part}"
     return found
+
+
+def check_shape(shapes: Mapping, name: str, rank: int) -> tuple:
+    """Returns the shape of a weight, or raises a ValueError if it is of another rank."""
+    shape = shapes.get(name, ())
+    if len(shape) != rank or 0 in shape:
+        raise ValueError(
+            f"{name} must have {rank} axes, none of them empty. Received: "
+            + (f"shape {shape}" if name in shapes else "none of that name")
+        )
+    return shape
 
 
 # The weights of one layer

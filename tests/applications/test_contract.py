@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from backends import BACKEND
 from keras import ops
-from networks import assert_near, calibrated, copy_weights, images, outputs
+from networks import assert_near, calibrated, copy_weights, drawn, images, outputs
 
 import keras_coordatt
 from keras_coordatt import (
@@ -24,11 +24,15 @@ from keras_coordatt import (
 )
 from keras_coordatt.applications import (
     BUILDERS,
+    NAMES,
     efficientnet_ca,
     mobilenet_v2_ca,
     mobilenext_ca,
 )
 from keras_coordatt.applications.blocks import ATTENTIONS as NAMED_ATTENTIONS
+from keras_coordatt.applications.recognition import network_of
+from keras_coordatt.weights.network_file import read_network, save_network
+from keras_coordatt.weights.torch_names import namings
 
 SHAPE = (64, 32, 3)
 
@@ -65,6 +69,7 @@ ATTENTIONS = {
 
 def test_all_builders_are_here():
     assert {family.builder for family in FAMILIES} == set(BUILDERS.values())
+    assert set(NAMES) == set(BUILDERS)
     assert {x for x in ATTENTIONS if x} == set(NAMED_ATTENTIONS)
 
 
@@ -318,6 +323,48 @@ def test_saving(family, complete, logits, x, tmp_path):
     loaded = keras.models.load_model(path, compile=False)
     assert_near(outputs(loaded, x), logits, 1e-6)
     model = family.build(input_shape=SHAPE, classifier_activation=None, weights=path)
+    for ours, theirs in zip(model.get_weights(), complete.get_weights(), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def arrays_of(model):
+    """Arrays of the shapes in a file of the model's weights, which take no memory."""
+    entries, *_ = namings(model)
+    zero = np.float32(0)
+    return {
+        entry.expected.name: np.broadcast_to(zero, entry.expected.shape)
+        for entry in entries
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *({"attention": attention} for attention in ATTENTIONS),
+        {"input_shape": (*SHAPE[:2], 1), "reduction": 8},
+        {"include_top": False},
+    ],
+    ids=str,
+)
+def test_the_network_is_known_by_names_and_shapes(family, arguments):
+    arrays = arrays_of(drawn(family.build, **arguments))
+    builder, found = network_of(arrays, "it")
+    assert builder is family.builder
+    assert (family.small | arguments).items() <= {
+        **found,
+        "input_shape": (*SHAPE[:2], found["input_shape"][-1]),
+    }.items()
+    again = arrays_of(drawn(builder, weights=None, **found))
+    assert [(k, x.shape) for k, x in again.items()] == [
+        (k, x.shape) for k, x in arrays.items()
+    ]
+
+
+def test_files_of_official_names(family, complete, tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_network(complete, path)
+    model = read_network(path)
+    assert model.name == complete.name
     for ours, theirs in zip(model.get_weights(), complete.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
 

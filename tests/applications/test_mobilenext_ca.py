@@ -5,6 +5,7 @@ from keras import ops
 from networks import assert_near, calibrated, copy_weights, count, images, outputs
 
 from keras_coordatt import MobileNeXtCA
+from keras_coordatt.applications import mobilenext_names
 
 # The network at alpha 1, block for block, as the authors' detection code gives it:
 # input, narrow and output channels, stride, and which parts there are: D the first
@@ -174,3 +175,28 @@ def test_dilation_gives_the_strided_features_and_those_between(output_stride):
 def test_wrong_alpha(alpha):
     with pytest.raises(ValueError, match=f"`alpha`.*Received: {alpha!r}"):
         MobileNeXtCA(alpha=alpha)
+
+
+@pytest.mark.parametrize(
+    "wide, narrow, features, alpha",
+    [
+        (*BLOCKS[-1][:3], 1.0),
+        (240, 208, 1280, 0.25),
+        (1344, 304, 1792, 1.4),
+        # Of widths that contradict each other, some would be a large network's.
+        (9600, 208, 1280, None),
+        (960, 208, 12800, None),
+        (9600, 1, 12800, None),
+    ],
+)
+def test_the_width_is_known_by_shapes(wide, narrow, features, alpha):
+    for attention in (0, 1):
+        shapes = {
+            f"features.20.conv.{3 + attention}.weight": (narrow, wide, 1, 1),
+            f"features.20.conv.{5 + attention}.weight": (features, narrow, 1, 1),
+        }
+        if alpha is None:
+            with pytest.raises(ValueError, match=f"no `alpha` gives .*{wide} channels"):
+                mobilenext_names.size_of(shapes)
+        else:
+            assert mobilenext_names.size_of(shapes) == ({"alpha": alpha}, features)

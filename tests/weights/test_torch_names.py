@@ -14,6 +14,8 @@ from keras_coordatt import (
     MobileNetV2CA,
     MobileNeXtCA,
 )
+from keras_coordatt.applications import efficientnet_names
+from keras_coordatt.applications.recognition import network_of
 from keras_coordatt.layers import CBAM, SqueezeExcite
 from keras_coordatt.weights import load_torch, save_safetensors
 from keras_coordatt.weights.official import official_state
@@ -63,6 +65,49 @@ def test_networks_of_torchvision_and_timm(name, assert_within):
     if "efficientnet" in name:  # which is saved under timm's names
         names = [n for n in official_state(model) if "num_batches" not in n]
         assert names == list(golden["shapes"])
+
+
+def test_networks_are_known_by_timms_names():
+    shapes = GOLDEN["timm tf_efficientnet_b0"]["shapes"]
+    builder, arguments = network_of(state_of(shapes), "it")
+    assert builder is EfficientNetCA
+    assert arguments == {
+        "variant": "b0",
+        "attention": "se",
+        "include_top": True,
+        "classes": 10,
+        "input_shape": (None, None, 3),
+    }
+    for name, message in {
+        "torchvision mobilenet_v2": "it has the official names of none of.*`weights`",
+        "timm mobilenetv2_035": "it is not of EfficientNetCA.* has 17 blocks",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            network_of(state_of(GOLDEN[name]["shapes"]), "it")
+
+
+# As in timm: blocks, and input and output channels of conv_head
+VARIANTS = {
+    "b0": (16, 320, 1280),
+    "b1": (23, 320, 1280),
+    "b2": (23, 352, 1408),
+    "b3": (26, 384, 1536),
+    "b4": (32, 448, 1792),
+    "b5": (39, 512, 2048),
+    "b6": (45, 576, 2304),
+    "b7": (55, 640, 2560),
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_variants_are_known_by_timms_names(variant):
+    blocks, widest, features = VARIANTS[variant]
+    shapes = {f"blocks.0.{i}.conv_dw.weight": (32, 1, 3, 3) for i in range(blocks)}
+    shapes["conv_head.weight"] = (features, widest, 1, 1)
+    assert efficientnet_names.size_of(shapes) == ({"variant": variant}, features)
+    shapes["conv_head.weight"] = (features, widest + 8, 1, 1)
+    with pytest.raises(ValueError, match=f"{blocks} blocks.* {widest + 8} channels in"):
+        efficientnet_names.size_of(shapes)
 
 
 @pytest.fixture
