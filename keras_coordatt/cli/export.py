@@ -1,9 +1,9 @@
 """`keras-coordatt export`: files for other runtimes."""
 
 import dataclasses
+import inspect
 import pathlib
 
-from keras_coordatt import export as writers
 from keras_coordatt.cli.options import (
     Attention,
     OnError,
@@ -16,6 +16,8 @@ from keras_coordatt.cli.options import (
     read_preprocessing,
 )
 from keras_coordatt.detection import SSDLite
+from keras_coordatt.export import WRITERS, saved_model
+from keras_coordatt.export._litert import CALIBRATED
 from keras_coordatt.export._saved_model import check_replaceable
 from keras_coordatt.export.accuracy import AccuracyCheck
 from keras_coordatt.files import atomic_file, atomic_folder
@@ -93,19 +95,21 @@ def export(
         reduction: Reduction of the attention, if IN doesn't specify it.
         top: Whether the network has its classifier.
     """
-    suffix = output.suffix
-    if suffix in FILE_TYPES:
+    if output.suffix in FILE_TYPES:
         raise ValueError(
-            "OUT must end in .tflite or .onnx, or be the name of a folder. "
+            f"OUT must end in {' or '.join(WRITERS)}, or be the name of a folder. "
             f"Received: {output}"
         )
-    if suffix in (".tflite", ".onnx"):
+    is_file = output.suffix in WRITERS
+    if is_file:
         check_not_a_folder(output)
-    if suffix != ".tflite" and precision != "float32":
+    write = WRITERS.get(output.suffix, saved_model)
+    parameters = inspect.signature(write).parameters
+    if "precision" not in parameters and precision != "float32":
         raise ValueError(
             f"--precision is for OUT that ends in .tflite. Received: {output}"
         )
-    if precision in ("int8", "mixed") and data is None:
+    if precision in CALIBRATED and data is None:
         raise ValueError(f"--precision {precision} needs --data")
     if max_drop is not None:
         check_number("--max-drop", max_drop, 0, 1, closed=True)
@@ -123,11 +127,12 @@ def export(
             score_threshold, iou_threshold, max_detections, suppression
         )
 
-    options: dict = {"preprocessing": prepared}
-    if suffix in (".tflite", ".onnx"):
-        options["image_size"] = image_size
-    if suffix == ".tflite":
-        options["precision"] = precision
+    options: dict = {
+        "preprocessing": prepared,
+        "image_size": image_size,
+        "precision": precision,
+    }
+    options = {name: x for name, x in options.items() if name in parameters}
     names = labels if labels in (None, "data") else read_labels(pathlib.Path(labels))
     if isinstance(names, list):
         options["labels"] = names
@@ -145,16 +150,12 @@ def export(
             on_error=on_error,
         )
         options |= check.options(precision)
-    write = {".tflite": writers.litert, ".onnx": writers.onnx}
-    if suffix in write:
-        place = atomic_file(output)
-    else:
+    if not is_file:
         check_replaceable(output)
-        place = atomic_folder(output)
     change = None
-    with place as temporary:
+    with (atomic_file if is_file else atomic_folder)(output) as temporary:
         with quiet_stderr():  # converters log there
-            report = write.get(suffix, writers.saved_model)(model, temporary, **options)
+            report = write(model, temporary, **options)
             file = check.open(temporary) if check and not raw else None
         if check and file:
             change = check.compare(file, max_drop)

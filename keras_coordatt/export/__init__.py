@@ -8,6 +8,8 @@
 A file is written to a temporary path, compared there with the Keras model, and renamed.
 """
 
+from collections.abc import Callable
+
 from keras_coordatt.export._litert import litert
 from keras_coordatt.export._onnx import onnx
 from keras_coordatt.export._saved_model import saved_model
@@ -25,3 +27,6 @@ __all__ = [
     "read_metadata",
     "saved_model",
 ]
+
+# The writers of files, by suffix. A SavedModel is a folder of any other name.
+WRITERS: dict[str, Callable[..., Report]] = {".tflite": litert, ".onnx": onnx}

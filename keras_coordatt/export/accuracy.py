@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import keras
 
 from keras_coordatt.evaluation import check_split, evaluate, read_examples
+from keras_coordatt.export._litert import CALIBRATED
 from keras_coordatt.preprocessing import Preprocessing
 from keras_coordatt.record import record_of
 from keras_coordatt.runnable import Runnable, open_model
@@ -30,7 +31,7 @@ __all__ = ["AccuracyChange", "AccuracyCheck"]
 # Prepared images to compare outputs on, and to calibrate int8 with; fewer, but not less
 # than the minimum, if they would take more memory than this
 COMPARED = 1000
-CALIBRATED = 300
+CALIBRATION = 300
 MINIMUM = 32
 IMAGE_BYTES = 2**29
 
@@ -147,8 +148,8 @@ class AccuracyCheck:
             "labels": self._model.labels,
             "images": self._images(self._split, COMPARED),
         }
-        if precision in ("int8", "mixed"):
-            options["representative"] = self._images(self._training, CALIBRATED)
+        if precision in CALIBRATED:
+            options["representative"] = self._images(self._training, CALIBRATION)
         return options
 
     def open(self, path: str | os.PathLike) -> Runnable:

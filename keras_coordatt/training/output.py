@@ -12,6 +12,7 @@ import time
 import keras
 
 from keras_coordatt.distribution import current
+from keras_coordatt.export import WRITERS
 from keras_coordatt.training.backup import Backup, check_settings
 from keras_coordatt.validation import check_path, first_line
 from keras_coordatt.weights import FILE_TYPES
@@ -57,7 +58,7 @@ class Output:
             self.file = path
             self.state = path.with_name(f".{path.name}-training")
             return
-        if path.suffix in (*FILE_TYPES, ".tflite", ".onnx") or path.is_file():
+        if path.suffix in (*FILE_TYPES, *WRITERS) or path.is_file():
             raise ValueError(
                 f"`output` must be a folder, or a file that ends in one of {OUTPUTS}. "
                 f"Received: {path}"
