@@ -1,5 +1,6 @@
 """Reads networks from files, and saves them."""
 
+import inspect
 import os
 import pathlib
 import textwrap
@@ -29,9 +30,9 @@ def read_network(source: str | os.PathLike, **arguments) -> keras.Model:
         The network, with its weights.
 
     Raises:
-        TypeError: If the builder doesn't take one of the arguments.
         ValueError: If the file is of another kind, damaged, or doesn't fit the
-            arguments, or has a configuration and arguments are given.
+            arguments, or has a configuration and arguments are given, or the builder
+            of its network takes no such argument.
         OSError: If the file can't be opened.
 
     Example:
@@ -58,6 +59,12 @@ def read_network(source: str | os.PathLike, **arguments) -> keras.Model:
     if source.name.endswith(OFFICIAL):
         build, found = network_of(read_official(source), repr(str(source)))
         arguments = found | arguments
+    unknown = [x for x in arguments if x not in inspect.signature(build).parameters]
+    if unknown:
+        raise ValueError(
+            f"{source.name} is of {build.__name__}, which has no `{unknown[0]}`: leave "
+            f"it out. Received: {arguments[unknown[0]]!r}"
+        )
     model = build(weights=None, **arguments)
     load_weights(model, source)
     return model

@@ -367,6 +367,11 @@ def test_files_of_official_names(family, complete, tmp_path):
     assert model.name == complete.name
     for ours, theirs in zip(model.get_weights(), complete.get_weights(), strict=True):
         np.testing.assert_array_equal(ours, theirs)
+    other = "variant" if "alpha" in family.small else "alpha"
+    with pytest.raises(
+        ValueError, match=f"{family.builder.__name__}.* no `{other}`.*7"
+    ):
+        read_network(path, **{other: 7})
 
 
 @pytest.mark.parametrize(
