@@ -60,15 +60,15 @@ package: .venv/installed-for-tests
 	build/package/bin/pip install --quiet keras numpy h5py safetensors 'jsonargparse[signatures]' jax
 	cd build/package && KERAS_BACKEND=jax bin/python ../../tests/smoke.py
 
-# Thousands of damaged files and arguments; then the oldest Keras that setup.cfg allows, and
-# the newest on each Python.
+# Thousands of damaged files and arguments; then the oldest Python with the oldest Keras that
+# setup.cfg allows, and newer ones with the newest.
 nightly: .venv/installed-for-tests
 	FUZZ=nightly KERAS_BACKEND=torch $(BIN)/python -m pytest -n 2 tests/fuzzing
-	@set -e; for versions in "3.11 keras==3.15.0" "3.11 keras" "3.12 keras" "3.13 keras"; do \
+	@set -e; for versions in "3.11 keras==3.15.1" "3.12 keras" "3.13 keras"; do \
 		echo "== Python $$versions"; set -- $$versions; \
 		$(BIN)/uv venv --quiet --clear --seed --python $$1 build/nightly; \
 		build/nightly/bin/pip install --quiet --upgrade "$$2" \
-			--editable '.[test,figures,notebooks,detection,export,torch]'; \
+			--editable '.[test,figures,notebooks,detection,export,jax,torch]'; \
 		KERAS_BACKEND=torch OMP_NUM_THREADS=1 build/nightly/bin/python -m pytest -n 2; \
 	done
 

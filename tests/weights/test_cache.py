@@ -164,7 +164,7 @@ def test_some_at_once_and_one_who_is_killed(publish, server, cache):
     # It is killed when half of the file is here.
     server.pause = threading.Event()
     try:
-        assert server.halfway.wait(60)
+        assert server.halfway.wait(300)
         while not files_in(cache):  # until it has begun to write
             time.sleep(0.01)
     finally:
