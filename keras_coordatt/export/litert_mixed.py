@@ -76,7 +76,12 @@ def smallest_stretch(count: int, agrees: Callable[[int, int], bool]) -> tuple[in
 
 @contextlib.contextmanager
 def _without_interpreter_warning():
-    """Hides a warning: the debugger uses TensorFlow's interpreter, which is deprecated."""
+    """Hides the warning that TensorFlow's interpreter is deprecated.
+
+    TensorFlow's debugger creates it, and takes no other, such as that of ai-edge-litert.
+    That package has no debugger of its own, and only through the debugger does the
+    converter take a list of layers to leave in float32.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"\s*Warning: tf\.lite\.Interpreter")
         yield
