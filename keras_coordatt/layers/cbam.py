@@ -161,7 +161,7 @@ class CBAM(ChannelAttention):
         return [self._mean(x, axes), self._max(x, axes)]
 
     def _pool_lowered(self, x, form):
-        return [form.mean(x, self._spatial_axes), form.max(x, self._spatial_axes)]
+        return [form.mean(x, self._spatial_axes), form.max(x)]
 
     def get_config(self):
         config = {

@@ -32,7 +32,7 @@ class ChannelAttention(GatedAttention):
 
     def call(self, inputs):
         form = lowering(self, inputs, training=False)
-        # LiteRT is as fast with dense layers.
+        # LiteRT runs the dense layers as they are.
         if form is not None and form.runtime == "onnx":
             return self._call_lowered(inputs, form)
         gate = ops.expand_dims(self._channel_gate(inputs), self._spatial_axes)

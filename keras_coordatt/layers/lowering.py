@@ -96,12 +96,10 @@ class Lowering:
             return ops.depthwise_conv(x, kernel, data_format=self.data_format)
         return ops.mean(x, axis=axes, keepdims=True)
 
-    def max(self, x, axes):
-        """Takes the maximum along both spatial axes, which get length 1."""
-        if self.runtime == "onnx":
-            window = tuple(x.shape[a] for a in axes)
-            return ops.max_pool(x, window, window, data_format=self.data_format)
-        return ops.max(x, axis=axes, keepdims=True)
+    def max(self, x):
+        """Takes the maximum along both spatial axes, which get length 1, for ONNX."""
+        window = tuple(x.shape[a] for a in self.axes)
+        return ops.max_pool(x, window, window, data_format=self.data_format)
 
     def perceptron(self, x, hidden, activation, output):
         """Applies two 1x1 convolutions with an activation between.
