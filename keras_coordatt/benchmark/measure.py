@@ -136,12 +136,10 @@ def benchmark(
             }
             built[key] = arguments
             networks[key] = calibrate_batch_norm(MODELS[name](**arguments))
-            row = {
+            row: dict[str, Any] = {
                 "model": name,
                 "attention": attention,
-                "parameters": sum(
-                    math.prod(w.shape) for w in networks[key].trainable_weights
-                ),
+                "parameters": count_trainable(networks[key]),
             }
             if backend == "tensorflow":
                 row["multiply_adds"] = multiply_adds(networks[key])
@@ -310,6 +308,10 @@ def summarize(own: list[float], plain: list[float] | None, images: int) -> dict:
         ratios = [a / b for a, b in zip(own, plain)]
         found["ratio"] = tuple(np.percentile(ratios, (25, 50, 75)).round(4).tolist())
     return found
+
+
+def count_trainable(model: keras.Model) -> int:
+    return sum(math.prod(w.shape) for w in model.trainable_weights)
 
 
 def multiply_adds(model: keras.Model) -> int:

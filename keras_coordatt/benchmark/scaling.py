@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from keras_coordatt.applications import MobileNetV2CA
-from keras_coordatt.benchmark.measure import interleaved
+from keras_coordatt.benchmark.measure import count_trainable, interleaved
 from keras_coordatt.validation import check_positive_int
 
 # Width multipliers of the networks whose gradients are exchanged.
@@ -44,8 +44,8 @@ def measure_processes(
     Returns:
         One dict per number of processes, with `processes`, the median `seconds` of a
         step, the images `per_second` of all processes, and `exchanges`: a dict for each
-        of some networks, with `alpha`, `parameters` and the median `seconds` in which
-        the processes add up as many float32 numbers.
+        of some networks, with `alpha`, the trainable `parameters`, and the median
+        `seconds` in which the processes add up as many float32 numbers.
 
     Raises:
         ValueError: If an argument is invalid, or the backend isn't JAX.
@@ -108,9 +108,10 @@ def _work(results, count, process, port, image_size, alpha, batch_size, rounds):
         step = _median(lambda: model.train_on_batch(*batch), rounds)
         exchanges = []
         for width in ALPHAS if count > 1 else ():
-            size = MobileNetV2CA(
+            network = MobileNetV2CA(
                 (32, 32, 3), alpha=width, weights=None, classes=CLASSES
-            ).count_params()
+            )
+            size = count_trainable(network)  # one gradient for each
             seconds = _median(_exchange(size), rounds)
             exchanges.append({"alpha": width, "parameters": size, "seconds": seconds})
         if devices.first:
