@@ -54,6 +54,27 @@ def test_rounds_are_shared_among_starts(monkeypatch):
     assert called == [1] * 5 + [2] * 4
 
 
+@once
+def test_weights_are_the_same_in_every_run(monkeypatch):
+    def first_se_kernel(attentions):
+        models = {}
+
+        def prepare(model):
+            models[len(models)] = model
+            return lambda: None
+
+        fake = benchmark.Measure("fake", prepare, images=1, calls=1)
+        monkeypatch.setitem(benchmark.MEASURES, "train_fake", fake)
+        arguments = {"image_size": 32, "alpha": 0.1, "memory": False, "rounds": 1}
+        benchmark.benchmark(attentions=attentions, measures=["train_fake"], **arguments)
+        layer = models[len(attentions)].get_layer("block_3_attention")
+        return ops.convert_to_numpy(layer.reduce.kernel)
+
+    expected = first_se_kernel(["se"])
+    assert expected.std() > 0
+    assert (first_se_kernel(["height", "se"]) == expected).all()
+
+
 @needs_tensorflow
 @pytest.mark.parametrize(
     "attention, published", [(None, 300e6), ("se", 300e6), ("coordinate", 310e6)]

@@ -62,7 +62,8 @@ def benchmark(
 
     Every round times each network once, in an order that changes from round to round;
     ratios compare times of the same round. On a shared machine, the median and the
-    quartiles of the ratios say more than the times.
+    quartiles of the ratios say more than the times. Weights are random, and the same in
+    every run: Keras's, NumPy's and Python's random numbers are seeded with 0.
 
     Args:
         models: Names of builders, from `keras_coordatt.applications.list_models()`, in
@@ -135,6 +136,9 @@ def benchmark(
                 **width,
             }
             built[key] = arguments
+            # The same weights in every run, whatever else is compared: with some, an
+            # exported file is not exact enough to be measured.
+            keras.utils.set_random_seed(0)
             networks[key] = calibrate_batch_norm(MODELS[name](**arguments))
             row: dict[str, Any] = {
                 "model": name,
