@@ -375,9 +375,20 @@ def test_build_times_are_ratios_to_keras(monkeypatch):
         keras.applications.EfficientNetB0: 4.0,
     }
     clock = [0.0]
-    build = lambda builder: clock.append(clock[-1] + seconds[builder])
-    monkeypatch.setattr(references, "_build", build)
-    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[-1])
+
+    def replace(module, builder):
+        def build(weights):
+            assert weights is None
+            clock[0] += seconds[builder]
+
+        monkeypatch.setattr(module, builder.__name__, build)
+
+    for builder in seconds:
+        known = hasattr(references, builder.__name__)
+        replace(references if known else keras.applications, builder)
+    collect = lambda: clock.append(clock.pop() + 100)
+    monkeypatch.setattr(keras.backend, "clear_session", collect)
+    monkeypatch.setattr(references.time, "process_time", lambda: clock[0])
     assert benchmark.build_times(repeats=2) == {
         "MobileNetV2CA": [1.5, 1.5],
         "EfficientNetCA b0": [0.25, 0.25],
@@ -419,3 +430,12 @@ def test_the_official_network_with_and_without_its_attention(tmp_path):
         assert np.isfinite([row[name]["seconds"] for row in rows]).all()
     with pytest.raises(ValueError, match=r"mbv2_ca\.py.*Received"):
         benchmark.official_rows(tmp_path / "none")
+
+
+@once
+@pytest.mark.parametrize("check", [benchmark.check_official, benchmark.official_rows])
+def test_a_folder_without_the_official_network(check):
+    with pytest.raises(ValueError, match=r"mbv2_ca\.py.*Received: dir"):
+        check("dir")
+    with pytest.raises(ValueError, match="`path` must be a path. Received: 7"):
+        check(7)

@@ -80,8 +80,8 @@ def benchmark(
             that does needs `if __name__ == "__main__":`, as with any use of
             `multiprocessing`.
         extra: Further attentions to compare, a dict from names to callables that the
-            builders take. `REFERENCES` has the layer as it is usually written, and a
-            lower bound of its cost.
+            builders take. `REFERENCES` has the layer as it is usually written, and its
+            means and multiplications without the convolutions.
 
     Returns:
         One dict per network: its `model`, `attention` and `parameters`; on the

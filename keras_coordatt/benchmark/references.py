@@ -1,12 +1,13 @@
 """References: the layer as usually written, the authors' network, Keras's builders."""
 
 import contextlib
-import functools
 import importlib
 import io
 import os
 import pathlib
 import sys
+import time
+import timeit
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from keras import layers, ops
 from keras_coordatt.applications import EfficientNetCA, MobileNetV2CA
 from keras_coordatt.benchmark.measure import interleaved, summarize
 from keras_coordatt.benchmark.runtimes import onnx_run
+from keras_coordatt.validation import check_path
 
 
 class PlainPort(layers.Layer):
@@ -50,9 +52,11 @@ class PlainPort(layers.Layer):
 
 
 class PassesOnly(layers.Layer):
-    """Lower bound of the layer's cost: two means and two multiplications.
+    """Coordinate attention without its convolutions, in plain Keras operations.
 
-    No implementation is faster as long as each of these is a separate operation. A
+    What remains are the two means and the two multiplications of the feature map, as a
+    reference for their share of the cost. It is not a lower bound: in the form of
+    `keras_coordatt.layers.lowering`, the complete layer is faster in ONNX Runtime. A
     sigmoid of the means keeps the products bounded, so that exported files can be
     compared with the model.
 
@@ -69,11 +73,11 @@ class PassesOnly(layers.Layer):
         return inputs * ops.sigmoid(rows) * ops.sigmoid(columns)
 
 
-# Baselines for the layer: `benchmark(extra=REFERENCES)`.
+# To compare the layer with: `benchmark(extra=REFERENCES)`
 REFERENCES = {"plain port": PlainPort, "passes only": PassesOnly}
 
 
-def check_official(path: pathlib.Path) -> None:
+def check_official(path: str | os.PathLike) -> None:
     """Checks that a folder holds the authors' network.
 
     Args:
@@ -82,7 +86,7 @@ def check_official(path: pathlib.Path) -> None:
     Raises:
         ValueError: If it doesn't.
     """
-    if not (path / "mbv2_ca.py").is_file():
+    if not pathlib.Path(check_path("path", path), "mbv2_ca.py").is_file():
         raise ValueError(f"`path` must have the file mbv2_ca.py. Received: {path}")
 
 
@@ -104,7 +108,6 @@ def official_rows(path: str | os.PathLike, rounds: int = 10) -> list[dict]:
     Raises:
         ValueError: If there is no `mbv2_ca.py`, or PyTorch is not installed.
     """
-    path = pathlib.Path(path)
     check_official(path)
     try:
         import torch
@@ -113,11 +116,12 @@ def official_rows(path: str | os.PathLike, rounds: int = 10) -> list[dict]:
             "The authors' network needs PyTorch to be installed"
         ) from error
 
-    sys.path.insert(0, str(path))
+    folder = os.fspath(path)
+    sys.path.insert(0, folder)
     try:
         official = importlib.import_module("mbv2_ca")
     finally:
-        sys.path.remove(str(path))
+        sys.path.remove(folder)
 
     def without(make):
         def build():
@@ -201,6 +205,8 @@ def official_rows(path: str | os.PathLike, rounds: int = 10) -> list[dict]:
 def build_times(repeats: int = 5) -> dict[str, list[float]]:
     """Compares the time to build networks with that of Keras's plain ones.
 
+    It is CPU time, without the collection of garbage from networks built before.
+
     Args:
         repeats: How often each is built, in turns.
 
@@ -210,7 +216,7 @@ def build_times(repeats: int = 5) -> dict[str, list[float]]:
     Example:
 
     >>> build_times(repeats=3)
-    {'MobileNetV2CA': [1.2, 1.1, 1.2], 'EfficientNetCA b0': [0.9, 0.8, 0.9]}
+    {'MobileNetV2CA': [1.5, 1.6, 1.5], 'EfficientNetCA b0': [1.1, 1.2, 1.1]}
     """
     pairs: dict[str, tuple[Callable, Callable]] = {
         "MobileNetV2CA": (MobileNetV2CA, keras.applications.MobileNetV2),
@@ -218,12 +224,15 @@ def build_times(repeats: int = 5) -> dict[str, list[float]]:
     }
     ratios = {}
     for name, (ours, theirs) in pairs.items():
-        builders = {build: functools.partial(_build, build) for build in (ours, theirs)}
-        times = interleaved(builders, repeats)
-        ratios[name] = [a / b for a, b in zip(times[ours], times[theirs])]
+        _build_time(ours), _build_time(theirs)  # warm up
+        ratios[name] = [_build_time(ours) / _build_time(theirs) for _ in range(repeats)]
     return ratios
 
 
-def _build(builder: Callable) -> None:
-    keras.backend.clear_session()
-    builder(weights=None)
+def _build_time(builder: Callable) -> float:
+    return timeit.timeit(
+        lambda: builder(weights=None),
+        setup=keras.backend.clear_session,
+        timer=time.process_time,
+        number=1,
+    )

@@ -45,7 +45,8 @@ def benchmark(
         measures: What to time.
         rounds: How often each network is timed.
         memory: Measure peak memory, in one process per network.
-        references: Add the layer as it is usually written, and its memory accesses alone.
+        references: Add the layer as it is usually written, and its means and
+            multiplications without the convolutions.
         build: Time building the networks, too.
         processes: Numbers of processes, such as `1 2 4`: instead of the comparison,
             measure how training of MobileNetV2CA scales with them on this machine, and
