@@ -17,6 +17,7 @@ import numpy as np
 
 from keras_coordatt.distribution import alone, current, gather, local_copy
 from keras_coordatt.preprocessing import Preprocessing
+from keras_coordatt.record import check_labels
 from keras_coordatt.runnable import Runnable, open_model
 from keras_coordatt.validation import (
     check_array,
@@ -362,7 +363,7 @@ def draw(
         names = dict.fromkeys(found)
         numbers = {x: int(x) if x.isdecimal() else i for i, x in enumerate(names)}
     else:
-        labels = check_sequence("labels", labels)
+        labels = check_labels(labels, None)
         missing = [x for x in found if x not in labels]
         if missing or len(labels) < classes:
             raise ValueError(

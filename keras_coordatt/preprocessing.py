@@ -189,11 +189,12 @@ class PreprocessingRecord(layers.Layer):
     ):
         # Bytes up to 255 would lose bits in half precision.
         super().__init__(autocast=False, **kwargs)
-        if isinstance(preprocessing, dict):
+        known = {field.name for field in dataclasses.fields(Preprocessing)}
+        if isinstance(preprocessing, dict) and known.issuperset(preprocessing):
             preprocessing = Preprocessing(**preprocessing)
         if not isinstance(preprocessing, Preprocessing):
             raise TypeError(
-                "`preprocessing` must be a Preprocessing or a dict. "
+                "`preprocessing` must be a Preprocessing or a dict of its attributes. "
                 f"Received: {preprocessing!r}"
             )
         self.preprocessing = preprocessing

@@ -137,6 +137,14 @@ def check_array(name: str, value, ndim: int | None = None) -> np.ndarray:
     return array
 
 
+def from_keras(name: str, get: Callable, identifier):
+    """Returns what a `get` of Keras, such as `keras.activations.get`, makes of a value."""
+    try:
+        return get(identifier)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"Keras cannot interpret `{name}`: {error}") from error
+
+
 def call_factory(argument: str, factory: Callable, name: str) -> keras.layers.Layer:
     """Returns the layer that a user's function makes, named if it takes a name.
 

@@ -283,7 +283,7 @@ def read_runs(path: str | os.PathLike) -> list[dict]:
     Raises:
         ValueError: If a line isn't a run.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(check_path("path", path))
     runs = []
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     for number, line in enumerate(lines, 1):

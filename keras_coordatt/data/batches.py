@@ -50,6 +50,11 @@ class Batches:
             raise ValueError(
                 f"`split` must be one TFDS split. Received: {self.split!r}"
             )
+        if isinstance(self.split, str):
+            try:
+                tfds.core.ReadInstruction.from_spec(self.split)
+            except ValueError as error:
+                raise ValueError(f"`split` is unreadable: {error}") from error
         for argument in ("augment", "preprocess"):
             function = getattr(self, argument)
             if function is not None and not callable(function):

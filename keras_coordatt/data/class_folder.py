@@ -22,6 +22,7 @@ from keras_coordatt.data.split_names import (
     split_name,
     split_off_validation,
 )
+from keras_coordatt.validation import check_path
 
 
 class LabeledImages(Folder):
@@ -132,7 +133,7 @@ class ClassFolder(LabeledImages):
         split_seed: int = 0,
         on_error: str = "raise",
     ):
-        path = Path(path).expanduser()
+        path = Path(check_path("path", path)).expanduser()
         found = {}
         remarks = []
         unread = collections.Counter()

@@ -13,7 +13,7 @@ from keras_coordatt.data.folder import check_classes
 from keras_coordatt.data.image_index import ImageIndex, is_image
 from keras_coordatt.data.reading import list_folder, read_text, report_faults
 from keras_coordatt.data.split_names import SPLITS, name_splits, split_name
-from keras_coordatt.validation import check_on_error, check_type
+from keras_coordatt.validation import check_on_error, check_path, check_type
 
 _SUFFIXES = (".csv", ".tsv")
 # Headings in lower case, those to prefer first.
@@ -102,7 +102,7 @@ class ClassTable(LabeledImages):
         check_on_error(on_error)
         check_type("image_column", image_column, str | None, "a heading")
         check_type("label_column", label_column, str | None, "a heading")
-        path = Path(path).expanduser()
+        path = Path(check_path("path", path)).expanduser()
         if path.is_file():
             table = _read_table(path, image_column, label_column)
             tables = name_splits({path.stem: table})
@@ -230,7 +230,7 @@ def _find_columns(
     if image is None or label is None:
         what = "images" if image is None else "classes"
         raise ValueError(
-            f"{file} has no column of {what}: ClassTable(path, image_column=..., "
-            f"label_column=...) says which it is. Received: {', '.join(head)}"
+            f"{file} has no column of {what}. ClassTable takes the names of the "
+            f"columns as `image_column` and `label_column`. Received: {', '.join(head)}"
         )
     return image, label, split

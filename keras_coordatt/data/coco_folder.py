@@ -22,7 +22,7 @@ from keras_coordatt.data.split_names import (
     split_off_validation,
 )
 from keras_coordatt.extras import install_hint
-from keras_coordatt.validation import check_on_error
+from keras_coordatt.validation import check_on_error, check_path
 
 # Files of the COCO data set that are not for detection.
 _OTHER_TASKS = ("captions", "image_info", "panoptic", "person_keypoints", "stuff")
@@ -92,7 +92,7 @@ class COCOFolder(BoxFolder):
         on_error: str = "raise",
     ):
         check_on_error(on_error)
-        path = Path(path).expanduser()
+        path = Path(check_path("path", path)).expanduser()
         files = _find_files(path)
         if not files:
             raise ValueError(f"There are no annotations, *.json, in {path}")

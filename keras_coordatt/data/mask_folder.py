@@ -33,7 +33,7 @@ from keras_coordatt.data.split_names import (
     split_off_validation,
 )
 from keras_coordatt.record import IGNORED
-from keras_coordatt.validation import check_on_error, with_hint
+from keras_coordatt.validation import check_on_error, check_path, with_hint
 
 # Names of folders of images and of masks.
 _IMAGES = ("images", "Images", "image", "imgs", "JPEGImages")
@@ -124,7 +124,7 @@ class MaskFolder(Folder):
         on_error: str = "raise",
     ):
         check_on_error(on_error)
-        path = Path(path).expanduser()
+        path = Path(check_path("path", path)).expanduser()
         pairs, faults = _find_pairs(path)
         is_written = False
         if classes is None:

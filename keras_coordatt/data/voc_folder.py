@@ -16,7 +16,7 @@ from keras_coordatt.data.split_names import (
     split_folders,
     split_off_validation,
 )
-from keras_coordatt.validation import check_on_error
+from keras_coordatt.validation import check_on_error, check_path
 
 _IMAGES = ("JPEGImages", "images", "Images")
 _ANNOTATIONS = ("Annotations", "annotations")
@@ -94,7 +94,7 @@ class VOCFolder(BoxFolder):
         on_error: str = "raise",
     ):
         check_on_error(on_error)
-        path = Path(path).expanduser()
+        path = Path(check_path("path", path)).expanduser()
         splits = _find_examples(path)
         splits = split_off_validation(splits, validation_split, split_seed)
         super().__init__(path, splits, _read_annotation, classes, on_error)

@@ -19,7 +19,7 @@ from keras_coordatt.data.split_names import (
     split_name,
     split_off_validation,
 )
-from keras_coordatt.validation import check_on_error
+from keras_coordatt.validation import check_on_error, check_path
 
 # Files with class names, which lie beside the label files.
 _NAMES = ("classes.txt", "obj.names", "labels/classes.txt")
@@ -92,7 +92,7 @@ class YOLOFolder(BoxFolder):
         on_error: str = "raise",
     ):
         check_on_error(on_error)
-        path = Path(path).expanduser()
+        path = Path(check_path("path", path)).expanduser()
         configs = [path] if path.is_file() else _find_configs(path)
         if len(configs) > 1:
             raise ValueError(f"Pass one of {', '.join(map(str, configs))}")

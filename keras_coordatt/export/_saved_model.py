@@ -15,6 +15,7 @@ from keras_coordatt.export.pictures import draw_pictures
 from keras_coordatt.export.verify import Reference, Report, to_numpy
 from keras_coordatt.files import atomic_folder
 from keras_coordatt.preprocessing import Preprocessing
+from keras_coordatt.validation import check_path
 
 
 def saved_model(
@@ -62,7 +63,7 @@ def saved_model(
     check_backend("A SavedModel", ("tensorflow", "jax"))
     import tensorflow as tf
 
-    path = check_folder(pathlib.Path(path))
+    path = check_folder(pathlib.Path(check_path("path", path)))
     image = ImageInput(model, preprocessing)
     metadata = describe("saved_model", model, image, labels)
     check_replaceable(path)

@@ -10,6 +10,7 @@ import keras
 
 from keras_coordatt.extras import install_hint
 from keras_coordatt.record import check_labels, classes_of, record_of
+from keras_coordatt.validation import check_path
 
 
 def describe(format, model, image, labels):
@@ -75,7 +76,7 @@ def read_metadata(path: str | os.PathLike) -> dict:
     >>> read_metadata("flowers")["labels"]
     ['daisy', 'rose']
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(check_path("path", path))
     try:
         if path.is_dir():
             text = (path / "assets.extra" / "metadata.json").read_text("utf-8")

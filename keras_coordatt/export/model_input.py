@@ -10,7 +10,7 @@ import numpy as np
 from keras_coordatt.applications.blocks import channel_axis
 from keras_coordatt.export.pictures import draw_pictures
 from keras_coordatt.preprocessing import Preprocessing, preprocessing_of
-from keras_coordatt.validation import check_type, height_and_width
+from keras_coordatt.validation import check_path, check_type, height_and_width
 
 # Test pictures per export, and their size if the model takes any.
 PICTURES = 4
@@ -172,7 +172,7 @@ def check_backend(what, backends):
 
 
 def check_suffix(path, suffix):
-    path = pathlib.Path(path)
+    path = pathlib.Path(check_path("path", path))
     if path.suffix != suffix:
         raise ValueError(f"`path` must end in {suffix}. Received: {os.fspath(path)!r}")
     return check_folder(path)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import keras
 
-from keras_coordatt.validation import check_choice, check_positive_int
+from keras_coordatt.validation import check_choice, check_positive_int, from_keras
 
 # Arguments that may differ from one sublayer to the next.
 SUBLAYER_ARGUMENTS = (
@@ -41,15 +41,21 @@ class GatedAttention(keras.layers.Layer):
     ):
         super().__init__(**kwargs)
         self.reduction = check_positive_int("reduction", reduction)
-        self.activation = keras.activations.get(activation)
-        self.gate_activation = keras.activations.get(gate_activation)
+        self.activation = from_keras("activation", keras.activations.get, activation)
+        self.gate_activation = from_keras(
+            "gate_activation", keras.activations.get, gate_activation
+        )
         self.data_format = check_choice(
             "data_format",
             keras.config.image_data_format() if data_format is None else data_format,
             ("channels_last", "channels_first"),
         )
-        self.kernel_initializer = keras.initializers.get(kernel_initializer)
-        self.kernel_regularizer = keras.regularizers.get(kernel_regularizer)
+        self.kernel_initializer = from_keras(
+            "kernel_initializer", keras.initializers.get, kernel_initializer
+        )
+        self.kernel_regularizer = from_keras(
+            "kernel_regularizer", keras.regularizers.get, kernel_regularizer
+        )
         self._check_sublayers(sublayers)
         self._sublayer_arguments = sublayers or {}
         self.input_spec = keras.layers.InputSpec(ndim=4)

@@ -258,7 +258,7 @@ def check_changes(changes: Mapping | None) -> dict:
         if key not in known:
             raise ValueError(
                 f"`{key}` is not a value of a recipe. It has: {', '.join(known)}. "
-                f"Received: changes={changes}"
+                f"Received: `changes={changes}`"
             )
     return changes
 

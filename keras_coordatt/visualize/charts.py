@@ -96,7 +96,7 @@ def plot_confusion_matrix(
         raise ValueError(
             f"`matrix` must be of shape (classes, classes). Received: {matrix.shape}"
         )
-    labels = _labels(labels, len(matrix))
+    labels = _labels(labels, "matrix", matrix)
     side = 1.5 + min(10, 0.45 * len(matrix))
     figure, axes = subplots(1, 1, (side + 1, side))
     axis = axes[0, 0]
@@ -186,7 +186,7 @@ def plot_class_scores(
     >>> figure = plot_class_scores([0.9, 0.4], ["road", "sign"], "IoU")
     """
     values = check_array("values", values, 1).astype("float64")
-    names = _labels(labels, len(values))
+    names = _labels(labels, "values", values)
     order = [i for i in np.argsort(values) if not np.isnan(values[i])]
     if not order:
         raise ValueError(f"`values` must have a number. Received: {values}")
@@ -200,6 +200,11 @@ def plot_class_scores(
     return figure
 
 
-def _labels(labels, classes):
-    labels = range(classes) if labels is None else labels
-    return [str(label) for label in check_sequence("labels", labels, classes)]
+def _labels(labels, name, values):
+    labels = range(len(values)) if labels is None else check_sequence("labels", labels)
+    if len(labels) != len(values):
+        raise ValueError(
+            f"`labels` must be a sequence with {len(values)} entries, as many as `{name}` "
+            f"has. Received: {labels!r}"
+        )
+    return [str(label) for label in labels]

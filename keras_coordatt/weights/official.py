@@ -8,6 +8,7 @@ import numpy as np
 
 from keras_coordatt.files import atomic_file
 from keras_coordatt.layers import CoordinateAttention
+from keras_coordatt.validation import check_type
 from keras_coordatt.weights.matching import match_arrays
 from keras_coordatt.weights.safetensors_file import read_safetensors, write_safetensors
 from keras_coordatt.weights.torch_checkpoint import read_checkpoint, unwrap
@@ -68,6 +69,7 @@ def load_without_attention(
         source: Same as in `load_torch`.
         skip_mismatch: Same as in `load_torch`.
     """
+    check_type("model", model, keras.Model, "a keras.Model")
     load_state(model, source, namings(model, with_attention=False), skip_mismatch)
 
 
