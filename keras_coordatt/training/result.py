@@ -18,7 +18,7 @@ from keras_coordatt.evaluation import (
     read_examples,
 )
 from keras_coordatt.extras import has_matplotlib
-from keras_coordatt.preprocessing import IMAGENET, preprocessing_of
+from keras_coordatt.preprocessing import preprocessing_of
 from keras_coordatt.runnable import Runnable, open_model
 from keras_coordatt.validation import height_and_width
 
@@ -48,7 +48,7 @@ def evaluate_result(model: keras.Model, task: Task, split: str):
         task=task.name,
         labels=labels,
         # Models from builders of other packages can't hold a record.
-        preprocessing=None if preprocessing_of(model) else IMAGENET,
+        preprocessing=None if preprocessing_of(model) else task.preprocessing,
         image_size=height_and_width(task.recipe.image_size),
         score_threshold=SCORE_THRESHOLD,
     )

@@ -16,7 +16,7 @@ from keras_coordatt.data import (
 )
 from keras_coordatt.detection import SSDLite, evaluate_detections
 from keras_coordatt.distribution import current, gather
-from keras_coordatt.preprocessing import preprocess_input
+from keras_coordatt.preprocessing import IMAGENET, Preprocessing
 from keras_coordatt.record import IGNORED, METRICS
 from keras_coordatt.segmentation import DeepLabV3
 from keras_coordatt.training.augmentation import LOADED_FOR_CROP, Augmentation
@@ -40,10 +40,13 @@ class Task:
         name: Name of the task.
         metric: Name of the validation metric in the history.
         classes: Number of classes.
+        preprocessing: How images are normalized. ImageNet's, until it is set to that of
+            the network that is trained.
     """
 
     name: str
     load: Callable
+    preprocessing: Preprocessing = IMAGENET
 
     @property
     def metric(self) -> str:
@@ -93,7 +96,7 @@ class Task:
             "image_size": recipe.image_size,
             "batch_size": batch_size // devices.processes,
             "shard": (devices.process, devices.processes),
-            "preprocess": preprocess_input,
+            "preprocess": self.preprocessing.normalize,
             **self.options(training),
         }
         if training:

@@ -41,6 +41,12 @@ if TYPE_CHECKING:
     import tensorflow_datasets as tfds
 
 
+_UNRECORDED = (
+    "the network records no preprocessing: images are normalized by ImageNet's mean and "
+    "standard deviation"
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Training:
     """A finished training.
@@ -90,7 +96,10 @@ def train(
             ends in `.keras`, `.weights.h5` or `.safetensors`, for the best model alone;
             or `None`.
         build: A builder such as `MobileNetV2CA`, or a `functools.partial` of one.
-            Detection puts `SSDLite` on its network and segmentation `DeepLabV3`.
+            Detection puts `SSDLite` on its network and segmentation `DeepLabV3`. Images
+            are normalized as `preprocessing_of` says of the network, and by ImageNet's
+            mean and standard deviation if nothing is recorded, as on networks of other
+            packages.
         weights: Name of published weights or path of a file to start from: of the
             network, or of the whole model. `None` to start from random weights.
         recipe: `"fine-tune"`, `"scratch"`, `"paper"` or a `Recipe`. Defaults to
@@ -203,6 +212,11 @@ class Session:
         self.devices = current()
         with self.devices.scope():
             self.network = job.build(build, weights)
+        preprocessing = preprocessing_of(self.network)
+        if preprocessing is not None:
+            job.preprocessing = preprocessing
+        elif verbose:
+            print(_UNRECORDED, flush=True)
         synchronize_batch_norm(self.network, self.devices)
         with alone():
             # The best model, which is saved: never compiled, and nothing in it is frozen.

@@ -7,10 +7,17 @@ from keras import layers
 from keras_coordatt.applications.blocks import image_entrance
 
 
-def tiny(input_shape, classes=3, weights=None, skip_mismatch=False):
+def tiny(
+    input_shape,
+    classes=3,
+    weights=None,
+    skip_mismatch=False,
+    include_preprocessing=False,
+):
     """Builds a classifier of two layers, as builders of networks do."""
     image = keras.Input(input_shape)
-    x = layers.Conv2D(4, 3, 4, name="conv")(image_entrance(image, False))
+    x = image_entrance(image, include_preprocessing)
+    x = layers.Conv2D(4, 3, 4, name="conv")(x)
     x = layers.BatchNormalization(axis=1 if input_shape[0] == 3 else -1)(x)
     # Not the maximum: XLA without optimization, as in these tests, makes its gradient NaN.
     x = layers.GlobalAveragePooling2D()(x)

@@ -79,6 +79,46 @@ def test_a_folder_has_all_that_is_known(eager, image_folder, tmp_path, build, qu
         train(None, image_folder, out, build=build, changes=quick)
 
 
+def test_networks_with_and_without_their_own_preprocessing_train_alike(
+    eager, image_folder, tmp_path, build, quick
+):
+    """The optimizer's steps are too small here to magnify differences of rounding."""
+    reports, outputs = [], []
+    images = np.random.default_rng(1).uniform(0, 255, (4, 32, 32, 3)).astype("float32")
+    for own in (False, True):
+        done = train(
+            None,
+            image_folder,
+            tmp_path / f"out-{own}",
+            build=functools.partial(build, include_preprocessing=own),
+            changes={**quick, "optimizer": "sgd", "augmentation": "strong"},
+        )
+        reports.append(done.report)
+        given = images if own else preprocess_input(images)
+        outputs.append(done.model.predict(given, verbose=0))
+    np.testing.assert_allclose(*outputs, atol=1e-4)
+    expected, found = (report["history"] for report in reports)
+    assert found == [pytest.approx(row, abs=1e-4) for row in expected]
+    expected, found = (report["metrics"] for report in reports)
+    assert found == pytest.approx(expected, abs=1e-4)
+    # On the pictures in the folder, by `evaluate`
+    expected, found = (report["evaluation"]["metrics"] for report in reports)
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_preprocessing_that_is_not_recorded_is_said(
+    eager, image_folder, capsys, build, quick
+):
+    def other(input_shape, classes, weights=None):
+        image = keras.Input(input_shape)
+        x = keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(image))
+        return keras.Model(image, keras.layers.Dense(classes, "softmax")(x))
+
+    for network, times in ((build, 0), (other, 1)):
+        train(None, image_folder, None, build=network, changes=quick)
+        assert capsys.readouterr().out.count("records no preprocessing") == times
+
+
 def test_a_file_is_the_model_alone(eager, image_folder, tmp_path, build, quick):
     out = tmp_path / "model.keras"
     done = train("classification", image_folder, out, build=build, changes=quick)
