@@ -15,6 +15,7 @@ import numpy as np
 from keras_coordatt import MobileNetV2CA, export, visualize
 from keras_coordatt.applications.mobilenet_v2_ca import preprocess_input
 from keras_coordatt.data import load_classification, open_data
+from keras_coordatt.files import check_writable
 from keras_coordatt.record import set_record
 from keras_coordatt.training import warmup_cosine
 from keras_coordatt_command import quiet_stderr
@@ -40,6 +41,7 @@ def main(folder: pathlib.Path = pathlib.Path("runs/demo")) -> None:
 
 def run(folder: pathlib.Path) -> None:
     """Fine-tunes, draws and exports, and prints each step."""
+    check_writable("`output`", folder)
     folder.mkdir(parents=True, exist_ok=True)
     keras.utils.set_random_seed(0)
     load_digits = functools.partial(

@@ -66,6 +66,29 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             raise
 
 
+def check_writable(name: str, folder: pathlib.Path) -> pathlib.Path:
+    """Checks that files can be written to a folder, which may not exist yet.
+
+    Args:
+        name: Name of the argument or option, for the error.
+        folder: The folder.
+
+    Returns:
+        The folder, or the nearest one above it that exists.
+
+    Raises:
+        OSError: If no file can be made there.
+    """
+    existing = next(x for x in (folder, *folder.parents) if x.exists())
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return existing
+    except OSError as error:
+        raise OSError(
+            f"{name} can't be written to {folder}: {error.strerror or error}"
+        ) from error
+
+
 @contextlib.contextmanager
 def _temporary_folder(path):
     """Yields a folder on the file system of `path`, so that renaming is atomic."""

@@ -441,6 +441,52 @@ def test_measuring_checks_first(tmp_path, capsys, monkeypatch, command, message)
 
 
 @once
+@pytest.mark.parametrize(
+    "command, option",
+    [
+        (["predict", "it.keras", "pet.png", "--csv"], "--csv"),
+        (["predict", "it.keras", "pet.png", "--draw"], "--draw"),
+        (["evaluate", "it.keras", "pets", "--json"], "--json"),
+        (["export", "it.keras"], "OUT"),
+        (["convert", "it.keras"], "OUT"),
+        (["data", "pets", "--json"], "--json"),
+        (["compare", "classify", "pets", "--curves"], "--curves"),
+        (["benchmark", "--json"], "--json"),
+        (["demo", "--output"], "--output"),
+    ],
+)
+def test_outputs_are_checked_first(tmp_path, capsys, monkeypatch, command, option):
+    """Before the model is read, which doesn't even exist here."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("file.txt", "pet.png"):
+        pathlib.Path(name).touch()
+    suffix = ".keras" if command[0] == "convert" else ".tflite"
+    assert run(*command, f"file.txt/out{suffix}") == 1
+    error = capsys.readouterr().err
+    assert f"{option} can't be written to file.txt" in error
+    assert "Not a directory" in error
+    if option not in ("--output", "--draw"):  # which are folders
+        pathlib.Path(f"folder{suffix}").mkdir()
+        assert run(*command, f"folder{suffix}") == 1
+        assert f"{option} must be a file. Received a folder" in capsys.readouterr().err
+
+
+@once
+def test_files_of_the_data_are_not_replaced(tmp_path, capsys):
+    labels = tmp_path / "pets" / "annotations.json"
+    labels.parent.mkdir()
+    labels.write_text("{}")
+    assert run("data", labels.parent, "--json", labels) == 1
+    error = capsys.readouterr().err
+    assert f"--json would replace a file of {labels.parent}" in error
+    assert labels.read_text() == "{}"
+    network = tmp_path / "it.keras"
+    network.touch()
+    assert run("convert", network, network) == 1
+    assert f"OUT would replace {network}" in capsys.readouterr().err
+
+
+@once
 def test_figures_are_written_before_later_steps_fail(tmp_path, capsys, monkeypatch):
     rows = [{"model": "MobileNetV2CA", "attention": None, "jax_1": {"absent": "no"}}]
     monkeypatch.setattr(measuring, "benchmark", lambda *args, **options: rows)

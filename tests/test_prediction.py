@@ -7,7 +7,7 @@ import keras
 import known_models
 import numpy as np
 import pytest
-from backends import BACKEND, needs_tensorflow
+from backends import BACKEND, needs_tensorflow, once
 from data_scenes import encode, write
 from exports import each_format
 from known_models import COLORS, picture
@@ -299,3 +299,34 @@ def test_a_wrong_command_is_told(models, tmp_path, capsys):
         assert message in captured.err
         assert captured.err.count("\n") == 1
     assert not (tmp_path / "d").exists()
+
+
+@once
+@pytest.mark.parametrize("links", [False, True])
+def test_no_input_is_replaced(models, tmp_path, capsys, links):
+    """`predict MODEL photos --draw photos` replaced the pictures by drawings."""
+    model, photos = tmp_path / "it.keras", tmp_path / "photos"
+    models["segmentation"].save(model)
+    photo, labels = photos / "scene.png", tmp_path / "labels.txt"
+    write(photo, encode(Image.fromarray(SCENE), "PNG"))
+    write(labels, "\n".join(COLORS))
+    folder = photos
+    if links:
+        folder = tmp_path / "drawn"
+        folder.mkdir()
+        (folder / "scene.png").symlink_to(photo)
+    before = {x: x.read_bytes() for x in (model, photo, labels)}
+    for option, output, replaced in (
+        ("--draw", folder, photo),
+        ("--json", model, model),
+        ("--csv", labels, labels),
+        ("--csv", folder / "scene.png", photo),
+    ):
+        assert command(model, photos, "--labels", labels, option, output) == 1
+        captured = capsys.readouterr()
+        assert f"{option} would replace {replaced}, which" in captured.err
+        assert captured.out == ""  # nothing was predicted
+    same = tmp_path / "same"
+    assert command(model, photos, "--json", same, "--csv", same) == 1
+    assert "--csv and --json must be different files" in capsys.readouterr().err
+    assert before == {x: x.read_bytes() for x in before}

@@ -6,7 +6,7 @@ import statistics
 from typing import TYPE_CHECKING, Literal
 
 from keras_coordatt import benchmark as measuring
-from keras_coordatt.cli.options import Attention
+from keras_coordatt.cli.options import Attention, check_outputs
 from keras_coordatt.extras import check_matplotlib
 from keras_coordatt.files import atomic_file
 
@@ -64,6 +64,14 @@ def benchmark(
             raise ValueError(
                 f"--official is for 224 pixels. Received: --image-size {image_size}"
             )
+    check_outputs(
+        [
+            ("--json", json),
+            ("--picture", picture),
+            ("--latency-picture", latency_picture),
+        ],
+        [official],
+    )
     pictures = picture or latency_picture
     if pictures:
         check_matplotlib()

@@ -4,7 +4,7 @@ import pathlib
 from typing import Literal
 
 from keras_coordatt import comparison
-from keras_coordatt.cli.options import Attention, Network, OnError, Verb
+from keras_coordatt.cli.options import Attention, Network, OnError, Verb, check_outputs
 from keras_coordatt.cli.train import parse_changes
 from keras_coordatt.comparison.report import check_measure
 from keras_coordatt.extras import check_matplotlib
@@ -72,6 +72,7 @@ def compare(
         check_measure(measure)
     if curves or picture:
         check_matplotlib()
+    check_outputs([("--curves", curves), ("--picture", picture)], [data, start, output])
     given = {
         "epochs": epochs,
         "image_size": image_size,

@@ -4,7 +4,7 @@ import pathlib
 
 from keras_coordatt.cli.options import (
     Attention,
-    check_not_a_folder,
+    check_outputs,
     network_arguments,
 )
 from keras_coordatt.weights.network_file import OUTPUTS, read_network, save_network
@@ -36,15 +36,10 @@ def convert(
         reduction: Reduction of the attention, if IN doesn't specify it.
         top: Whether the network has its classifier.
     """
-    check_output(output)
+    if not str(output).endswith(OUTPUTS):
+        raise ValueError(f"OUT must end in one of {OUTPUTS}. Received: {output}")
+    check_outputs([("OUT", output)], [source])
     arguments = network_arguments(alpha, classes, attention, reduction, top)
     model = read_network(source, **arguments)
     save_network(model, output)
     print(f"{output}: {model.count_params():,} parameters, from {source}")
-
-
-def check_output(output: pathlib.Path) -> None:
-    """Raises a ValueError unless OUT is a file that a network can be saved to."""
-    if not str(output).endswith(OUTPUTS):
-        raise ValueError(f"OUT must end in one of {OUTPUTS}. Received: {output}")
-    check_not_a_folder(output)

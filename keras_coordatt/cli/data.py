@@ -4,7 +4,7 @@ import dataclasses
 import json as json_lib
 import pathlib
 
-from keras_coordatt.cli.options import Task
+from keras_coordatt.cli.options import Task, check_outputs
 from keras_coordatt.files import atomic_file
 
 
@@ -32,6 +32,7 @@ def data(
     """
     from keras_coordatt.data import describe_data
 
+    check_outputs([("--json", json)], [data])
     report = describe_data(
         data,
         task,

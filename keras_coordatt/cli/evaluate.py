@@ -8,6 +8,7 @@ from keras_coordatt.cli.options import (
     OnError,
     PreprocessingName,
     Task,
+    check_outputs,
     read_labels,
     read_preprocessing,
 )
@@ -62,14 +63,13 @@ def evaluate(
         confidence: Probability of the intervals.
         seed: Seed of the bootstrap.
     """
-    names = None
-    if labels not in (None, "data"):
-        names = read_labels(pathlib.Path(labels))
+    file = None if labels in (None, "data") else pathlib.Path(labels)
+    check_outputs([("--json", json)], [model, data, file])
     with quiet_stderr():  # LiteRT logs there
         runnable = open_model(
             model,
             task=task,
-            labels=names,
+            labels=None if file is None else read_labels(file),
             preprocessing=read_preprocessing(preprocessing, mean, std),
             image_size=image_size,
             score_threshold=evaluation.SCORE_THRESHOLD,

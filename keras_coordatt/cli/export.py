@@ -10,7 +10,7 @@ from keras_coordatt.cli.options import (
     Precision,
     PreprocessingName,
     Task,
-    check_not_a_folder,
+    check_outputs,
     network_arguments,
     read_labels,
     read_preprocessing,
@@ -20,7 +20,7 @@ from keras_coordatt.export import WRITERS, saved_model
 from keras_coordatt.export._litert import CALIBRATED
 from keras_coordatt.export._saved_model import check_replaceable
 from keras_coordatt.export.accuracy import AccuracyCheck
-from keras_coordatt.files import atomic_file, atomic_folder
+from keras_coordatt.files import atomic_file, atomic_folder, check_writable
 from keras_coordatt.validation import check_number
 from keras_coordatt.weights import FILE_TYPES
 from keras_coordatt.weights.network_file import read_network
@@ -100,9 +100,13 @@ def export(
             f"OUT must end in {' or '.join(WRITERS)}, or be the name of a folder. "
             f"Received: {output}"
         )
+    labels_file = None if labels in (None, "data") else pathlib.Path(labels)
     is_file = output.suffix in WRITERS
     if is_file:
-        check_not_a_folder(output)
+        check_outputs([("OUT", output)], [source, labels_file])
+    else:
+        check_replaceable(output)
+        check_writable("OUT", output.parent)
     write = WRITERS.get(output.suffix, saved_model)
     parameters = inspect.signature(write).parameters
     if "precision" not in parameters and precision != "float32":
@@ -133,7 +137,7 @@ def export(
         "precision": precision,
     }
     options = {name: x for name, x in options.items() if name in parameters}
-    names = labels if labels in (None, "data") else read_labels(pathlib.Path(labels))
+    names = labels if labels_file is None else read_labels(labels_file)
     if isinstance(names, list):
         options["labels"] = names
     check = None
@@ -150,8 +154,6 @@ def export(
             on_error=on_error,
         )
         options |= check.options(precision)
-    if not is_file:
-        check_replaceable(output)
     change = None
     with (atomic_file if is_file else atomic_folder)(output) as temporary:
         with quiet_stderr():  # converters log there

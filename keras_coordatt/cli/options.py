@@ -1,11 +1,14 @@
 """Types and checks shared by several commands."""
 
+import os
 import pathlib
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Literal
 
 from keras_coordatt.applications import BUILDERS
 from keras_coordatt.applications.blocks import ATTENTIONS
 from keras_coordatt.export._litert import PRECISIONS
+from keras_coordatt.files import check_writable
 from keras_coordatt.prediction import ON_ERROR as PICTURE_ON_ERROR
 from keras_coordatt.preprocessing import IMAGENET, RAW_PIXELS, Preprocessing
 from keras_coordatt.record import TASKS, VERBS
@@ -64,10 +67,55 @@ def network_arguments(
     return arguments if top else {**arguments, "include_top": False}
 
 
-def check_not_a_folder(output: pathlib.Path) -> None:
-    """Raises a ValueError if OUT, which must be a file, is a folder."""
-    if output.is_dir():
-        raise ValueError(f"OUT must be a file. Received a folder: {output}")
+def check_outputs(
+    outputs: Iterable[tuple[str, pathlib.Path | None]],
+    inputs: Iterable[str | pathlib.Path | None] = (),
+) -> None:
+    """Checks the files that a command will write, before it computes anything.
+
+    Args:
+        outputs: Pairs of an option's name and a file; `None` for options not given.
+        inputs: Files and folders that the command reads. Names of other kinds, such as
+            those of TFDS data sets, are ignored.
+
+    Raises:
+        ValueError: If a file to write is a folder, replaces an input, also through a
+            link, or is another one to write.
+        OSError: If it can't be written.
+    """
+    read = {_identity(x): x for x in inputs if x is not None}
+    written: dict = {}
+    checked = set()
+    for name, path in outputs:
+        if path is None:
+            continue
+        if path.is_dir():
+            raise ValueError(f"{name} must be a file. Received a folder: {path}")
+        # A file that exists may also be one of the folder DATA, or of a SavedModel.
+        above = path.resolve().parents if path.exists() else ()
+        replaced = [read[x] for x in map(_identity, (path, *above)) if x in read]
+        if replaced:
+            raise ValueError(
+                f"{name} would replace {'a file of ' if os.path.isdir(replaced[0]) else ''}{replaced[0]}, "
+                f"which this command reads: choose another file. Received: {path}"
+            )
+        other = written.setdefault(path.resolve(), name)
+        if other != name:
+            raise ValueError(
+                f"{name} and {other} must be different files. Received: {path}"
+            )
+        if path.parent not in checked:
+            check_writable(name, path.parent)
+            checked.add(path.parent)
+
+
+def _identity(path):
+    """Identifies a file or folder independent of its name, such as that of a link."""
+    path = pathlib.Path(path)
+    if not path.exists():
+        return path.resolve()
+    found = path.stat()
+    return found.st_dev, found.st_ino
 
 
 def read_preprocessing(

@@ -11,6 +11,7 @@ from keras_coordatt.cli.options import (
     PictureOnError,
     PreprocessingName,
     Task,
+    check_outputs,
     read_labels,
     read_preprocessing,
 )
@@ -63,6 +64,11 @@ def predict(
         batch_size: Pictures per call of the model.
     """
     pictures = prediction.find_pictures(images)
+    names = _names(pictures, draw)
+    drawn = [("--draw", path) for path in names.values()]
+    check_outputs(
+        [("--json", json), ("--csv", csv), *drawn], [model, labels, *pictures]
+    )
     with quiet_stderr():  # LiteRT logs there
         runnable = open_model(
             model,
@@ -78,7 +84,6 @@ def predict(
             f"Received: {draw}"
         )
     results = []
-    names = _names(pictures, draw)
     for found in prediction.predictions(runnable, pictures, top, batch_size, on_error):
         print(found)
         results.append((found.as_dict(), found.rows()))

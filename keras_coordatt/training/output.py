@@ -13,6 +13,7 @@ import keras
 
 from keras_coordatt.distribution import current
 from keras_coordatt.export import WRITERS
+from keras_coordatt.files import check_writable
 from keras_coordatt.training.backup import Backup, check_settings
 from keras_coordatt.validation import check_path, first_line
 from keras_coordatt.weights import FILE_TYPES
@@ -91,13 +92,7 @@ class Output:
         parent = self.folder or (self.file and self.file.parent)
         if parent is None:
             return
-        while not parent.exists():
-            parent = parent.parent
-        try:
-            with tempfile.TemporaryFile(dir=parent):
-                pass
-        except OSError as error:
-            raise OSError(f"`output` can't be written: {error}") from error
+        parent = check_writable("`output`", parent)
         needed, free = 4 * _COPIES * parameters, shutil.disk_usage(parent).free
         if free < needed:
             raise OSError(
