@@ -116,7 +116,8 @@ class ClassTable(LabeledImages):
         for split, table in tables.items():
             for line in table.lines:
                 try:
-                    image = index.find(line.image, near=path / split)
+                    stated = split_name(line.split or table.file.stem)
+                    image = index.find(line.image, near=path / split, split=stated)
                     if not line.label:
                         raise ValueError(f"{line.image!r} has no class")
                 except ValueError as error:

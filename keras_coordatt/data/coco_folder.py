@@ -106,7 +106,10 @@ class COCOFolder(BoxFolder):
             if name in found:
                 raise ValueError(f"{found[name]} and {file} are both of {name!r}")
             found[name] = file
-        sets = {split: _COCOFile(file) for split, file in name_splits(found).items()}
+        sets = {
+            split: _COCOFile(file, split_name(_split_of(file, path)))
+            for split, file in name_splits(found).items()
+        }
         if classes is None:
             ids = {
                 id: name for coco in sets.values() for id, name in coco.names.items()
@@ -129,12 +132,16 @@ class COCOFolder(BoxFolder):
 class _COCOFile:
     """One JSON file.
 
+    Args:
+        file: The file.
+        split: The split that its name says, or any other name.
+
     Attributes:
         ids: The ids of its images.
         names: The names of its categories, by their ids.
     """
 
-    def __init__(self, file: Path):
+    def __init__(self, file: Path, split: str):
         try:
             from pycocotools import mask
             from pycocotools.coco import COCO
@@ -144,6 +151,7 @@ class _COCOFile:
             ) from error
 
         self._file = file
+        self._split = split
         self._mask = mask
         self._coco = COCO()
         try:
@@ -180,7 +188,7 @@ class _COCOFile:
             name = image["file_name"]
             if not isinstance(name, str):
                 raise ValueError(f"its file_name must be a string, not {name!r}")
-            file = index.find(name, near=self._file.parent)
+            file = index.find(name, near=self._file.parent, split=self._split)
             size = int(image["height"]), int(image["width"])
             if min(size) < 1:
                 raise ValueError("height and width must be positive")

@@ -153,6 +153,28 @@ def test_images_of_equal_names(tmp_path, split):
         COCOFolder(tmp_path)
 
 
+def test_a_missing_image_is_not_replaced_by_that_of_another_split(tmp_path):
+    pictures(tmp_path / "train2017", ["0.jpg", "1.jpg"])
+    pictures(tmp_path / "val2017", ["1.jpg"])
+    file = tmp_path / "annotations/instances_val2017.json"
+    for folder in ("val2017/", "/home/me/coco/val2017/", "images/val2017/", ""):
+        write(file, json.dumps(coco([f"{folder}{i}.jpg" for i in range(2)])))
+        with pytest.raises(ValueError, match=r"1 annotations.*\n.*there is no image"):
+            COCOFolder(tmp_path)
+    # The folder of the split decides if both have the name.
+    write(file, json.dumps(coco(["1.jpg"])))
+    builder = COCOFolder(tmp_path)
+    ((fact,),) = [builder.facts(split) for split in splits(builder)]
+    assert fact["image"].endswith("val2017/1.jpg")
+    # A folder of the split that isn't here at all, and that was moved.
+    shutil.rmtree(tmp_path / "val2017")
+    write(file, json.dumps(coco(["val2017/1.jpg"])))
+    with pytest.raises(ValueError, match="there is no image"):
+        COCOFolder(tmp_path)
+    (tmp_path / "train2017").rename(tmp_path / "photos")
+    assert splits(COCOFolder(tmp_path)) == {"validation": 1}
+
+
 def test_crowds_and_images_without_objects(tmp_path):
     pictures(tmp_path)
     content = coco()

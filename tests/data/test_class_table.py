@@ -98,6 +98,25 @@ def test_images_of_equal_names(tmp_path):
         assert f"/{split}/1.jpg" in example["image/filename"].decode()
 
 
+@pytest.mark.parametrize("folder", ["", "{}/", "C:\\data\\{}\\", "{}/images/"])
+def test_a_missing_image_is_not_replaced_by_that_of_another_split(tmp_path, folder):
+    inner = "images" if "images" in folder else "."
+    for name in ("train/{}/0", "train/{}/1", "val/{}/1"):
+        write(tmp_path / f"{name.format(inner)}.jpg", IMAGE)
+    lines = [
+        f"{folder.format(split)}{i}.jpg,{i},{split}"
+        for split in ("train", "val")
+        for i in range(2)
+    ]
+    write(tmp_path / "labels.csv", "\n".join(["file,label,split", *lines]))
+    with pytest.raises(ValueError, match=r"1 lines .*\n.*line 4: there is no image"):
+        ClassTable(tmp_path)
+    with pytest.warns(UserWarning, match="1 lines cannot be used"):
+        builder = ClassTable(tmp_path, on_error="skip")
+    (fact,) = builder.facts("validation")
+    assert "/val/" in fact["image"]
+
+
 def test_numbers_are_in_order(folder):
     write(folder / "labels.csv", "id,label\na,10\nb,9\nstraße c,10")
     assert class_names(ClassTable(folder)) == ["9", "10"]
