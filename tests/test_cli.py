@@ -25,7 +25,7 @@ from keras_coordatt.cli import COMMANDS, main
 from keras_coordatt.cli import weights as weights_command
 from keras_coordatt.cli.parser import METAVARS, name_options
 from keras_coordatt.weights import CATALOG, save_safetensors
-from keras_coordatt.weights.network_file import read_network
+from keras_coordatt.weights.network_file import read_network, save_network
 from keras_coordatt.weights.safetensors_file import read_safetensors, write_safetensors
 from keras_coordatt.weights.torch_checkpoint import read_checkpoint
 
@@ -165,6 +165,18 @@ def test_converts_its_own_files(tmp_path, arguments):
     again = tmp_path / "again.safetensors"
     assert run("convert", weights, again, *options) == 0
     assert again.read_bytes() == official.read_bytes()
+
+
+@pytest.mark.parametrize("top", [True, False])
+@pytest.mark.parametrize("suffix", [".weights.h5", ".safetensors"])
+def test_files_of_weights_do_not_tell_the_image_size(tmp_path, suffix, top):
+    options = {"alpha": 0.25, "include_top": top, **({"classes": 2} if top else {})}
+    model = MobileNetV2CA((32, 32, 3), weights=None, **options)
+    save_network(model, path := tmp_path / f"it{suffix}")
+    read = read_network(path, **options)
+    assert set(read.input_shape) == {None, 3}
+    image = np.random.default_rng(0).uniform(size=(1, 32, 32, 3)).astype("float32")
+    np.testing.assert_array_equal(read.predict(image), model.predict(image))
 
 
 @pytest.mark.parametrize(

@@ -54,10 +54,14 @@ def network_of(arrays: Mapping, source: str) -> tuple[Callable, dict]:
 
 
 def _input_arguments(shapes, stem):
-    channels = check_shape(shapes, stem, 4)[1]
+    return {"input_shape": any_size(check_shape(shapes, stem, 4)[1])}
+
+
+def any_size(channels: int) -> tuple:
+    """Returns the shape of images of any size, without the batch axis."""
     if keras.config.image_data_format() == "channels_first":
-        return {"input_shape": (channels, None, None)}
-    return {"input_shape": (None, None, channels)}
+        return (channels, None, None)
+    return (None, None, channels)
 
 
 def _head_arguments(shapes, features):

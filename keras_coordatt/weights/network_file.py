@@ -27,7 +27,8 @@ def read_network(source: str | os.PathLike, **arguments) -> keras.Model:
         **arguments: Arguments of the builder that a file of weights doesn't record.
 
     Returns:
-        The network, with its weights.
+        The network, with its weights. It takes images of any size if its file doesn't
+        record the size.
 
     Raises:
         ValueError: If the file is of another kind, damaged, or doesn't fit the
@@ -41,7 +42,7 @@ def read_network(source: str | os.PathLike, **arguments) -> keras.Model:
     """
     # The networks import the package of this module.
     from keras_coordatt.applications import MobileNetV2CA
-    from keras_coordatt.applications.recognition import network_of
+    from keras_coordatt.applications.recognition import any_size, network_of
 
     source = pathlib.Path(source)
     if not source.name.endswith(FILE_TYPES):
@@ -55,17 +56,17 @@ def read_network(source: str | os.PathLike, **arguments) -> keras.Model:
                 f"{', '.join(f'`{name}`' for name in arguments)}. Received: {arguments}"
             )
         return _read_keras_network(source)
-    build = MobileNetV2CA
+    build, found = MobileNetV2CA, {"input_shape": any_size(3)}
     if source.name.endswith(OFFICIAL):
         build, found = network_of(read_official(source), repr(str(source)))
-        arguments = found | arguments
     unknown = [x for x in arguments if x not in inspect.signature(build).parameters]
     if unknown:
         raise ValueError(
             f"{source.name} is of {build.__name__}, which has no `{unknown[0]}`: leave "
             f"it out. Received: {arguments[unknown[0]]!r}"
         )
-    model = build(weights=None, **arguments)
+    # The file doesn't hold the image size, and the builder's default would be a guess.
+    model = build(weights=None, **found | arguments)
     load_weights(model, source)
     return model
 
