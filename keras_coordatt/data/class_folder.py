@@ -24,6 +24,9 @@ from keras_coordatt.data.split_names import (
 )
 from keras_coordatt.validation import check_path
 
+# Endings of tables, which may have the classes of the images.
+TABLES = (".csv", ".tsv")
+
 
 class LabeledImages(Folder):
     """Base class of the builders of images with one label each.
@@ -97,7 +100,8 @@ class ClassFolder(LabeledImages):
     a split is opened, before training starts.
 
     One warning lists classes without an image, or without one in `train`, and
-    files and subfolders that are not read. A class without any image does not count.
+    files and subfolders that are not read, such as a folder `test` of images without
+    classes beside the folders of classes. A class without any image does not count.
 
     Args:
         path: The folder.
@@ -137,8 +141,23 @@ class ClassFolder(LabeledImages):
         found = {}
         remarks = []
         unread = collections.Counter()
+        if tables := [
+            f.name for f in list_folder(path)[1] if f.suffix.lower() in TABLES
+        ]:
+            remarks.append(
+                f"{', '.join(tables)}: not read, as the folders are the classes"
+            )
         for split, where in _find_splits(path).items():
             loose, _, folders = list_folder(where)
+            if where == path:
+                unlabeled = _unlabeled_splits(folders)
+                folders = [folder for folder in folders if folder not in unlabeled]
+                remarks += [
+                    f"{len(list_folder(folder)[0])} images in {folder} are in no class "
+                    "and are not read. If it is a class, rename it, as folders of this "
+                    "name are splits"
+                    for folder in unlabeled
+                ]
             if loose:
                 remarks.append(f"{len(loose)} images in {where} are in no class")
             for folder in folders:
@@ -187,10 +206,16 @@ def _find_splits(path: Path) -> dict[str, Path]:
         split_name(folder.name) in SPLITS and _has_classes(folder) for folder in folders
     )
     classes = [f for f in folders if split_name(f.name) not in SPLITS]
-    # A class may be called "train", beside others called "car" and "bus".
     if not has_splits and any(list_folder(folder)[0] for folder in classes):
         return {"train": path}
     return name_splits({folder.name: folder for folder in folders})
+
+
+def _unlabeled_splits(folders: list[Path]) -> list[Path]:
+    """Returns those of the folders beside class folders that are called like splits."""
+    splits = [folder for folder in folders if split_name(folder.name) in SPLITS]
+    # A class may be called "train", beside others called "car" and "bus".
+    return [] if [folder.name.lower() for folder in splits] == ["train"] else splits
 
 
 def has_class_folders(path: Path) -> bool:

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from keras_coordatt.data.class_folder import LabeledImages, has_class_folders
+from keras_coordatt.data.class_folder import TABLES, LabeledImages, has_class_folders
 from keras_coordatt.data.folder import check_classes
 from keras_coordatt.data.image_index import ImageIndex, is_image
 from keras_coordatt.data.reading import list_folder, read_text, report_faults
 from keras_coordatt.data.split_names import SPLITS, name_splits, split_name
 from keras_coordatt.validation import check_on_error, check_path, check_type
 
-_SUFFIXES = (".csv", ".tsv")
 # Headings in lower case, those to prefer first.
 _IMAGE = [
     "file_name",
@@ -54,7 +53,8 @@ class ClassTable(LabeledImages):
     separated by commas, semicolons or tabs.
 
     Several files, such as `train.csv` and `test.csv`, are one split each; otherwise,
-    and without a column of splits, all images are train.
+    and without a column of splits, all images are train. A line that repeats another
+    one counts once.
 
     Args:
         path: The CSV file, or its folder.
@@ -83,10 +83,11 @@ class ClassTable(LabeledImages):
     @classmethod
     def recognizes(cls, path):
         if path.is_file():
-            return path.suffix.lower() in _SUFFIXES
+            return path.suffix.lower() in TABLES
         # A single CSV file is always accepted: reading it raises a more precise error.
-        is_table = len(_find_files(path)) == 1 or bool(_find_tables(path, None, None))
-        return is_table and not has_class_folders(path)
+        if has_class_folders(path):
+            return _compare_with_folders(path).adds
+        return len(_find_files(path)) == 1 or bool(_find_tables(path, None, None))
 
     def __init__(
         self,
@@ -143,6 +144,56 @@ class ClassTable(LabeledImages):
         )
 
 
+def contradicts_folders(path: Path) -> bool:
+    """Returns whether the tables and the class folders of a folder may both be meant.
+
+    Args:
+        path: The folder, which has both.
+
+    Returns:
+        True if folders are called like classes of the tables, and some lines say
+        otherwise; or if the images of each class are in one of several folders.
+    """
+    return _compare_with_folders(path).contradicts
+
+
+class _Comparison(NamedTuple):
+    """What the tables of a folder say about the images in its class folders.
+
+    Attributes:
+        adds: Whether they say something that the names of the folders don't.
+        contradicts: Whether the names of the folders may be classes all the same.
+    """
+
+    adds: bool
+    contradicts: bool
+
+
+def _compare_with_folders(path: Path) -> _Comparison:
+    try:
+        tables = _find_tables(path, None, None)
+    except ValueError:
+        return _Comparison(False, False)
+    index = ImageIndex(path)
+    folders_of, splits, differs = {}, set(), False
+    for split, table in tables.items():
+        for line in table.lines:
+            found = index.candidates(line.image, near=path / split)
+            folders = {image.parent.name for image in found if image.parent != path}
+            if folders:
+                folders_of.setdefault(line.label, set()).update(folders)
+                differs = differs or line.label not in folders
+                if any(image.parent.parent == path for image in found):
+                    # Otherwise, the folders may say the split as well.
+                    splits.add(split_name(line.split or split))
+    names = {name for folders in folders_of.values() for name in folders}
+    are_apart = len(names) > 1 and all(len(f) == 1 for f in folders_of.values())
+    return _Comparison(
+        adds=differs or len(splits) > 1,
+        contradicts=differs and (are_apart or not names.isdisjoint(folders_of)),
+    )
+
+
 class _Line(NamedTuple):
     number: int
     image: str
@@ -156,7 +207,7 @@ class _Table(NamedTuple):
 
 
 def _find_files(path: Path) -> list[Path]:
-    return [file for file in list_folder(path)[1] if file.suffix.lower() in _SUFFIXES]
+    return [file for file in list_folder(path)[1] if file.suffix.lower() in TABLES]
 
 
 def _find_tables(

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import tensorflow_datasets as tfds
 
 from keras_coordatt.data.class_folder import ClassFolder
-from keras_coordatt.data.class_table import ClassTable
+from keras_coordatt.data.class_table import ClassTable, contradicts_folders
 from keras_coordatt.data.coco_folder import COCOFolder
 from keras_coordatt.data.folder import Folder
 from keras_coordatt.data.mask_folder import MaskFolder
@@ -296,8 +296,9 @@ def _find_layout(path: Path, task: str) -> tuple[Callable[..., Folder], Path]:
             "classes all the same, list the files and their classes in a CSV file"
         )
         raise with_hint(error, f"Or pass ClassFolder({str(found[0][1])!r}).")
-    if len(found) > 1:
-        # A table of classes takes precedence over class folders.
+    table = dict(found).get(ClassTable)
+    if len(found) > 1 and table and not contradicts_folders(table):
+        # Otherwise, the folders are not classes, such as train_images.
         found = [(layout, w) for layout, w in found if layout is not ClassFolder]
     if len(found) > 1:
         names = " and ".join(layout.LAYOUT for layout, _ in found)

@@ -73,6 +73,19 @@ def test_classes_called_like_splits_and_leftovers_of_a_zip(tmp_path):
     assert splits(builder) == {"train": 3}
 
 
+@pytest.mark.parametrize("unlabeled", [["test"], ["val"], ["train", "Test"]])
+def test_images_without_classes_beside_class_folders(tmp_path, unlabeled):
+    for name in ("cat", "dog", *unlabeled):
+        write(tmp_path / f"{name}/a.jpg", encode(IMAGE))
+    with pytest.warns(UserWarning) as warned:
+        builder = open_data(tmp_path)
+    (warning,) = warned
+    for name in unlabeled:
+        assert f"1 images in {tmp_path / name} are in no class" in str(warning.message)
+    assert names(builder) == ["cat", "dog"]
+    assert splits(builder) == {"train": 2}
+
+
 def test_a_seed_chooses_the_part_for_validation(tmp_path):
     for i in range(20):
         write(tmp_path / f"cat/{i}.jpg", encode(IMAGE))

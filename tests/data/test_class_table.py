@@ -132,6 +132,54 @@ def test_class_folders_beside_a_table(folder):
     assert isinstance(open_data(folder / "images"), ClassFolder)
 
 
+@pytest.mark.parametrize(
+    ("table", "folders", "text"),
+    [
+        ("train.csv", ("train_images", "test_images"), "0.jpg,a\n1.jpg,b"),
+        ("labels.csv", ("part_1", "part_2"), "0.jpg,a\n1.jpg,b\n2.jpg,b\n3.jpg,a"),
+        ("labels.csv", ("images", "masks"), "0.jpg,a\n1.jpg,b"),
+        ("labels.csv", ("a", "b"), "0.jpg,a,train\n1.jpg,a,train\n2.jpg,b,val"),
+    ],
+)
+def test_folders_beside_a_table_that_are_not_the_classes(
+    tmp_path, table, folders, text
+):
+    for i in range(4):
+        # Masks have the names of their images.
+        masks = "masks" in folders
+        name = f"{i % 2}.png" if masks and i > 1 else f"{i}.jpg"
+        content = encode(scene()[0], "PNG" if name.endswith("png") else "JPEG")
+        write(tmp_path / folders[i // 2] / name, content)
+    write(tmp_path / table, f"image_id,label,split\n{text}")
+    builder = open_data(tmp_path, "classification")
+    assert isinstance(builder, ClassTable)
+    assert class_names(builder) == ["a", "b"]
+    assert sum(splits(builder).values()) == len(text.split())
+
+
+@pytest.mark.parametrize("labels", ["cat cat dog cat", "0 0 1 1"])
+def test_folders_and_a_table_that_both_may_have_the_classes(tmp_path, labels):
+    lines = []
+    for i, label in enumerate(labels.split()):
+        write(tmp_path / ("cat", "dog")[i // 2] / f"{i}.jpg", IMAGE)
+        lines.append(f"{i}.jpg,{label}")
+    write(tmp_path / "labels.csv", "\n".join(["id,label", *lines]))
+    message = r"class folders .*and CSV of labels .*\n.*ClassFolder.* or ClassTable"
+    with pytest.raises(ValueError, match=message):
+        open_data(tmp_path)
+    builder = open_data(tmp_path / "labels.csv")
+    assert class_names(builder) == sorted({*labels.split()})
+
+
+def test_folders_and_a_table_that_say_the_same(tmp_path):
+    for name in ("cat", "dog"):
+        write(tmp_path / f"{name}/1.jpg", IMAGE)
+    write(tmp_path / "labels.csv", "id,label\ncat/1.jpg,cat\n1,dog")
+    with pytest.warns(UserWarning, match=r"labels\.csv: not read, as the folders"):
+        builder = open_data(tmp_path)
+    assert isinstance(builder, ClassFolder)
+
+
 def test_lines_that_cannot_be_used(folder):
     write(folder / "labels.csv", "id,label\na,cat\ngone,dog\nb,\nstraße c,cat")
     with pytest.raises(ValueError, match="2 lines cannot be used") as error:
