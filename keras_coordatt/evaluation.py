@@ -344,14 +344,13 @@ def _target(task, example, order):
         return {"mask": classes[mask]}
     objects = example["objects"]
     boxes = objects["bbox"][:, [1, 0, 3, 2]]  # from (y1, x1, y2, x2)
-    ignored = np.zeros(len(boxes), bool)
-    for mark in {"is_crowd", "is_difficult"} & objects.keys():
-        ignored |= objects[mark]
+    unmarked = np.zeros(len(boxes), bool)
     return {
         "size": example["size"],
         "boxes": np.clip(boxes, 0, 1),
         "labels": order[objects["label"]],
-        "ignored": ignored,
+        "crowd": objects.get("is_crowd", unmarked),
+        "difficult": objects.get("is_difficult", unmarked),
     }
 
 

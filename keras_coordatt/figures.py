@@ -149,7 +149,7 @@ class DetectionFigures(Figures):
     """COCO's average precision and Pascal VOC's, computed by pycocotools.
 
     Boxes are compared in pixels of the original pictures. Objects that are difficult or
-    a crowd count neither as found nor as missed.
+    a crowd count neither as found nor as missed, nor do detections that match them.
     """
 
     def __init__(self, labels):
@@ -161,9 +161,9 @@ class DetectionFigures(Figures):
         height, width = target["size"]
         scale = np.array([width, height, width, height], "float64")
         objects = [
-            coco_annotation(box * scale, label, ignored)
-            for box, label, ignored in zip(
-                target["boxes"], target["labels"], target["ignored"]
+            coco_annotation(box * scale, *marks)
+            for box, *marks in zip(
+                *(target[x] for x in ("boxes", "labels", "crowd", "difficult"))
             )
         ]
         detections = [

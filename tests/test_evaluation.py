@@ -169,6 +169,13 @@ def test_detection(cell_pictures):
     assert low <= report.metrics["AP"] <= high
 
 
+def target(size, boxes, labels, crowd=None, difficult=None):
+    """Returns a target of `DetectionFigures`."""
+    marks = {"crowd": crowd, "difficult": difficult}
+    marks = {k: [False] * len(boxes) if x is None else x for k, x in marks.items()}
+    return {"size": size, "boxes": boxes, "labels": labels, **marks}
+
+
 def test_average_precision_is_that_of_coco():
     """A JSON file through `loadRes` and `summarize`, as COCO's users call it."""
     coco = pytest.importorskip("pycocotools.coco")
@@ -190,7 +197,7 @@ def test_average_precision_is_that_of_coco():
         scores = rng.uniform(0, 1, 10)
         measured = figures.measure(
             {"boxes": noisy, "labels": guesses, "scores": scores},
-            {"size": size, "boxes": boxes, "labels": labels, "ignored": ignored},
+            target(size, boxes, labels, crowd=ignored),
         )
         figures.keep(measured)
         scale = np.tile(size[::-1], 2)
@@ -260,11 +267,60 @@ def test_vocs_average_precision_is_of_eleven_points():
             "labels": np.zeros(3, int),
             "scores": np.array([0.9, 0.8, 0.7]),
         },
-        {"size": (96, 144), "boxes": boxes, "labels": [0] * 3, "ignored": [False] * 3},
+        target((96, 144), boxes, [0] * 3),
     )
     figures.keep(measured)
     # Precision 1 up to a recall of 1/3, 2/3 up to one of 2/3.
     assert figures.others()["VOC_mAP"] == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
+
+
+def voc_average_precision(truth, found):
+    """Pascal VOC 2007's, after its development kit: images of boxes and marks or scores."""
+    used = [np.zeros(len(difficult), bool) for _, difficult in truth]
+    hits = []
+    rows = [(s, i, x) for i, y in enumerate(found) for x, s in zip(*y)]
+    for _, image, (x1, y1, x2, y2) in sorted(rows, key=lambda row: -row[0]):
+        boxes, difficult = truth[image]
+        width = np.minimum(boxes[:, 2], x2) - np.maximum(boxes[:, 0], x1)
+        height = np.minimum(boxes[:, 3], y2) - np.maximum(boxes[:, 1], y1)
+        shared = width.clip(0) * height.clip(0)
+        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        ious = shared / (areas + (x2 - x1) * (y2 - y1) - shared)
+        best = ious.argmax()
+        if ious[best] < 0.5:
+            hits.append(False)
+        elif not difficult[best]:
+            hits.append(not used[image][best])
+            used[image][best] = True
+    total = sum((~difficult).sum() for _, difficult in truth)
+    precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+    recall = np.cumsum(hits) / total
+    levels = np.linspace(0, 1, 11)
+    return np.mean([precision[recall >= x].max(initial=0) for x in levels])
+
+
+def test_detections_of_difficult_objects_are_ignored_as_in_voc():
+    """Those that match, however many; small ones inside are false, unlike in a crowd."""
+    pytest.importorskip("pycocotools")
+    rng = np.random.default_rng(0)
+    grid = np.array([[x, y, x + 0.2, y + 0.2] for x in (0, 0.4, 0.8) for y in (0, 0.5)])
+    figures = DetectionFigures(["a"])
+    truth, found = [], []
+    for _ in range(20):
+        difficult = rng.random(6) < 0.4
+        exact = grid[rng.integers(0, 6, 6)] + rng.normal(0, 0.01, (6, 4))
+        inside = grid[rng.integers(0, 6, 2)] + [0.05, 0.05, -0.05, -0.05]
+        boxes, scores = np.concatenate([exact, inside]), rng.random(8)
+        measured = figures.measure(
+            {"boxes": boxes, "labels": np.zeros(8, int), "scores": scores},
+            target((100, 100), grid, [0] * 6, difficult=difficult),
+        )
+        figures.keep(measured)
+        truth.append((grid, difficult))
+        found.append((boxes, scores))
+    expected = voc_average_precision(truth, found)
+    assert 0.2 < expected < 0.8
+    assert figures.others()["VOC_mAP"] == pytest.approx(expected)
 
 
 def test_intervals_have_the_stated_coverage():

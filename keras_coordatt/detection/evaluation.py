@@ -147,14 +147,21 @@ def _detector(model):
     return detector
 
 
-def coco_annotation(box: np.ndarray, label: int, ignored: bool = False) -> dict:
-    """Returns a box, `"xyxy"`, in COCO's form."""
+def coco_annotation(
+    box: np.ndarray, label: int, crowd: bool = False, difficult: bool = False
+) -> dict:
+    """Returns a box, `"xyxy"`, in COCO's form.
+
+    `iscrowd` is what makes `COCOeval` ignore an object, so that of Pascal VOC's
+    difficult objects is 1, too.
+    """
     left, top, right, bottom = box.tolist()
     return {
         "category_id": int(label),
         "bbox": [left, top, right - left, bottom - top],
         "area": (right - left) * (bottom - top),
-        "iscrowd": int(ignored),
+        "iscrowd": int(crowd or difficult),
+        "difficult": bool(difficult),
     }
 
 
@@ -180,11 +187,25 @@ def coco_evaluation(
     `params` become attributes of its `params`.
     """
     COCO, COCOeval = _coco_classes()
+
+    class Evaluation(COCOeval):  # type: ignore[valid-type, misc]
+        def computeIoU(self, imgId, catId):
+            # Any detection inside a crowd overlaps with it; a difficult object overlaps
+            # as other objects do.
+            objects = self._gts[imgId, catId]
+            self._gts[imgId, catId] = [
+                {**x, "iscrowd": int(x["iscrowd"] and not x["difficult"])}
+                for x in objects
+            ]
+            ious = super().computeIoU(imgId, catId)
+            self._gts[imgId, catId] = objects
+            return ious
+
     with contextlib.redirect_stdout(io.StringIO()):
         truth, found = (
             _dataset(COCO(), x, images, classes) for x in (objects, detections)
         )
-        evaluation = COCOeval(truth, found, "bbox")
+        evaluation = Evaluation(truth, found, "bbox")
         for key, value in {**ALL_SIZES, **params}.items():
             setattr(evaluation.params, key, value)
         evaluation.evaluate()
