@@ -17,6 +17,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 # Pillow modes of masks; RGB only with equal channels.
 _MASK_MODES = ("1", "L", "P", "RGB", "RGBA")
+# The value of white in pictures of 8 bits.
+_WHITE = 255.0
 # Left in a folder by the operating system.
 _CLUTTER = frozenset(("thumbs.db", "desktop.ini", "__macosx", "@eadir"))
 # EXIF's tag, and its values that swap height and width.
@@ -31,7 +33,7 @@ def read_image(file: str | os.PathLike) -> np.ndarray:
 
     EXIF orientation is applied, 16 bits per channel are scaled to 8, transparency is
     laid on white, and of an animation the first frame is read. The format is that of
-    the content, whatever the file's ending.
+    the content, whatever the file's ending. Floats must be from 0 to 1.
 
     Args:
         file: The file.
@@ -49,13 +51,15 @@ def read_image(file: str | os.PathLike) -> np.ndarray:
     """
 
     def read(image):
+        white = _white(image)
         image = ImageOps.exif_transpose(image)
-        if image.mode == "F" or image.mode.startswith("I"):
-            image = Image.fromarray(_to_bytes(np.asarray(image)))
+        if white != _WHITE:
+            pixels = np.round(np.asarray(image) / white * _WHITE)
+            image = Image.fromarray(pixels.astype("uint8"))
         elif image.has_transparency_data:
             image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, "white")
-            image = Image.alpha_composite(white, image)
+            background = Image.new("RGBA", image.size, "white")
+            image = Image.alpha_composite(background, image)
         return np.asarray(image.convert("RGB"))
 
     return _open(file, read)
@@ -85,6 +89,7 @@ def image_size(file: str | os.PathLike) -> tuple[int, int]:
         # An eighth of the size is decoded faster, and the file is still read to its end.
         image.draft(image.mode, (1, 1))
         image.load()
+        _white(image)
         return (width, height) if sideways else (height, width)
 
     return _open(file, check)
@@ -136,6 +141,8 @@ def check_mask(file: str | os.PathLike) -> None:
     try:
         with Image.open(file) as image:
             fits = image.format == "PNG" and image.mode in _MASK_MODES
+            # Pillow cuts 16 bits of color to 8.
+            fits = fits and _bits(file) <= 8
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         fits = False
     if not fits:
@@ -257,10 +264,26 @@ def _open(file, read):
         raise ValueError(f"{os.fspath(file)} cannot be read: {reason}") from error
 
 
-def _to_bytes(values: np.ndarray) -> np.ndarray:
-    """Scales gray values of 16 bits, or floats from 0 to 1, to 8 bits."""
-    top = 1.0 if values.dtype.kind == "f" and values.max(initial=0) <= 1 else 65535.0
-    return np.round(np.clip(values / top, 0, 1) * 255).astype("uint8")
+def _white(image: Image.Image) -> float:
+    """Returns the value of white in a picture.
+
+    Raises:
+        ValueError: If it is not certain.
+    """
+    # Older versions of Pillow read PNGs of 16 bits as "I".
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):
+        return 65535.0
+    if image.mode not in ("I", "F"):
+        return _WHITE
+    values = np.asarray(image)
+    low, high = values.min(), values.max()
+    if image.mode == "F" and low >= 0 and high <= 1:
+        return 1.0
+    kind = "floats" if image.mode == "F" else "integers of more than 8 bits"
+    raise ValueError(
+        f"its values are {kind} from {low:g} to {high:g}, and which of them is white is "
+        "unknown. Save it with 8 bits per channel, or floats from 0 to 1"
+    )
 
 
 def _bits(file) -> int:

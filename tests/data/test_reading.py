@@ -1,5 +1,8 @@
 """Pictures are read as a viewer shows them, and text as it was written."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from backends import once
@@ -7,9 +10,11 @@ from data_scenes import STORE, encode, scene, write
 from PIL import Image
 
 from keras_coordatt.data.reading import (
+    check_mask,
     image_size,
     list_folder,
     read_image,
+    read_mask,
     read_text,
     report_faults,
 )
@@ -102,6 +107,59 @@ def test_pictures_that_cannot_be_read(tmp_path, content, reason, read):
         write(tmp_path / "a.jpg", content)
     with pytest.raises(ValueError, match=rf"a\.jpg cannot be read: .*{reason}"):
         read(tmp_path / "a.jpg")
+
+
+@pytest.mark.parametrize(
+    ("values", "kind"),
+    [
+        (np.float32([[0, 128]]), "floats from 0 to 128"),
+        (np.float32([[-1, 1]]), "floats from -1 to 1"),
+        (np.float32([[0, np.nan]]), "floats from nan to nan"),
+        (np.int32([[0, 128]]), "integers of more than 8 bits from 0 to 128"),
+        (np.int32([[0, 70000]]), "integers of more than 8 bits from 0 to 70000"),
+    ],
+)
+@pytest.mark.parametrize("read", [read_image, image_size])
+def test_pictures_whose_white_is_unknown(tmp_path, values, kind, read):
+    write(tmp_path / "a.tif", encode(Image.fromarray(values), "TIFF"))
+    with pytest.raises(ValueError, match=rf"a\.tif cannot be read: .*{kind}, and"):
+        read(tmp_path / "a.tif")
+
+
+def test_pictures_of_floats(tmp_path):
+    values = np.float32([[0, 0.2, 0.5, 1]])
+    write(tmp_path / "a.tif", encode(Image.fromarray(values), "TIFF"))
+    assert read_image(tmp_path / "a.tif")[0, :, 0].tolist() == [0, 51, 128, 255]
+    assert image_size(tmp_path / "a.tif") == (1, 4)
+
+
+def png16(values):
+    """Returns an RGB PNG of 16 bits, which Pillow doesn't write."""
+    pixels = np.asarray(values, ">u2")[..., None].repeat(3, -1)
+    height, width, _ = pixels.shape
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    rows = zlib.compress(b"".join(b"\0" + row.tobytes() for row in pixels))
+    chunks = [(b"IHDR", header), (b"IDAT", rows), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data))
+        + name
+        + data
+        + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks
+    )
+
+
+def test_masks_of_16_bits(tmp_path):
+    mask = np.array([[0, 1], [2, 0]], "uint16")
+    write(tmp_path / "gray.png", encode(Image.fromarray(mask), "PNG"))
+    write(tmp_path / "rgb.png", png16(mask))
+    for name in ("gray", "rgb"):
+        for read in (check_mask, read_mask):
+            with pytest.raises(ValueError, match=rf"{name}\.png must be .* 8 bits"):
+                read(tmp_path / f"{name}.png")
+    # As a picture, it is scaled.
+    write(tmp_path / "rgb.png", png16([[0, 65535], [128 * 257, 0]]))
+    assert read_image(tmp_path / "rgb.png")[..., 1].tolist() == [[0, 255], [128, 0]]
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
