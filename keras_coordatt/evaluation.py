@@ -25,7 +25,7 @@ from keras_coordatt.figures import (
     SegmentationFigures,
 )
 from keras_coordatt.preprocessing import Preprocessing
-from keras_coordatt.record import IGNORED
+from keras_coordatt.record import IGNORED, check_recorded_labels
 from keras_coordatt.runnable import Runnable, open_model
 from keras_coordatt.validation import check_number, check_positive_int
 
@@ -203,7 +203,7 @@ def evaluate(
         data, runnable.task, on_error=on_error, validation_split=validation_split
     )
     check_split(split, builder)
-    runnable, order = _match_labels(runnable, builder, labels)
+    runnable, order = match_labels(runnable, builder, labels)
 
     figures = FIGURES[runnable.task](runnable.labels)
     found = (
@@ -247,8 +247,18 @@ def check_split(split, builder):
         )
 
 
-def _match_labels(model: Runnable, builder, labels):
-    """Returns the model with labels, and the model's class by the data's class."""
+def match_labels(model: Runnable, builder, labels):
+    """Returns the model with labels, and the model's class by the data's class.
+
+    Args:
+        model: From `open_model`, with the labels that were given as a list.
+        builder: The data.
+        labels: `"data"`, or anything else if the model's labels are to be kept.
+
+    Raises:
+        ValueError: If the labels are unknown, not those of the data, or `"data"` where
+            the model records the same names in another order.
+    """
     from keras_coordatt.data import class_names
 
     names = class_names(builder, model.task)
@@ -258,6 +268,10 @@ def _match_labels(model: Runnable, builder, labels):
                 '`labels` must be names, or "data" if the data has names. '
                 f"Received: {labels!r}, and data with {names}"
             )
+        moved = [x for x, y in zip(names, model.labels or ()) if x != y]
+        if set(moved) & set(model.labels or ()):
+            # Other names are possible, such as in another language.
+            check_recorded_labels(names, model.labels, model.name)
         model = dataclasses.replace(model, labels=tuple(names))
     if model.labels is None:
         raise ValueError(

@@ -1,4 +1,7 @@
-"""Atomic writes: a reader sees the old file or the new one, never half of one."""
+"""Text files are read in any common encoding, and files are written atomically.
+
+Of an atomic write, a reader sees the old file or the new one, never half of one.
+"""
 
 import contextlib
 import os
@@ -64,6 +67,32 @@ def atomic_folder(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             if old.exists():
                 os.replace(old, path)
             raise
+
+
+def read_text(file: str | os.PathLike) -> str:
+    """Reads a text file in UTF-8, or in UTF-16 if it begins with a byte order mark.
+
+    Args:
+        file: The file.
+
+    Returns:
+        The text, without a byte order mark.
+
+    Raises:
+        OSError: If the file cannot be read.
+        ValueError: If it is not in UTF-8.
+
+    Example:
+
+    >>> read_text("labels.txt").split()
+    ['background', 'thing']
+    """
+    data = pathlib.Path(file).read_bytes()
+    utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
+    try:
+        return data.decode("utf-16" if utf16 else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{os.fspath(file)} must be saved as UTF-8: {error}") from None
 
 
 def check_writable(name: str, folder: pathlib.Path) -> pathlib.Path:

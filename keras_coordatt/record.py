@@ -174,6 +174,28 @@ def check_labels(labels, classes):
     return names
 
 
+def check_recorded_labels(labels, recorded, name):
+    """Checks that labels are those recorded on a model, if there are any.
+
+    Other names would be those of other classes, or the same in another order, which no
+    later check could find.
+
+    Args:
+        labels: The labels.
+        recorded: The recorded labels, or `None`.
+        name: Name of the model, for the error.
+
+    Raises:
+        ValueError: If they differ.
+    """
+    if recorded is not None and list(labels) != list(recorded):
+        raise ValueError(
+            f"`labels` must be left out, or those recorded on {name!r}: "
+            f"{list(recorded)}. `keras_coordatt.record.set_record` changes them. "
+            f"Received: {list(labels)}"
+        )
+
+
 def _check_image_size(image_size, model):
     if not isinstance(image_size, Sequence) or len(image_size) != 2:
         raise ValueError(

@@ -22,7 +22,7 @@ from keras_coordatt.export.litert_runtime import LiteRTFile, fixed_batches
 from keras_coordatt.export.metadata import packages_for_onnx, read_metadata
 from keras_coordatt.graph import input_and_output, is_network
 from keras_coordatt.preprocessing import Preprocessing, preprocessing_of
-from keras_coordatt.record import TASKS, check_labels, record_of
+from keras_coordatt.record import TASKS, check_labels, check_recorded_labels, record_of
 from keras_coordatt.validation import (
     check_choice,
     check_number,
@@ -166,7 +166,8 @@ def open_model(
         model: A Keras model; the path of a `.keras`, `.h5`, `.tflite` or `.onnx` file,
             of a file of weights that `keras-coordatt convert` reads, or of a SavedModel.
         task: `"classification"`, `"detection"` or `"segmentation"`.
-        labels: Names of the classes, in the order of the outputs.
+        labels: Names of the classes, in the order of the outputs, if they are not
+            recorded.
         preprocessing: A `Preprocessing`.
         image_size: Height and width, for a model that takes any.
         score_threshold: Minimum score of a detection of an `SSDLite`, or of a file
@@ -176,8 +177,8 @@ def open_model(
         A `Runnable`.
 
     Raises:
-        ValueError: If an argument is invalid or doesn't fit the model, if the file is
-            none of the above, or if the task, the preprocessing or the image size is
+        ValueError: If an argument is invalid or doesn't fit the model, if `labels`
+            differ from the recorded ones, if the file is none of the above, or if the task, the preprocessing or the image size is
             neither recorded nor given.
         OSError: If the file can't be opened.
         ImportError: If the file needs a package that isn't installed.
@@ -203,6 +204,7 @@ def open_model(
         changes["task"] = check_choice("task", task, TASKS)
     if labels is not None:
         changes["labels"] = tuple(check_labels(labels, None))
+        check_recorded_labels(labels, source.labels, source.name)
     if preprocessing is not None:
         if not isinstance(preprocessing, Preprocessing):
             raise ValueError(

@@ -20,7 +20,7 @@ from keras_coordatt.figures import (
     DetectionFigures,
 )
 from keras_coordatt.prediction import predict
-from keras_coordatt.record import record_of
+from keras_coordatt.record import record_of, set_record
 
 SCALE = 3
 
@@ -343,16 +343,28 @@ def test_classes_of_the_data_are_found_by_name(photos, tmp_path):
         [[1, 1, 1, 0]], "float32"
     )
     model = keras.Model(known.input, x)
-    report = evaluate(
-        model,
-        photos,
-        task="classification",
-        labels=["blue", "green", "red", "gray"],
-        resamples=0,
-    )
+    set_record(model, labels=["blue", "green", "red", "gray"])
+    report = evaluate(model, photos, task="classification", resamples=0)
     assert report.metrics["top1"] == pytest.approx(2 / 3)
     assert [row["images"] for row in report.by_class] == [3, 3, 3, 0]
     assert report.intervals == {}
+
+
+def test_labels_that_contradict_the_record(photos):
+    """They were used instead of it, so that other classes were compared."""
+    model = known_models.classifier()
+    assert record_of(model).labels == ("red", "green", "blue")
+    for labels in (["green", "red", "blue"], ["a", "b", "c"], ["red", "green"], "data"):
+        with pytest.raises(
+            ValueError, match=r"`labels` must.*\['red', 'green', 'blue'\]"
+        ):
+            evaluate(model, photos, labels=labels)
+    expected = evaluate(model, photos, resamples=0)
+    given = evaluate(model, photos, labels=["red", "green", "blue"], resamples=0)
+    assert given.metrics == expected.metrics
+    # The data's names may be others, such as in another language.
+    set_record(model, labels=["bleu", "vert", "rouge"])
+    assert evaluate(model, photos, labels="data").labels == ("blue", "green", "red")
 
 
 @needs_tensorflow
@@ -382,12 +394,13 @@ def test_bad_arguments(photos, streets, cell_pictures):
         (name,) = arguments
         with pytest.raises(ValueError, match=f"`{name}`.*Received"):
             evaluate(model, photos, **arguments)
+    unnamed = keras.Model(model.input, keras.layers.Dense(3)(model.output))
+    task = {"task": "classification"}
     with pytest.raises(ValueError, match=r"`labels`.*3 classes.*Received: \['red'"):
-        evaluate(model, photos, labels=["red", "green", "blue", "x"])
+        evaluate(unnamed, photos, labels=["red", "green", "blue", "x"], **task)
     message = r"`data` has classes.*\['blue'\].*same order, pass `labels=\"data\"`"
     with pytest.raises(ValueError, match=message):
-        evaluate(model, photos, labels=["red", "green", "x"])
-    unnamed = keras.Model(model.input, keras.layers.Dense(3)(model.output))
+        evaluate(unnamed, photos, labels=["red", "green", "x"], **task)
     with pytest.raises(ValueError, match="`labels` must be given.*'red'"):
         evaluate(unnamed, photos, task="classification")
     assert record_of(unnamed).labels is None

@@ -1,11 +1,11 @@
-"""Files and folders are replaced atomically."""
+"""Text is read in any common encoding; files and folders are replaced atomically."""
 
 import os
 
 import pytest
 from backends import once
 
-from keras_coordatt.files import atomic_file, atomic_folder
+from keras_coordatt.files import atomic_file, atomic_folder, read_text
 
 pytestmark = once
 
@@ -54,3 +54,15 @@ def test_created_folders_stay_only_on_success(tmp_path, atomic):
     with atomic(path) as temporary:
         temporary.mkdir()
     assert path.exists()
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_text(tmp_path, encoding):
+    (tmp_path / "labels.txt").write_bytes("straße\r\n写真".encode(encoding))
+    assert read_text(tmp_path / "labels.txt").splitlines() == ["straße", "写真"]
+
+
+def test_text_in_another_encoding(tmp_path):
+    (tmp_path / "labels.txt").write_bytes("straße".encode("latin-1"))
+    with pytest.raises(ValueError, match=r"labels\.txt must be saved as UTF-8"):
+        read_text(tmp_path / "labels.txt")

@@ -330,3 +330,25 @@ def test_no_input_is_replaced(models, tmp_path, capsys, links):
     assert command(model, photos, "--json", same, "--csv", same) == 1
     assert "--csv and --json must be different files" in capsys.readouterr().err
     assert before == {x: x.read_bytes() for x in before}
+
+
+@once
+def test_labels_from_a_file(models, tmp_path, capsys):
+    """In UTF-16, as Windows writes them; another encoding is an error of one line."""
+    model, photo, labels = (tmp_path / x for x in ("it.keras", "a.png", "labels.txt"))
+    models["classification"].save(model)
+    write(photo, encode(Image.fromarray(SCENE), "PNG"))
+    for encoding in ("utf-8-sig", "utf-16"):
+        labels.write_text("\n".join(COLORS), encoding)
+        assert command(model, photo, "--labels", labels) == 0
+        assert "green" in capsys.readouterr().out
+    labels.write_text("grün", "latin-1")
+    assert command(model, photo, "--labels", labels) == 1
+    assert f"--labels: {labels} must be saved as UTF-8" in capsys.readouterr().err
+    labels.write_text("\n".join(reversed(COLORS)))
+    assert command(model, photo, "--labels", labels) == 1
+    error = capsys.readouterr().err
+    assert (
+        f"--labels must be left out, or those recorded on 'it.keras': {list(COLORS)}"
+        in error
+    )

@@ -21,6 +21,7 @@ from keras_coordatt.export._litert import CALIBRATED
 from keras_coordatt.export._saved_model import check_replaceable
 from keras_coordatt.export.accuracy import AccuracyCheck
 from keras_coordatt.files import atomic_file, atomic_folder, check_writable
+from keras_coordatt.record import check_recorded_labels, record_of
 from keras_coordatt.validation import check_number
 from keras_coordatt.weights import FILE_TYPES
 from keras_coordatt.weights.network_file import read_network
@@ -139,6 +140,7 @@ def export(
     options = {name: x for name, x in options.items() if name in parameters}
     names = labels if labels_file is None else read_labels(labels_file)
     if isinstance(names, list):
+        check_recorded_labels(names, record_of(model).labels, source.name)
         options["labels"] = names
     check = None
     if data is not None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from keras_coordatt.applications import BUILDERS
 from keras_coordatt.applications.blocks import ATTENTIONS
 from keras_coordatt.export._litert import PRECISIONS
-from keras_coordatt.files import check_writable
+from keras_coordatt.files import check_writable, read_text
 from keras_coordatt.prediction import ON_ERROR as PICTURE_ON_ERROR
 from keras_coordatt.preprocessing import IMAGENET, RAW_PIXELS, Preprocessing
 from keras_coordatt.record import TASKS, VERBS
@@ -133,6 +133,9 @@ def read_preprocessing(
 
 
 def read_labels(path: pathlib.Path) -> list[str]:
-    """Reads a UTF-8 file with one class name per line."""
-    text = path.read_text(encoding="utf-8-sig").strip()
+    """Reads a file with one class name per line, in UTF-8 or UTF-16."""
+    try:
+        text = read_text(path).strip()
+    except ValueError as error:
+        raise ValueError(f"--labels: {error}") from error
     return [line.strip() for line in text.splitlines()]

@@ -11,8 +11,9 @@ from typing import NamedTuple
 from keras_coordatt.data.class_folder import TABLES, LabeledImages, has_class_folders
 from keras_coordatt.data.folder import check_classes
 from keras_coordatt.data.image_index import ImageIndex, is_image
-from keras_coordatt.data.reading import list_folder, read_text, report_faults
+from keras_coordatt.data.reading import list_folder, report_faults
 from keras_coordatt.data.split_names import SPLITS, name_splits, split_name
+from keras_coordatt.files import read_text
 from keras_coordatt.validation import check_on_error, check_path, check_type
 
 # Headings in lower case, those to prefer first.

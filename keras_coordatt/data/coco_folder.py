@@ -13,7 +13,6 @@ from pathlib import Path
 
 from keras_coordatt.data.box_folder import Annotation, Box, BoxFolder
 from keras_coordatt.data.image_index import ImageIndex
-from keras_coordatt.data.reading import read_text
 from keras_coordatt.data.split_names import (
     SPLITS,
     name_splits,
@@ -22,6 +21,7 @@ from keras_coordatt.data.split_names import (
     split_off_validation,
 )
 from keras_coordatt.extras import install_hint
+from keras_coordatt.files import read_text
 from keras_coordatt.validation import check_on_error, check_path
 
 # Files of the COCO data set that are not for detection.

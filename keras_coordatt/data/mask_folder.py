@@ -24,7 +24,6 @@ from keras_coordatt.data.reading import (
     image_size,
     list_folder,
     read_mask,
-    read_text,
     report_faults,
 )
 from keras_coordatt.data.split_names import (
@@ -32,6 +31,7 @@ from keras_coordatt.data.split_names import (
     read_lists,
     split_off_validation,
 )
+from keras_coordatt.files import read_text
 from keras_coordatt.record import IGNORED
 from keras_coordatt.validation import check_on_error, check_path, with_hint
 

@@ -1,4 +1,4 @@
-"""Reads pictures, masks and text files of all common kinds."""
+"""Reads pictures and masks of all common kinds, and lists folders."""
 
 from __future__ import annotations
 
@@ -149,32 +149,6 @@ def check_mask(file: str | os.PathLike) -> None:
         raise ValueError(
             f"{os.fspath(file)} must be a PNG, gray or with a palette, of up to 8 bits"
         )
-
-
-def read_text(file: str | os.PathLike) -> str:
-    """Reads a text file in UTF-8, or in UTF-16 if it begins with a byte order mark.
-
-    Args:
-        file: The file.
-
-    Returns:
-        The text, without a byte order mark.
-
-    Raises:
-        OSError: If the file cannot be read.
-        ValueError: If it is not in UTF-8.
-
-    Example:
-
-    >>> read_text("labels.txt").split()
-    ['background', 'thing']
-    """
-    data = Path(file).read_bytes()
-    utf16 = data.startswith((b"\xff\xfe", b"\xfe\xff"))
-    try:
-        return data.decode("utf-16" if utf16 else "utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{os.fspath(file)} must be saved as UTF-8: {error}") from None
 
 
 def list_folder(folder: Path) -> tuple[list[Path], list[Path], list[Path]]:

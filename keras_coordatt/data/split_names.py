@@ -9,7 +9,8 @@ import re
 from pathlib import Path
 from typing import TypeVar
 
-from keras_coordatt.data.reading import IMAGE_SUFFIXES, list_folder, read_text
+from keras_coordatt.data.reading import IMAGE_SUFFIXES, list_folder
+from keras_coordatt.files import read_text
 from keras_coordatt.validation import check_number
 
 Files = TypeVar("Files")

@@ -11,7 +11,7 @@ import yaml
 
 from keras_coordatt.data.box_folder import Annotation, Box, BoxFolder
 from keras_coordatt.data.folder import check_classes
-from keras_coordatt.data.reading import IMAGE_SUFFIXES, list_folder, read_text
+from keras_coordatt.data.reading import IMAGE_SUFFIXES, list_folder
 from keras_coordatt.data.split_names import (
     SPLITS,
     name_splits,
@@ -19,6 +19,7 @@ from keras_coordatt.data.split_names import (
     split_name,
     split_off_validation,
 )
+from keras_coordatt.files import read_text
 from keras_coordatt.validation import check_on_error, check_path
 
 # Files with class names, which lie beside the label files.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import keras
 
-from keras_coordatt.evaluation import check_split, evaluate, read_examples
+from keras_coordatt.evaluation import check_split, evaluate, match_labels, read_examples
 from keras_coordatt.export._litert import CALIBRATED
 from keras_coordatt.preprocessing import Preprocessing
 from keras_coordatt.record import record_of
@@ -110,7 +110,7 @@ class AccuracyCheck:
         on_error: str = "raise",
     ):
         # Imported here, as it needs TensorFlow.
-        from keras_coordatt.data import class_names, find_task, open_data, splits
+        from keras_coordatt.data import find_task, open_data, splits
         from keras_coordatt.data.opening import check_data
 
         check_data("data", data)
@@ -122,15 +122,14 @@ class AccuracyCheck:
         self._split = split
         # Calibration must not see the pictures that the file is measured on.
         self._training = "train" if "train" in splits(self._data) else split
-        if isinstance(labels, str) and labels == "data":
-            labels = class_names(self._data, task)
-        self._model = open_model(
+        opened = open_model(
             model,
             task=task,
-            labels=labels,
+            labels=None if isinstance(labels, str) else labels,
             preprocessing=preprocessing,
             image_size=image_size,
         )
+        self._model, _ = match_labels(opened, self._data, labels)
         self._before = self._evaluate(self._model)
 
     def options(self, precision: str = "float32") -> dict:

@@ -15,7 +15,6 @@ from keras_coordatt.data.reading import (
     list_folder,
     read_image,
     read_mask,
-    read_text,
     report_faults,
 )
 
@@ -160,18 +159,6 @@ def test_masks_of_16_bits(tmp_path):
     # As a picture, it is scaled.
     write(tmp_path / "rgb.png", png16([[0, 65535], [128 * 257, 0]]))
     assert read_image(tmp_path / "rgb.png")[..., 1].tolist() == [[0, 255], [128, 0]]
-
-
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
-def test_text(tmp_path, encoding):
-    (tmp_path / "labels.txt").write_bytes("straße\r\n写真".encode(encoding))
-    assert read_text(tmp_path / "labels.txt").splitlines() == ["straße", "写真"]
-
-
-def test_text_in_another_encoding(tmp_path):
-    (tmp_path / "labels.txt").write_bytes("straße".encode("latin-1"))
-    with pytest.raises(ValueError, match=r"labels\.txt must be saved as UTF-8"):
-        read_text(tmp_path / "labels.txt")
 
 
 def test_files_that_count_in_a_folder(tmp_path):

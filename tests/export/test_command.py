@@ -31,6 +31,16 @@ def test_exports_on_the_command_line(saved, path, write, name, capsys):
     assert read_metadata(out)["format"] == write.__name__
 
 
+@each_format
+def test_labels_that_contradict_the_record(path, write, name, capsys):
+    known_models.classifier().save(path.parent / "it.keras")
+    out, labels = path.parent / "new" / name, path.parent / "labels.txt"
+    labels.write_text("\n".join(reversed(known_models.COLORS)))
+    assert command(path.parent / "it.keras", out, "--labels", labels) == 1
+    assert "--labels must be left out, or those" in capsys.readouterr().err
+    assert not out.exists()
+
+
 @needs_tensorflow
 def test_exports_int8_on_the_command_line(saved, tmp_path, capsys):
     rng = np.random.default_rng(0)
