@@ -1,8 +1,10 @@
 """The code of the README and the guide runs, and their links lead somewhere.
 
-The commands run as they are; the trainings in Python are shortened.
+The commands run as they are; the trainings in Python are shortened. The commands of all
+pages are at least parsed.
 """
 
+import functools
 import pathlib
 import re
 import runpy
@@ -11,9 +13,9 @@ import shlex
 import keras
 import numpy as np
 import pytest
-from backends import as_users, needs_tensorflow
+from backends import as_users, needs_tensorflow, once
 
-from keras_coordatt.cli import main
+from keras_coordatt.cli import COMMANDS, main
 
 ROOT = pathlib.Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -74,6 +76,26 @@ def test_commands_as_users(monkeypatch, tmp_path, capsys):
             sizes.append((tmp_path / "photos.tflite").stat().st_size)
     float32, _, int8 = sizes
     assert float32 > 1e6 and int8 < float32 / 2
+
+
+@once
+def test_commands_exist(monkeypatch, capsys):
+    """The command line takes the commands of all pages; here it doesn't run them."""
+    for name, function in COMMANDS.items():
+        parsed = functools.wraps(function)(lambda **options: None)
+        monkeypatch.setitem(COMMANDS, name, parsed)
+    pages = [README, *(x.read_text() for x in (ROOT / "docs").glob("*.md"))]
+    text = re.sub(r"\s*\\\n\s*", " ", "\n".join(pages))
+    commands = re.findall(r"keras-coordatt ([a-z]+(?: [^\s\"`&>]+)+)", text)
+    # Not the two that are shortened or read a file
+    commands = [x for x in commands if "..." not in x and "--config" not in x]
+    assert len(commands) >= 30
+    for command in commands:
+        command = command.replace("TASK", "classify").replace("$i", "0")
+        try:
+            assert main(command.split()) == 0
+        except SystemExit:
+            pytest.fail(f"{command}\n{capsys.readouterr().err}")
 
 
 def test_links():
