@@ -12,7 +12,12 @@ from keras_coordatt.data.class_folder import TABLES, LabeledImages, has_class_fo
 from keras_coordatt.data.folder import check_classes
 from keras_coordatt.data.image_index import ImageIndex, is_image
 from keras_coordatt.data.reading import list_folder, report_faults
-from keras_coordatt.data.split_names import SPLITS, name_splits, split_name
+from keras_coordatt.data.split_names import (
+    SPLITS,
+    name_splits,
+    split_name,
+    warn_of_shared_images,
+)
 from keras_coordatt.files import read_text
 from keras_coordatt.validation import check_on_error, check_path, check_type
 
@@ -65,7 +70,8 @@ class ClassTable(LabeledImages):
         classes: The names of the classes, in their order. Defaults to those in the
             file, in alphabetical order, or in numerical order if all are numbers.
         validation_split, split_seed, on_error: Same as in `ClassFolder`. What cannot be
-            used includes lines that name no image, or no class.
+            used includes lines that name no image, or no class, and images with several
+            classes.
 
     Raises:
         TypeError: If a column is not a string.
@@ -114,19 +120,28 @@ class ClassTable(LabeledImages):
         if not tables:
             raise ValueError(f"There is no CSV file of images and classes in {path}")
         index = ImageIndex(path)
-        found, faults = {}, []
+        listed, faults = {}, []
         for split, table in tables.items():
             for line in table.lines:
+                place = f"{table.file}, line {line.number}"
                 try:
                     stated = split_name(line.split or table.file.stem)
                     image = index.find(line.image, near=path / split, split=stated)
                     if not line.label:
                         raise ValueError(f"{line.image!r} has no class")
                 except ValueError as error:
-                    faults.append(f"{table.file}, line {line.number}: {error}")
+                    faults.append(f"{place}: {error}")
                 else:
                     name = split_name(line.split or split)
-                    found.setdefault(name, []).append((image, line.label))
+                    listed.setdefault(image, []).append((line.label, name, place))
+        found = {}
+        for image, lines in listed.items():
+            if len({label for label, _, _ in lines}) == 1:
+                for label, name in dict.fromkeys(line[:2] for line in lines):
+                    found.setdefault(name, []).append((image, label))
+            else:
+                said = "; ".join(f"{label!r} ({place})" for label, _, place in lines)
+                faults.append(f"{image} must have one class, and has {said}")
         report_faults(faults, on_error, "lines cannot be used", "left out")
         if not found:
             raise ValueError(f"There is no image that can be used in {path}")
@@ -140,9 +155,9 @@ class ClassTable(LabeledImages):
                 f"`classes` must have all classes of {path}. Received: {classes}, "
                 f"without {unknown}"
             )
-        super().__init__(
-            path, name_splits(found), classes, validation_split, split_seed, on_error
-        )
+        named = name_splits(found)
+        warn_of_shared_images(named, path)
+        super().__init__(path, named, classes, validation_split, split_seed, on_error)
 
 
 def contradicts_folders(path: Path) -> bool:

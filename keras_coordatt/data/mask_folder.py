@@ -316,9 +316,9 @@ def _find_pair(path: Path) -> tuple[Path, Path] | None:
     masks = [path / name for name in _MASKS if (path / name).is_dir()]
     masks = [folder for folder in masks if _has_masks(folder)]
     images = [path / name for name in _IMAGES if (path / name).is_dir()]
-    # Otherwise, "mask" may be a class.
-    if masks and (images or masks[0].name in ("masks", "SegmentationClass")):
-        return next(iter(images), path / "images"), masks[0]
+    # Otherwise, "masks" may be a class.
+    if masks and images:
+        return images[0], masks[0]
     names = {file.stem for file in list_folder(path)[0]}
     are_pairs = any(
         _MASK_NAME.search(name) and _MASK_NAME.sub("", name) in names for name in names
@@ -343,7 +343,13 @@ def _images_and_masks(
         files = images_by_name(mask_folder)
     masks = {}
     for name, file in files.items():
-        masks[name if name in images else _MASK_NAME.sub("", name)] = file
+        name = name if name in images else _MASK_NAME.sub("", name)
+        if name in masks:
+            raise ValueError(
+                f"{masks[name]} and {file} are both masks of the image {name!r}. "
+                "Remove one of them"
+            )
+        masks[name] = file
     return images, masks
 
 

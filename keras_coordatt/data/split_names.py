@@ -6,6 +6,7 @@ import numbers
 import os
 import random
 import re
+import warnings
 from pathlib import Path
 from typing import TypeVar
 
@@ -104,7 +105,7 @@ def read_lists(folder: Path, images: dict[str, Path]) -> dict[str, list[str]]:
         if any(name in images for name in names) or not all(
             re.fullmatch(r".+\s(-1|0|1)", line) for line in lines
         ):
-            splits[file.stem] = names
+            splits[file.stem] = list(dict.fromkeys(names))
     splits = {split: names for split, names in splits.items() if names}
     if not splits:
         raise ValueError(f"There are no lists of images, like train.txt, in {folder}")
@@ -115,6 +116,22 @@ def _image_name(line: str, images: dict[str, Path]) -> str:
     """Returns a line of a list without the ending that it may have."""
     stem, ending = os.path.splitext(line)
     return stem if line not in images and ending.lower() in IMAGE_SUFFIXES else line
+
+
+def warn_of_shared_images(splits: dict[str, list], path: Path) -> None:
+    """Warns if images of `validation` or `test` are in `train` too.
+
+    Args:
+        splits: The examples of each split.
+        path: The folder, for the message.
+    """
+    for split in ("validation", "test"):
+        if not set(splits.get("train", ())).isdisjoint(splits.get(split, ())):
+            warnings.warn(
+                f"{path}: some images of {split!r} are in 'train' too, so that results "
+                "on them say nothing about other images",
+                stacklevel=2,
+            )
 
 
 def split_off_validation(

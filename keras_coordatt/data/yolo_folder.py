@@ -18,6 +18,7 @@ from keras_coordatt.data.split_names import (
     split_folders,
     split_name,
     split_off_validation,
+    warn_of_shared_images,
 )
 from keras_coordatt.files import read_text
 from keras_coordatt.validation import check_on_error, check_path
@@ -49,7 +50,8 @@ class YOLOFolder(BoxFolder):
 
     A line of a label file is a class and a box: its center, width and height, from 0
     to 1. Of polygons (a class and three or more points), the box around them is taken.
-    An image without a label file has no objects. Boxes are where a viewer shows them.
+    A line or an image that is repeated counts once. An image without a label file has
+    no objects. Boxes are where a viewer shows them.
 
     Like a TFDS data set, it has the features `image` and `objects`, with `bbox` and
     `label`, and splits that can be sliced. Labels are checked at once, and images when
@@ -119,7 +121,7 @@ class YOLOFolder(BoxFolder):
                 raise ValueError(
                     f"The class names of {path} cannot be used: {error}"
                 ) from error
-        _check_same_images(splits, path)
+        warn_of_shared_images(splits, path)
         if splits.get("validation") == splits.get("train") and validation_split:
             del splits["validation"]
         images = {image for listed in splits.values() for image in listed}
@@ -163,7 +165,9 @@ def _configured(config: dict, file: Path) -> dict[str, list[Path]]:
         for entry in entries if isinstance(entries, list) else [entries]:
             images += _configured_images(str(entry), root, file)
         if images:
-            splits[split] = images
+            # Lists may repeat an image.
+            by_path = {os.path.abspath(image): image for image in images}
+            splits[split] = list(by_path.values())
     return name_splits(splits)
 
 
@@ -245,10 +249,12 @@ def _is_number(word: str) -> bool:
 
 def _class_names(config: dict, path: Path) -> list[str]:
     names, count = config.get("names"), config.get("nc")
+    if isinstance(names, dict):
+        names = _numbered_names(names, path)
     numbers = names if isinstance(names, dict) else [count]
     if any(isinstance(i, int) and i > _MOST_CLASSES for i in numbers):
         raise ValueError(f"{path} cannot have more than {_MOST_CLASSES} classes")
-    if isinstance(names, dict) and all(isinstance(i, int) for i in names):
+    if isinstance(names, dict):
         return [
             str(names.get(i, f"class_{i}")) for i in range(max(names, default=-1) + 1)
         ]
@@ -258,21 +264,23 @@ def _class_names(config: dict, path: Path) -> list[str]:
         if file.is_file():
             lines = [line.strip() for line in read_text(file).splitlines()]
             return [line for line in lines if line]
-    if isinstance(count, int):
+    if isinstance(count, int) and names is None:
         return [f"class_{i}" for i in range(count)]
     raise ValueError(
         f"{path} must name the classes: `names` in data.yaml, or classes.txt"
+        + (f". Received: names: {names!r}" if names is not None else "")
     )
 
 
-def _check_same_images(splits: dict[str, list[Path]], path: Path) -> None:
-    for split in ("validation", "test"):
-        if split in splits and set(splits[split]) & set(splits.get("train", ())):
-            warnings.warn(
-                f"{path}: some images of {split!r} are in 'train' too, so that results "
-                "on them say nothing about other images",
-                stacklevel=2,
-            )
+def _numbered_names(names: dict, path: Path) -> dict[int, str]:
+    """Returns the names of classes by their numbers, which may be strings."""
+    numbered = {int(i): name for i, name in names.items() if str(i).isdecimal()}
+    if len(numbered) < len(names):
+        raise ValueError(
+            f"The `names` of {path} must have the numbers of the classes, such as "
+            f"'0: cat'. Received: {names}"
+        )
+    return numbered
 
 
 def _check_label_files(images: set[Path], path: Path) -> None:
@@ -308,16 +316,18 @@ def _read_labels(
     file = _label_file(image)
     if not file.is_file():
         return Annotation(image, file, [])
-    boxes = []
+    boxes = {}
     for number, line in enumerate(read_text(file).splitlines(), 1):
         try:
             if words := line.split():
-                boxes.append(_read_box(words, classes, has_keypoints))
+                box = _read_box(words, classes, has_keypoints)
+                # Some tools write an object twice.
+                boxes[box.name, box.corners, box.fault] = box
         except ValueError as error:
             raise ValueError(
                 f"{file}, line {number}, cannot be used: {error}"
             ) from error
-    return Annotation(image, file, boxes)
+    return Annotation(image, file, list(boxes.values()))
 
 
 def _read_box(words: list[str], classes: Sequence[str], has_keypoints: bool) -> Box:

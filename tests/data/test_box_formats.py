@@ -311,6 +311,33 @@ def test_names_that_have_gaps(folder):
     assert class_names(YOLOFolder(folder)) == ["class_0", "other", "class_2", "more"]
 
 
+def test_names_whose_numbers_are_strings(folder):
+    config = "train: images/train\nnc: 2\nnames: {}\n"
+    write(folder / "data.yaml", config.format('{"0": thing, "1": other}'))
+    assert class_names(YOLOFolder(folder)) == ["thing", "other"]
+    for names in ("{thing: 0, other: 1}", '{"0": thing, 0: other}', "{-1: thing}"):
+        write(folder / "data.yaml", config.format(names))
+        with pytest.raises(ValueError, match=r"`names` .* numbers.*Received: \{"):
+            YOLOFolder(folder)
+    write(folder / "data.yaml", config.format("missing.names"))
+    with pytest.raises(ValueError, match="must name the classes.*'missing.names'"):
+        YOLOFolder(folder)
+
+
+def test_images_and_objects_that_are_repeated(folder):
+    lines = [f"images/train/{name}" for name in NAMES]
+    listed = [*lines, f"./{lines[0]}", str(folder / lines[1])]
+    write(folder / "list.txt", "\n".join(listed))
+    write(folder / "data.yaml", "train: list.txt\nnames: [thing, other]")
+    file = folder / f"labels/train/{NAMES[0][:-4]}.txt"
+    # The same number, written in two ways, and the same box of another class.
+    write(file, "0 .5 .5 .2 .2\n0 0.50 0.5 .2 .2\n1 .5 .5 .2 .2\n")
+    builder = YOLOFolder(folder)
+    assert splits(builder) == {"train": 3}
+    objects = examples(builder)[NAMES[0]]["objects"]
+    assert objects["label"].tolist() == [0, 1]
+
+
 def test_polygons_and_keypoints(folder):
     (folder / "classes.txt").write_text("thing")
     x1, y1, x2, y2 = np.array(scene(0)[1]) / (WIDTH, HEIGHT, WIDTH, HEIGHT)

@@ -191,6 +191,22 @@ def test_lines_that_cannot_be_used(folder):
     assert splits(builder) == {"train": 2}
 
 
+def test_images_that_are_listed_twice(folder):
+    write(folder / "labels.csv", "id,label\na,cat\nb,dog\nimages/a.jpg,cat")
+    assert splits(ClassTable(folder)) == {"train": 2}
+    write(folder / "labels.csv", "id,label\na,cat\nb,dog\nimages/a.jpg,dog")
+    message = r"a\.jpg must .* 'cat' \(.*csv, line 2\); 'dog' \(.*csv, line 4\)"
+    with pytest.raises(ValueError, match=f"1 lines.*\n.*{message}"):
+        ClassTable(folder)
+    with pytest.warns(UserWarning, match=message):
+        builder = ClassTable(folder, on_error="skip")
+    assert examples(builder) == {"b.JPG": "dog"}
+    lines = "a,cat,train\nb,dog,train\na,cat,val"
+    write(folder / "labels.csv", f"id,label,split\n{lines}")
+    with pytest.warns(UserWarning, match="'validation' are in 'train' too"):
+        assert splits(ClassTable(folder)) == {"train": 2, "validation": 1}
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -165,6 +165,28 @@ def test_files_without_a_partner_and_of_another_kind(folder):
     assert_on_object(*example)
 
 
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("images/a.jpg", ("masks/a.png", "masks/a_mask.png")),
+        ("a.jpg", ("a_mask.png", "a mask.png")),
+    ],
+)
+def test_two_masks_of_one_image(tmp_path, images, masks):
+    image, _, mask = scene()
+    write(tmp_path / images, encode(image))
+    for name in masks:
+        write(tmp_path / name, encode(Image.fromarray(mask), "PNG"))
+    with pytest.raises(ValueError, match="a.* are both masks of") as error:
+        MaskFolder(tmp_path)
+    for name in masks:
+        assert str(tmp_path / name) in str(error.value)
+    # Each has an image of its own.
+    write(tmp_path / images.replace("a.", "a_mask."), encode(image))
+    if "images" in images:
+        assert splits(MaskFolder(tmp_path)) == {"train": 2}
+
+
 def test_hidden_folders_are_not_splits(folder):
     (folder / ".ipynb_checkpoints/masks").mkdir(parents=True)
     assert set(MaskFolder(folder).info.splits) == {"train"}
@@ -246,11 +268,13 @@ def test_splits(tmp_path):
     assert splits(MaskFolder(tmp_path)) == {"train": 2, "validation": 1, "test": 1}
 
 
-def test_a_class_called_mask(tmp_path):
-    for name in ("mask", "no_mask"):
+@pytest.mark.parametrize("classes", [("mask", "no_mask"), ("masks", "no_masks")])
+def test_a_class_called_mask(tmp_path, classes):
+    for name in classes:
         write(tmp_path / f"{name}/1.jpg", encode(scene()[0]))
         write(tmp_path / f"{name}/1_1.jpg", encode(scene()[0]))
     assert isinstance(open_data(tmp_path), ClassFolder)
+    assert isinstance(open_data(tmp_path, "classification"), ClassFolder)
 
 
 def test_blurred_masks_without_names(folder):

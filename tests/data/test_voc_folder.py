@@ -62,8 +62,9 @@ def test_boxes_lie_on_objects_of_turned_pictures(folder, square):
         b"\xef\xbb\xbfIMG 0\r\nIMG 1\r\nIMG 2",
         "IMG 0\r\nIMG 1\r\nIMG 2".encode("utf-16"),
         b"IMG 0.jpg\nIMG 1.JPG\nIMG 2.png\n",
+        b"IMG 0\nIMG 1\nIMG 2\nIMG 0.jpg\n",
     ],
-    ids=["numbers", "BOM", "UTF-16", "endings"],
+    ids=["numbers", "BOM", "UTF-16", "endings", "repeated"],
 )
 def test_lists(folder, content):
     write(folder / "ImageSets/Main/train.txt", content)
