@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import numbers
 import os
 import re
@@ -186,6 +187,11 @@ class MaskFolder(Folder):
         self._class_of_value = np.full(256, -1, "int32")
         self._class_of_value[[IGNORED, *self._values]] = IGNORED
         self._class_of_value[[self._values[i] for i in kept]] = range(len(kept))
+
+    def fingerprint(self):
+        # The values in the masks may get another meaning by labels.txt.
+        text = f"{super().fingerprint()} {self._class_of_value.tolist()}"
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _check(self, example):
         height, width = image_size(example["image"])

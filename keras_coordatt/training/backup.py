@@ -20,6 +20,8 @@ import keras
 from keras_coordatt.distribution import current, wait
 
 STATE = "state.json"
+# Setting with the hash of the data.
+FINGERPRINT = "files_and_labels"
 
 
 class Backup:
@@ -163,6 +165,10 @@ class Backup:
 
 def check_settings(saved: dict, settings: dict, folder: pathlib.Path) -> None:
     """Raises a ValueError if a folder is of a training with other settings."""
+    if FINGERPRINT not in saved:
+        # Earlier versions saved a hash of names and sizes alone, as "files".
+        settings = {**settings, FINGERPRINT: None}
+        saved = {name: value for name, value in saved.items() if name != "files"}
     saved, settings = _flat(saved), _flat(settings)
     differing = [
         f"{name}: {saved.get(name)!r} there, {settings.get(name)!r} now"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import importlib.util
 import inspect
 import json
@@ -16,10 +15,12 @@ import tensorflow as tf
 
 from keras_coordatt.data import class_names, find_task, open_data
 from keras_coordatt.data import splits as count_splits
+from keras_coordatt.data.folder import Folder
 from keras_coordatt.data.opening import check_data
 from keras_coordatt.extras import install_hint
 from keras_coordatt.record import VERBS
 from keras_coordatt.training.augmentation import Augmentation
+from keras_coordatt.training.backup import FINGERPRINT
 from keras_coordatt.training.recipes import RECIPES, Recipe, check_changes
 from keras_coordatt.training.recipes import recipe as named_recipe
 from keras_coordatt.training.tasks import TASKS, Task
@@ -149,12 +150,18 @@ def settings_of(
     weights: str | os.PathLike | None,
     options: Mapping,
 ) -> dict:
-    """Returns all settings that determine a training's result, as JSON can hold them."""
+    """Returns all settings that determine a training's result, as JSON can hold them.
+
+    The data count by `Folder.fingerprint`: a change of labels, or of an image's size in
+    bytes, makes another training. Data sets of TFDS count by their name and version.
+    """
     is_path = isinstance(data, str | os.PathLike)
     return {
         "task": job.name,
         "data": os.fspath(data) if is_path else job.builder.info.full_name,
-        "files": fingerprint(data) if is_path else None,
+        FINGERPRINT: (
+            job.builder.fingerprint() if isinstance(job.builder, Folder) else None
+        ),
         "images": {
             name: job.builder.info.splits[split].num_examples
             for name, split in job.splits.items()
@@ -165,30 +172,6 @@ def settings_of(
         "recipe": dataclasses.asdict(job.recipe),
         **options,
     }
-
-
-def fingerprint(data: str | os.PathLike) -> str | None:
-    """Returns a hash of the names and sizes of the files in a folder.
-
-    Args:
-        data: A folder or file. Other names, such as TFDS's, have none.
-
-    Returns:
-        A string of 16 characters; `None` if there is no such folder or file.
-    """
-    root = pathlib.Path(data)
-    if not root.exists():
-        return None
-    files = []
-    for folder, folders, names in os.walk(root) if root.is_dir() else ():
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            path = pathlib.Path(folder, name)
-            if not name.startswith(".") and path.exists():
-                relative = path.relative_to(root).as_posix()
-                files.append(f"{relative} {path.stat().st_size}")
-    text = "\n".join(sorted(files) or [str(root.stat().st_size)])
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def check_outside(data, folder: pathlib.Path | None) -> None:
