@@ -60,7 +60,8 @@ def fine_tune(
     statistics. `train` does the same from a folder of pictures.
 
     With `validation`, the model ends with the weights of the best epoch by accuracy,
-    average precision or mean IoU. Layers that were frozen before are so again afterwards.
+    average precision or mean IoU. Layers that were frozen before are so again afterwards,
+    and SGD's weight decay, an L2 penalty in the loss, is removed.
 
     Args:
         model: A classifier, an `SSDLite` or a segmenter such as `DeepLabV3`.
@@ -116,6 +117,7 @@ def fine_tune(
         else _compile_arguments(model, task, train, loss, recipe.label_smoothing)
     )
     flags = [(layer, layer.trainable) for layer in nested_layers(model)]
+    regularizers = [(weight, weight.regularizer) for weight in model.weights]
     epochs = _Epochs(task, validation, recipe)
     history: dict[str, list[float]] = {}
     try:
@@ -140,6 +142,11 @@ def fine_tune(
     finally:
         for layer, trainable in flags:
             layer.trainable = trainable
+        for weight, regularizer in regularizers:
+            weight.regularizer = regularizer
+        if model.compiled:
+            # Functions that were compiled before still have the penalties.
+            model.compile(model.optimizer, **compiled)
     return history
 
 

@@ -55,9 +55,9 @@ def set_weight_penalty(model: keras.Model, recipe: Recipe) -> None:
     """Adds SGD's weight decay to a model, as an L2 penalty on its kernels.
 
     Keras's `weight_decay` is decoupled from the momentum, so it decays ten times less
-    than PyTorch's, which the paper used.
+    than PyTorch's, which the paper used. Weights with a regularizer keep it.
     """
     if recipe.optimizer == "sgd" and recipe.weight_decay:
         for weight in model.trainable_weights:
-            if weight.name not in _WITHOUT_DECAY:
+            if weight.name not in _WITHOUT_DECAY and weight.regularizer is None:
                 weight.regularizer = keras.regularizers.L2(recipe.weight_decay / 2)

@@ -57,6 +57,36 @@ def test_the_head_first_and_then_all_but_statistics(eager, monkeypatch, build, b
     assert np.mean(right) == pytest.approx(max(history["val_accuracy"]))
 
 
+@pytest.mark.parametrize("stopped", [False, True])
+def test_sgd_leaves_the_regularizers_of_the_user(eager, build, batches, stopped):
+    model = build((32, 32, 3))
+    own = keras.regularizers.L1(0.5)
+    kernel = model.get_layer("predictions").kernel
+    kernel.regularizer = own
+    changes = {**CHANGES, "optimizer": "sgd", "weight_decay": 0.1}
+    if stopped:
+
+        def interrupted():
+            yield from batches.take(2)
+            raise KeyboardInterrupt
+
+        spec = batches.element_spec
+        broken = tf.data.Dataset.from_generator(interrupted, output_signature=spec)
+        broken = broken.apply(tf.data.experimental.assert_cardinality(3))
+        # TensorFlow reports the error of a generator as its own.
+        with pytest.raises((KeyboardInterrupt, tf.errors.OpError)):
+            fine_tune(model, broken, changes=changes, verbose=0)
+    else:
+        fine_tune(model, batches, batches, changes=changes, verbose=0)
+    assert [x.regularizer for x in model.weights if x.regularizer] == [own]
+    expected = 0.5 * np.abs(keras.ops.convert_to_numpy(kernel)).sum()
+    for images, labels in batches:
+        scores = model.predict_on_batch(images.numpy())[np.arange(4), labels.numpy()]
+        expected += -np.log(scores).sum() / 12
+    loss = model.evaluate(batches, verbose=0, return_dict=True)["loss"]
+    assert loss == pytest.approx(expected, rel=1e-4)
+
+
 def test_a_sequential_model_that_has_no_output_yet(eager, batches):
     model = keras.Sequential(
         [keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(3, "softmax")]
