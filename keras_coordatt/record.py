@@ -5,7 +5,12 @@
 
 They are in the configuration of the `PreprocessingRecord` at the image's entrance, so
 they are saved, cloned, nested and copied with the network. Each record belongs to one
-head: another head on the same network has none, until it gets its own.
+head, which is identified by the names and widths of its last layers with weights, as
+files and clones keep nothing else of it. Another head on the same network has no record
+until it gets its own; but one with the same name and width has that of the old head. Name
+it differently, or replace the record:
+
+    set_record(model, labels=["oak", "elm"], metrics={})
 """
 
 import dataclasses
@@ -72,7 +77,8 @@ def record_of(model: keras.Model) -> Record:
 
     Returns:
         A `Record`. Its attributes are `None` where nothing is recorded, and also where
-        a record belongs to another head than the model's.
+        a record belongs to another head than the model's: one whose layers have other
+        names or widths.
 
     Raises:
         TypeError: If `model` isn't a Keras model.
@@ -110,7 +116,8 @@ def set_record(
     """Records task, labels, image size and metrics on a model.
 
     They survive `.keras` files, cloning, nesting, `insert_attention`, `fuse_attention`
-    and export. Arguments that are left out keep their recorded values.
+    and export. Arguments that are left out keep their recorded values: those of the old
+    head, if a new one has the same name and width.
 
     Args:
         model: A functional or Sequential model on a network of this package.

@@ -85,6 +85,18 @@ def test_another_head_has_no_record(classifier):
     assert record_of(keras.Model(classifier.input, same_name)) == Record()
 
 
+def test_a_head_of_the_same_name_and_width(classifier):
+    """Files and clones can't tell it from the old one, as the documentation says."""
+    model = keras.models.clone_model(classifier)
+    features = model.get_layer("avg_pool").output
+    other_name = keras.Model(model.input, layers.Dense(3, name="trees")(features))
+    assert record_of(other_name) == Record()
+    same = keras.Model(model.input, layers.Dense(3, name="predictions")(features))
+    set_record(same, labels=["oak", "elm", "ash"], metrics={})
+    new = Record(PETS.task, ("oak", "elm", "ash"), PETS.image_size, {})
+    assert record_of(same) == new
+
+
 def test_two_heads_on_one_backbone_have_a_record_each(tmp_path):
     shared = backbone(output_stride=16)
     segmenter = DeepLabV3(shared, 2, filters=4, atrous_rates=(1,))
