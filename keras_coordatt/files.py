@@ -6,6 +6,7 @@ Of an atomic write, a reader sees the old file or the new one, never half of one
 import contextlib
 import os
 import pathlib
+import sys
 import tempfile
 from collections.abc import Iterator
 
@@ -116,6 +117,77 @@ def check_writable(name: str, folder: pathlib.Path) -> pathlib.Path:
         raise OSError(
             f"{name} can't be written to {folder}: {error.strerror or error}"
         ) from error
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: str | os.PathLike) -> Iterator[None]:
+    """Holds a lock inside a `with` block.
+
+    The system releases it when the process ends, however it ends. Where no file can be
+    written, or the file system has no locks, there is none.
+
+    Args:
+        path: File to lock. It is made for this, with the folders that are missing above
+            it, and deleted at the end, with those of the folders that are empty.
+
+    Raises:
+        BlockingIOError: If another process holds the lock.
+
+    Example:
+
+    >>> with exclusive_lock("runs/.lock"):
+    ...     pathlib.Path("runs/scores.json").write_text("{}")
+    """
+    path = pathlib.Path(path)
+    made = [folder for folder in path.parents if not folder.exists()]
+    file = None
+    try:
+        file = _open_locked(path)
+    except BlockingIOError:
+        raise
+    except OSError:
+        pass
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # not empty, or Windows
+            if file is not None:
+                path.unlink()
+            for parent in made:
+                parent.rmdir()
+        if file is not None:
+            os.close(file)
+
+
+def _open_locked(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT)
+        try:
+            _lock(file)
+            if os.path.samestat(os.fstat(file), os.stat(path)):
+                return file
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(file)
+            raise
+        # The holder before us has deleted the file since we opened it.
+        os.close(file)
+
+
+def _lock(file):
+    if sys.platform == "win32":
+        import msvcrt
+
+        try:
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
+        except OSError as error:
+            raise BlockingIOError(*error.args) from error
+    else:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 @contextlib.contextmanager

@@ -1,11 +1,12 @@
 """Text is read in any common encoding; files and folders are replaced atomically."""
 
 import os
+import signal
 
 import pytest
 from backends import once
 
-from keras_coordatt.files import atomic_file, atomic_folder, read_text
+from keras_coordatt.files import atomic_file, atomic_folder, exclusive_lock, read_text
 
 pytestmark = once
 
@@ -66,3 +67,38 @@ def test_text_in_another_encoding(tmp_path):
     (tmp_path / "labels.txt").write_bytes("straße".encode("latin-1"))
     with pytest.raises(ValueError, match=r"labels\.txt must be saved as UTF-8"):
         read_text(tmp_path / "labels.txt")
+
+
+def test_a_lock_is_for_one_and_leaves_nothing(tmp_path):
+    path = tmp_path / "runs" / "out" / ".lock"
+    with exclusive_lock(path):
+        with pytest.raises(BlockingIOError), exclusive_lock(path):
+            pass
+        assert path.exists()
+    assert os.listdir(tmp_path) == []
+    # Without a place for it, there is no lock.
+    (tmp_path / "file").touch()
+    with exclusive_lock(tmp_path / "file" / "out" / ".lock"):
+        pass
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    path = tmp_path / "out" / ".lock"
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        with exclusive_lock(path):
+            os.write(write, b"locked")
+            signal.pause()
+    try:
+        assert os.read(read, 6) == b"locked"
+        with pytest.raises(BlockingIOError), exclusive_lock(path):
+            pass
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    assert path.exists()
+    with exclusive_lock(path):
+        pass
+    assert not path.exists()

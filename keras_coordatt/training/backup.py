@@ -39,7 +39,7 @@ class Backup:
         seconds: Time of the complete epochs before an interruption, and since it.
 
     Raises:
-        ValueError: If the folder has the state of another training.
+        ValueError: If the folder has the state of another training, or a damaged one.
 
     Example:
 
@@ -54,7 +54,7 @@ class Backup:
         self._start = time.perf_counter()
         state = self.folder / STATE
         if state.exists():
-            saved = json.loads(state.read_text(encoding="utf-8"))
+            saved = self._read_state(state)
             check_settings(saved["settings"], self.settings, self.folder)
             self.rows = saved["rows"]
             # States of earlier versions don't have it.
@@ -62,6 +62,20 @@ class Backup:
         if current().first:
             # Left by a process that was killed while writing
             shutil.rmtree(self.folder / "temporary", ignore_errors=True)
+
+    def _read_state(self, path):
+        try:
+            state = json.loads(path.read_text(encoding="utf-8"))
+            rows = state["rows"]
+            fits = isinstance(state["settings"], dict) and isinstance(rows, list)
+            if not fits or not rows or any("epoch" not in row for row in rows):
+                raise ValueError("its epochs or settings are missing")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"Cannot read {str(path)!r}. Delete {self.folder} to train from the "
+                f"start ({type(error).__name__}: {error})"
+            ) from error
+        return state
 
     @property
     def seconds(self) -> float:

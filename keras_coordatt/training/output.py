@@ -8,12 +8,13 @@ import pathlib
 import shutil
 import tempfile
 import time
+from collections.abc import Iterator
 
 import keras
 
 from keras_coordatt.distribution import current
 from keras_coordatt.export import WRITERS
-from keras_coordatt.files import check_writable
+from keras_coordatt.files import check_writable, exclusive_lock
 from keras_coordatt.training.backup import Backup, check_settings
 from keras_coordatt.validation import check_path, first_line
 from keras_coordatt.weights import FILE_TYPES
@@ -67,6 +68,27 @@ class Output:
         self.folder = path
         self.state = path / ".training"
 
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keeps other trainings out of the output, inside a `with` block.
+
+        Of the processes that train together, the first one does.
+
+        Raises:
+            ValueError: If another training is in progress there.
+        """
+        with contextlib.ExitStack() as stack:
+            if current().first:
+                path = self.state.with_name(f"{self.state.name}.lock")
+                try:
+                    stack.enter_context(exclusive_lock(path))
+                except BlockingIOError as error:
+                    raise ValueError(
+                        "`output` must not be in use, and another process trains into "
+                        f"it. Received: {self.folder or self.file}"
+                    ) from error
+            yield
+
     def check_names(self, model: keras.Model) -> None:
         """Checks that a `.safetensors` file can hold the model, before the training.
 
@@ -116,7 +138,7 @@ class Output:
             return None
         settings = json.loads(json.dumps(settings))
         if (self.folder / REPORT).exists():
-            report = json.loads((self.folder / REPORT).read_text(encoding="utf-8"))
+            report = self._read_report(self.folder)
             if "settings" in report:
                 check_settings(report["settings"], settings, self.folder)
                 return report
@@ -127,6 +149,23 @@ class Output:
                     f"Choose another folder. Received: {self.folder}"
                 )
         return None
+
+    def _read_report(self, folder):
+        path = folder / REPORT
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(report, dict):
+                raise ValueError(f"not a report: {report!r}")
+        except ValueError as error:
+            advice = (
+                "Delete it to continue the training"
+                if self.state.exists()
+                else f"Delete {folder} to train from the start"
+            )
+            raise ValueError(
+                f"Cannot read {str(path)!r}. {advice} ({error})"
+            ) from error
+        return report
 
     def publish(
         self, backup: Backup, twin: keras.Model, best: bool, config: dict

@@ -127,8 +127,8 @@ def train(
     Raises:
         TypeError: If an argument is of another kind.
         ValueError: If an argument is invalid, the data can't be used, `output` is a
-            folder of another training or a file that exists, or a `.safetensors` file
-            and the model has no PyTorch names.
+            folder of another training, a file that exists, in use by another process
+            that trains, or a `.safetensors` file and the model has no PyTorch names.
         FloatingPointError: If the loss becomes NaN or infinite.
         OSError: If `output` can't be written.
 
@@ -174,26 +174,27 @@ def _train(task, data, output, build, weights, recipe, changes, options, verbose
         task, data, build, weights, recipe, changes, validation_split, on_error
     )
     settings = settings_of(job, data, build, weights, options)
-    report = out.finished(settings)
-    backup = Backup(out.state, settings)
-    check_devices(job.recipe.batch_size, [settings, backup.rows, report is None])
-    if report:
-        # The backup remains if the process was killed while deleting it.
-        backup.delete()
+    with out.lock():
+        report = out.finished(settings)
+        backup = Backup(out.state, settings)
+        check_devices(job.recipe.batch_size, [settings, backup.rows, report is None])
+        if report:
+            # The backup remains if the process was killed while deleting it.
+            backup.delete()
+            if verbose:
+                print(f"{output} is finished already")
+            return Training(keras.saving.load_model(out.folder / BEST), report)
         if verbose:
-            print(f"{output} is finished already")
-        return Training(keras.saving.load_model(out.folder / BEST), report)
-    if verbose:
-        print(describe_start(settings, len(backup.rows)), flush=True)
-    keras.utils.set_random_seed(seed)
-    with dtype_policy(job.recipe.precision), operations(deterministic):
-        session = Session(job, build, weights, out, backup, seed, verbose)
-        session.fit(config_of(settings, output))
-        report = {"settings": settings, **session.finish()}
-    report["seconds"] = round(backup.seconds)
-    out.write_json(backup, report, REPORT)
-    backup.delete()
-    return Training(session.twin, report)
+            print(describe_start(settings, len(backup.rows)), flush=True)
+        keras.utils.set_random_seed(seed)
+        with dtype_policy(job.recipe.precision), operations(deterministic):
+            session = Session(job, build, weights, out, backup, seed, verbose)
+            session.fit(config_of(settings, output))
+            report = {"settings": settings, **session.finish()}
+        report["seconds"] = round(backup.seconds)
+        out.write_json(backup, report, REPORT)
+        backup.delete()
+        return Training(session.twin, report)
 
 
 class Session:

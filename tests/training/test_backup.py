@@ -5,6 +5,7 @@ import pathlib
 
 import keras
 import numpy as np
+import pytest
 from backends import once
 
 from keras_coordatt.training.backup import Backup
@@ -98,3 +99,13 @@ def test_time_of_all_calls_but_not_between_them(tmp_path, monkeypatch):
     first = Backup(tmp_path, {})
     first.save(model(1), {"epoch": 1}, best=None)
     assert Backup(tmp_path, {}).seconds == 65
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"settings": {}}', '{"settings": {}, "rows": []}', '{"rows": 3}'],
+)
+def test_a_damaged_state_is_named(tmp_path, content):
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(ValueError, match=r"Cannot read .*state.json.*Delete .* start"):
+        Backup(tmp_path, {})

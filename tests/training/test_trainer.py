@@ -8,7 +8,7 @@ import shutil
 import keras
 import numpy as np
 import pytest
-from backends import needs_tensorflow
+from backends import needs_tensorflow, once
 from PIL import Image
 
 from keras_coordatt import MobileNetV2CA
@@ -16,6 +16,7 @@ from keras_coordatt.data import load_classification
 from keras_coordatt.preprocessing import preprocess_input
 from keras_coordatt.record import record_of
 from keras_coordatt.training import Recipe, train
+from keras_coordatt.training.output import Output
 
 
 def files(folder):
@@ -195,6 +196,34 @@ def test_one_class_is_not_enough(image_folder, tmp_path, build):
     with pytest.raises(ValueError, match=r"`data` must have at least two.*\['cat'\]"):
         train(None, image_folder, tmp_path / "out", build=build)
     assert files(tmp_path) == ["images"]
+
+
+@pytest.mark.parametrize("name", ["out", "model.keras"])
+def test_two_trainings_into_one_output(
+    image_folder, tmp_path, monkeypatch, build, quick, name
+):
+    arguments = {"build": build, "changes": quick}
+
+    def fit(*_, **__):
+        with pytest.raises(ValueError, match=f"`output`.*another process.*{name}"):
+            train(None, image_folder, tmp_path / name, **arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(keras.Model, "fit", fit)
+    with pytest.raises(KeyboardInterrupt, match="No epoch was complete"):
+        train(None, image_folder, tmp_path / name, **arguments)
+    assert files(tmp_path) == ["images"]
+
+
+@once
+@pytest.mark.parametrize("content", ["", "[]", "3", '{"settings": '])
+def test_a_damaged_report_is_named(tmp_path, content):
+    (tmp_path / "report.json").write_text(content)
+    with pytest.raises(ValueError, match="Cannot read .*report.json.*from the start"):
+        Output(tmp_path).finished({})
+    (tmp_path / ".training").mkdir()
+    with pytest.raises(ValueError, match="report.json.*Delete it to continue"):
+        Output(tmp_path).finished({})
 
 
 @needs_tensorflow
