@@ -293,13 +293,22 @@ def interleaved(
 
     Returns:
         Dict from names to lists of `rounds` timings, in seconds per call.
+
+    Raises:
+        ValueError: If `functions` isn't a dict of functions, or a number isn't positive.
     """
+    if not isinstance(functions, Mapping) or not all(map(callable, functions.values())):
+        raise ValueError(
+            f"`functions` must be a dict of functions. Received: {functions!r}"
+        )
+    check_positive_int("rounds", rounds)
+    check_positive_int("calls", calls)
     names = list(functions)
     for name in names * 2:  # warm up
         functions[name]()
     times = {name: [] for name in names}
     for round_ in range(rounds):
-        first = round_ % len(names)
+        first = round_ % max(1, len(names))
         for name in names[first:] + names[:first]:
             start = time.perf_counter()
             for _ in range(calls):

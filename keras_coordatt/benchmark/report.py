@@ -3,6 +3,7 @@
 import os
 
 from keras_coordatt.benchmark.runtimes import MEASURES
+from keras_coordatt.validation import check_path, check_sequence, check_type
 
 COUNTS = {
     "parameters": ("parameters", 1e6, "M", 2),
@@ -28,10 +29,21 @@ def table(rows: list[dict]) -> str:
     Returns:
         Tables with one column per attention and one row per measure: the median time,
         and the median and the quartiles of the ratio to the network without attention.
+
+    Raises:
+        ValueError: If `rows` aren't such measurements.
     """
+    check_rows(rows, "model", "benchmark")
     models = dict.fromkeys(row["model"] for row in rows)
     tables = [_table([r for r in rows if r["model"] == model]) for model in models]
     return "\n\n".join(tables)
+
+
+def check_rows(rows: list[dict], key: str, source: str) -> None:
+    """Raises a ValueError if `rows` aren't the measurements of a function."""
+    found = check_sequence("rows", rows)
+    if not found or not all(isinstance(row, dict) and key in row for row in found):
+        raise ValueError(f"`rows` must be from `{source}`. Received: {rows!r}")
 
 
 def _table(rows):
@@ -78,9 +90,14 @@ def latency_picture(rows: list[dict], path: str | os.PathLike) -> None:
     Args:
         rows: Return value of `benchmark`, of which the first model is plotted.
         path: Image file to write, of a type that matplotlib supports.
+
+    Raises:
+        ValueError: If `rows` aren't such measurements, or `path` isn't a path.
     """
     import matplotlib.figure
 
+    check_rows(rows, "model", "benchmark")
+    check_path("path", path)
     rows = [row for row in rows if row["model"] == rows[0]["model"]]
     measures = [
         name
@@ -116,10 +133,14 @@ def picture(rows: list[dict], path: str | os.PathLike, measure: str) -> None:
         measure: The measure to plot, a key of `MEASURES`.
 
     Raises:
-        ValueError: If no network has this measure.
+        TypeError: If `measure` isn't a string.
+        ValueError: If no network has this measure, or another argument is invalid.
     """
     import matplotlib.figure
 
+    check_rows(rows, "model", "benchmark")
+    check_path("path", path)
+    check_type("measure", measure, str, "a key of `MEASURES`")
     rows = [row for row in rows if "seconds" in row.get(measure, {})]
     if not rows:
         raise ValueError(f"`measure` must be one of `rows`. Received: {measure!r}")

@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_coordatt.applications import MobileNetV2CA
 from keras_coordatt.benchmark.measure import count_trainable, interleaved
+from keras_coordatt.benchmark.report import check_rows
 from keras_coordatt.validation import check_positive_int
 
 # Width multipliers of the networks whose gradients are exchanged.
@@ -152,7 +153,11 @@ def scaling_table(rows: list[dict]) -> str:
 
     Returns:
         The tables, the second one only if there were several processes.
+
+    Raises:
+        ValueError: If `rows` aren't such measurements.
     """
+    check_rows(rows, "processes", "measure_processes")
     lines = ["| processes | time per step | images per second |", "|---|---|---|"]
     for row in rows:
         first = row["per_second"] / rows[0]["per_second"]

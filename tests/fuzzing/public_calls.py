@@ -29,7 +29,7 @@ from keras_coordatt.runnable import open_model
 
 RESULT = "a result, which users read and do not build"
 KERAS = "Keras's own function"
-MEASURES = "measures for minutes, or reads what was measured: tests/test_benchmark.py"
+MEASURES = "measures for minutes, or is what is measured: tests/test_benchmark.py"
 # These are called on TensorFlow, and all others on PyTorch.
 NEEDS_TENSORFLOW = {"comparison.latency", "export.litert", "export.saved_model"}
 # Public names whose arguments are not changed here, and why.
@@ -44,15 +44,9 @@ EXCEPTED = {
             "benchmark.PlainPort",
             "benchmark.benchmark",
             "benchmark.build_times",
-            "benchmark.check_official",
-            "benchmark.interleaved",
-            "benchmark.latency_picture",
             "benchmark.measure_processes",
             "benchmark.multiply_adds",
             "benchmark.official_rows",
-            "benchmark.picture",
-            "benchmark.scaling_table",
-            "benchmark.table",
         ),
         MEASURES,
     ),
@@ -144,6 +138,7 @@ def write_files(folder):
         write(folder / name / "a.png", picture)
     write(folder / "table" / "labels.csv", "image,label\na.png,thing\n")
     write(folder / "runs.jsonl", "")
+    write(folder / "official" / "mbv2_ca.py", "")
     known_models.classifier().save(folder / "it.keras")
     weights.save_safetensors(backbone(), folder / "it.safetensors")
     weights.save_safetensors(backbone(attention=None), folder / "plain.safetensors")
@@ -175,6 +170,9 @@ def valid_arguments():
         "image_size": [32, 32],
         "classes": 2,
     }
+    time = {"seconds": 0.1, "per_second": 10.0, "ratio": (1.0, 1.0, 1.0)}
+    row = {"model": "MobileNetV2CA", "attention": None, "parameters": 7}
+    measured = [row | {"litert_float32_1": time}]
     objects = {"boxes": np.zeros((2, 1, 4)), "labels": np.zeros((2, 1), int)}
     train = {"task": None, "data": "photos", "output": None, "verbose": False}
     batches = tf.data.Dataset.from_tensors((images(2, *known_models.SIZE, 3), [0, 1]))
@@ -192,6 +190,20 @@ def valid_arguments():
         "insert_attention": {"model": surgery_models.network()},
         "applications.list_weights": {},
         "applications.pyramid_outputs": {"model": network},
+        "benchmark.check_official": {"path": "official"},
+        "benchmark.interleaved": {"functions": {"a": int}, "rounds": 1},
+        "benchmark.latency_picture": {"rows": measured, "path": "new.png"},
+        "benchmark.picture": {
+            "rows": measured,
+            "path": "new.png",
+            "measure": "litert_float32_1",
+        },
+        "benchmark.scaling_table": {
+            "rows": [
+                {"processes": 1, "seconds": 1.0, "per_second": 8.0, "exchanges": {}}
+            ]
+        },
+        "benchmark.table": {"rows": measured},
         "comparison.compare": {
             "task": "classification",
             "data": "photos",
