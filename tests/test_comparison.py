@@ -169,6 +169,42 @@ def test_it_goes_on_where_it_was_cut_off(trained, tmp_path):
     assert trained[4:] == [] and output.read_text() == text
 
 
+@once
+def test_other_data_in_a_folder_of_the_same_name(image_folder, tmp_path, monkeypatch):
+    data = {
+        "images": {"train": 10, "validation": 2, "test": 6},
+        "labels": ["cat", "dog", "fox"],
+    }
+    report = {"settings": {"recipe": RECIPE, **data}, "history": []}
+    report |= {"parameters": 1234, "metrics": {"accuracy": 0.5}}
+    monkeypatch.setattr(
+        comparison_runs, "train", lambda *_, **__: Training(None, dict(report))
+    )
+    output = tmp_path / "runs.jsonl"
+
+    def compare(seeds):
+        options = {"attentions": [None], "seeds": seeds, "verbose": False}
+        return comparison.compare("classification", image_folder, output, **options)
+
+    first = compare([0])
+    assert first[0].items() >= data.items()
+    assert compare([0]) == first
+    for split in ("train", "test"):
+        (image_folder / split / "fox").rename(image_folder / split / "wolf")
+    with pytest.raises(ValueError, match="runs of another.*labels=.*fox.*instead of"):
+        compare([0])
+    (image_folder / "train" / "cat" / "0.png").unlink()
+    with pytest.raises(ValueError, match="images=.*10.* instead of .*9"):
+        compare([1])
+    # Older files have neither.
+    older = {name: value for name, value in first[0].items() if name not in data}
+    output.write_text(json.dumps(older))
+    assert compare([0]) == [older]
+    other = run("se", 0, 0.5, images={"train": 10})
+    with pytest.raises(ValueError, match="`runs` must be of one comparison.*images="):
+        comparison.table([run(None, 0, 0.5, images={"train": 9}), other])
+
+
 @pytest.mark.parametrize("on_error", ON_ERROR)
 def test_data_are_read_as_training_reads_them(on_error, trained, tmp_path):
     output = tmp_path / "runs.jsonl"

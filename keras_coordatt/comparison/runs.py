@@ -21,6 +21,7 @@ from keras_coordatt.files import atomic_file
 from keras_coordatt.record import METRICS, TASKS
 from keras_coordatt.training import recipe as find_recipe
 from keras_coordatt.training import train
+from keras_coordatt.training.backup import FINGERPRINT
 from keras_coordatt.training.recipes import RECIPES
 from keras_coordatt.validation import (
     check_choice,
@@ -48,6 +49,8 @@ SETTINGS = (
     "validation_split",
     "on_error",
 )
+# Properties of the data, which its name doesn't tell. Older files don't have them.
+DATA = ("images", "labels", FINGERPRINT)
 
 
 def compare(
@@ -77,7 +80,8 @@ def compare(
         task: `"classification"`; `"detection"`, by SSDLite; or `"segmentation"`, by
             DeepLabV3.
         data: A folder or file that `keras_coordatt.data` reads, or a TFDS name. Runs
-            are identified by the folder's name, without its path.
+            are identified by the folder's name, not its path, and by its images and
+            labels.
         output: File of one line of JSON per run, written when the run ends, of one
             comparison. Runs that are already in it are not repeated. The models lie
             beside it.
@@ -93,9 +97,9 @@ def compare(
             `keras_coordatt.training.train`.
 
     Returns:
-        One dict per run: its settings, all values of the `recipe`, `parameters`,
-        `metrics` on the `split` that was left for testing, `best_epoch`, the `history`
-        as one dict per epoch, and `seconds`.
+        One dict per run: its settings, the number of `images` per split, the `labels`,
+        all values of the `recipe`, `parameters`, `metrics` on the `split` that was left
+        for testing, `best_epoch`, the `history` as one dict per epoch, and `seconds`.
 
     Raises:
         ValueError: If an argument is invalid, the data can't be used, a line of
@@ -149,8 +153,19 @@ def compare(
     # As in the file, where JSON has turned tuples into lists.
     settings = json.loads(json.dumps(settings))
     runs = read_runs(output)
+    if pathlib.Path(data).exists() and any(
+        name in run for run in runs for name in DATA
+    ):
+        # Imports TensorFlow.
+        from keras_coordatt.training.setup import describe_data, open_task
+
+        build = _builder(network, arguments, start, None)
+        options = (None, recipe, settings["changes"], split, on_error)
+        given = {**settings, **describe_data(open_task(task, data, build, *options))}
+    else:
+        given = settings
     for run in runs:
-        if found := difference(run, settings):
+        if found := difference(run, given):
             raise ValueError(
                 "`output` has runs of another comparison: choose another file. Received: "
                 f"{output}, with {found}"
@@ -182,7 +197,8 @@ def compare(
                 verbose=verbose,
             )
             report = dict(done_training.report)
-            run["recipe"] = report.pop("settings")["recipe"]
+            used = report.pop("settings")
+            run |= {name: used[name] for name in ("recipe", *DATA) if name in used}
             _append(output, {**run, **report})
             runs.append(read_runs(output)[-1])
     return runs
@@ -268,6 +284,9 @@ def difference(run: Mapping, settings: Mapping) -> str | None:
         old, new = (x.get(name, others.get(name)) for x in (run, settings))
         if old != new:
             return f"{name}={old!r} instead of {new!r}"
+    for name in DATA:
+        if name in run and name in settings and run[name] != settings[name]:
+            return f"{name}={run[name]!r} instead of {settings[name]!r}"
     return None
 
 

@@ -159,18 +159,24 @@ def settings_of(
     return {
         "task": job.name,
         "data": os.fspath(data) if is_path else job.builder.info.full_name,
-        FINGERPRINT: (
-            job.builder.fingerprint() if isinstance(job.builder, Folder) else None
-        ),
+        **describe_data(job),
+        "network": describe(build),
+        "weights": None if weights is None else os.fspath(weights),
+        "recipe": dataclasses.asdict(job.recipe),
+        **options,
+    }
+
+
+def describe_data(job: Task) -> dict:
+    """Returns the data's fingerprint, if it has one, its images per split and labels."""
+    has_one = isinstance(job.builder, Folder)
+    return {
+        FINGERPRINT: job.builder.fingerprint() if has_one else None,
         "images": {
             name: job.builder.info.splits[split].num_examples
             for name, split in job.splits.items()
         },
         "labels": job.labels,
-        "network": describe(build),
-        "weights": None if weights is None else os.fspath(weights),
-        "recipe": dataclasses.asdict(job.recipe),
-        **options,
     }
 
 
