@@ -47,7 +47,8 @@ def evaluate(
         data: Folder or file of labeled pictures, or TFDS name.
         split: Split of DATA.
         validation_split: Part of the training images that is the split `validation`, if
-            DATA has none.
+            DATA has none. The value of the training gives the same images, as long as
+            none was added to DATA or removed.
         json: File to write the report to, as JSON.
         task: What the model is for.
         labels: UTF-8 file with one class name per line, in the order of the model's

@@ -71,7 +71,8 @@ def export(
         data: Folder or file of labeled pictures, or TFDS name.
         split: Split of DATA to measure on.
         validation_split: Part of the training images that is the split `validation`, if
-            DATA has none.
+            DATA has none. The value of the training gives the same images, as long as
+            none was added to DATA or removed.
         on_error: What to do with files of DATA that cannot be used.
         max_drop: Largest loss of accuracy, average precision or mean IoU, of 1, with
             which the file is written.

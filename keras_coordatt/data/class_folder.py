@@ -106,7 +106,8 @@ class ClassFolder(LabeledImages):
     Args:
         path: The folder.
         validation_split: The part of `train` to use as `validation`, in (0, 1), if
-            there is none. Defaults to none.
+            there is none. It is another part once an image is added or removed.
+            Defaults to none.
         split_seed: An integer that determines this part. Defaults to 0.
         on_error: What to do with images that cannot be read: `"raise"` one error that
             names all of them, or `"skip"` (or `"repair"`, which is the same here) to

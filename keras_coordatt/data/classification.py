@@ -70,7 +70,8 @@ def load_classification(
             `"skip"` or `"repair"`, same as in `ClassFolder`, `VOCFolder` and
             `MaskFolder`. A builder has its own.
         validation_split: The part of a folder's `train` to use as `validation`, in
-            (0, 1), if it has none. A builder has its own.
+            (0, 1), if it has none. It is another part once an image is added or
+            removed. A builder has its own.
         split_seed: An integer that determines this part. Pass the same one to load
             `train` and `validation`.
         shard: `(i, n)` to load only the i-th of n equal parts of the split, counted

@@ -87,7 +87,8 @@ class MaskFolder(Folder):
             for black and white masks; a 255 in it is a class, and not ignored. Defaults
             to those of `labels.txt`, or else to 0, 1, 2, ...
         validation_split: The part of `train` to use as `validation`, in (0, 1), if
-            there is none. Defaults to none.
+            there is none. It is another part once an image is added or removed.
+            Defaults to none.
         split_seed: An integer that determines this part. Defaults to 0.
         on_error: What to do with images and masks that cannot be used: `"raise"` one
             error that names all of them, or `"skip"` (or `"repair"`, which is the same

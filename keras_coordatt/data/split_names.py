@@ -141,7 +141,8 @@ def split_off_validation(
 
     Args:
         splits: The examples of each split, without a `validation` yet.
-        validation_split: The part, in (0, 1); `None` for none.
+        validation_split: The part, in (0, 1); `None` for none. It depends on the order
+            and the number of the examples: one more, and others are set aside.
         seed: An integer that determines the part.
 
     Returns:

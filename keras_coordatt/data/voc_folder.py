@@ -51,7 +51,8 @@ class VOCFolder(BoxFolder):
         classes: The names of the classes, in their order. Defaults to those of all
             objects, in alphabetical order.
         validation_split: The part of `train` to use as `validation`, in (0, 1), if
-            there is none. Defaults to none.
+            there is none. It is another part once an image is added or removed.
+            Defaults to none.
         split_seed: An integer that determines this part. Defaults to 0.
         on_error: How to treat unusable boxes and files. `"raise"`: one error that lists
             all boxes, or files, that are wrong. `"skip"`: leave out the images with

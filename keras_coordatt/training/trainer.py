@@ -108,7 +108,8 @@ def train(
             named recipe, the learning rates and the weight decay follow a change of
             the optimizer.
         validation_split: Fraction of the training images that is set aside for
-            validation if the data has no split for it; 0 to train without.
+            validation if the data has no split for it; 0 to train without. `evaluate`
+            finds the same images by the same value while none is added or removed.
         on_error: Same as in `keras_coordatt.data.load_classification`.
         seed: Non-negative integer that determines initial weights, order and
             augmentation.
