@@ -6,6 +6,7 @@ import collections
 import os
 from pathlib import Path, PurePosixPath
 
+from keras_coordatt.data.mask_folder import find_mask_folders
 from keras_coordatt.data.reading import IMAGE_SUFFIXES
 from keras_coordatt.data.split_names import SPLITS, split_name
 
@@ -20,7 +21,7 @@ class ImageIndex:
     replace one that is missing.
 
     Args:
-        path: The folder. Hidden folders are left out.
+        path: The folder. Hidden folders and those of masks are left out.
     """
 
     def __init__(self, path: Path):
@@ -29,8 +30,11 @@ class ImageIndex:
         # The ends of the paths of all folders of images: (c,), (b, c), (a, b, c).
         self._folders = set()
         self._splits = set()
+        masks = {m for i, m in find_mask_folders(path).values() if m != i}
         for folder, subfolders, files in os.walk(path):
             subfolders[:] = sorted(f for f in subfolders if not f.startswith("."))
+            if Path(folder) in masks:
+                continue
             images = [
                 Path(folder, name)
                 for name in files

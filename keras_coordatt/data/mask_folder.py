@@ -112,7 +112,7 @@ class MaskFolder(Folder):
 
     @classmethod
     def recognizes(cls, path):
-        return path.is_dir() and bool(_find_folders(path))
+        return path.is_dir() and bool(find_mask_folders(path))
 
     def __init__(
         self,
@@ -262,7 +262,7 @@ class MaskFolder(Folder):
 
 def _find_pairs(path: Path) -> tuple[dict[str, list[tuple[Path, Path]]], list[str]]:
     """Returns the images and masks of each split, and the faults of the others."""
-    folders = _find_folders(path)
+    folders = find_mask_folders(path)
     if not folders:
         raise ValueError(
             f"`path` must have images and masks, in {path / 'images'} and "
@@ -298,8 +298,16 @@ def _find_pairs(path: Path) -> tuple[dict[str, list[tuple[Path, Path]]], list[st
     return pairs, faults
 
 
-def _find_folders(path: Path) -> dict[str, tuple[Path, Path]]:
-    """Returns the folders of images and of masks of each split."""
+def find_mask_folders(path: Path) -> dict[str, tuple[Path, Path]]:
+    """Finds the folders of images and of masks of each split.
+
+    Args:
+        path: The folder of all of them.
+
+    Returns:
+        Both folders by the names of the splits, as the folders say them; they are one
+        folder if masks are beside their images.
+    """
     if pair := _find_pair(path):
         images, masks = pair
         if list_folder(masks)[0]:

@@ -171,6 +171,17 @@ def test_folders_and_a_table_that_both_may_have_the_classes(tmp_path, labels):
     assert class_names(builder) == sorted({*labels.split()})
 
 
+@pytest.mark.parametrize("folders", [("images", "masks"), ("images/x", "masks/x")])
+def test_masks_are_not_the_images_of_a_table(tmp_path, folders):
+    images, masks = (tmp_path / folder for folder in folders)
+    write(images / "1.jpg", IMAGE)
+    for i in range(1, 3):
+        write(masks / f"{i}.png", encode(scene()[0], "PNG"))
+    write(tmp_path / "labels.csv", "id,label\n1,a\n2,b")
+    with pytest.raises(ValueError, match="1 lines .*\n.*line 3: .*no image '2'"):
+        ClassTable(tmp_path)
+
+
 def test_folders_and_a_table_that_say_the_same(tmp_path):
     for name in ("cat", "dog"):
         write(tmp_path / f"{name}/1.jpg", IMAGE)
