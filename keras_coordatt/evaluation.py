@@ -248,12 +248,15 @@ def check_split(split, builder):
 
 
 def match_labels(model: Runnable, builder, labels):
-    """Returns the model with labels, and the model's class by the data's class.
+    """Adds labels to a model, and finds the data's classes among them by name.
 
     Args:
         model: From `open_model`, with the labels that were given as a list.
         builder: The data.
-        labels: `"data"`, or anything else if the model's labels are to be kept.
+        labels: `"data"`, or a list or `None` to keep the model's labels.
+
+    Returns:
+        The model with labels, and an array of the model's class by the data's class.
 
     Raises:
         ValueError: If the labels are unknown, not those of the data, or `"data"` where

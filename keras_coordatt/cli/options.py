@@ -97,7 +97,7 @@ def check_outputs(
         if replaced:
             raise ValueError(
                 f"{name} would replace {'a file of ' if os.path.isdir(replaced[0]) else ''}{replaced[0]}, "
-                f"which this command reads: choose another file. Received: {path}"
+                f"which this command reads: choose another place. Received: {path}"
             )
         other = written.setdefault(path.resolve(), name)
         if other != name:
