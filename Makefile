@@ -17,14 +17,14 @@ test: .venv/installed-for-tests lint
 	done
 
 # Without the shortcuts of `make test`: graph mode, optimized XLA, Keras's initializers;
-# the notebooks and the documentation's commands as they stand.
+# the demo, the notebooks and the documentation's commands as they stand.
 test-as-users: .venv/installed-for-tests
 	@set -e; for backend in $(BACKENDS); do \
 		echo "== as users: $$backend"; \
 		AS_USERS=1 KERAS_BACKEND=$$backend OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 \
 			--dist worksteal -k "as_users or golden or official" tests/as_users.py \
-			tests/test_notebooks.py tests/test_readme.py tests/training/test_distribution.py \
-			tests/layers/test_coordinate_attention.py; \
+			tests/test_demo.py tests/test_notebooks.py tests/test_readme.py \
+			tests/training/test_distribution.py tests/layers/test_coordinate_attention.py; \
 	done
 
 # Lines that the tests of all backends together don't run.

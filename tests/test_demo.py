@@ -1,7 +1,10 @@
+import pathlib
 import re
+import subprocess
+import sys
 
 import keras
-from backends import needs_tensorflow
+from backends import as_users, needs_tensorflow
 
 from keras_coordatt import demo
 from keras_coordatt.record import record_of
@@ -17,7 +20,24 @@ def test_demo(eager, monkeypatch, tmp_path, capfd):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
     folder = tmp_path / "demo"
     demo.main(folder)
-    printed, errors = capfd.readouterr()
+    check(*capfd.readouterr(), folder)
+
+
+@needs_tensorflow
+@as_users
+def test_demo_as_users(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    command = pathlib.Path(sys.executable).with_name("keras-coordatt")
+    done = subprocess.run(
+        [command, "demo"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert check(done.stdout, done.stderr, pathlib.Path("runs/demo")) > 90
+
+
+def check(printed, errors, folder):
+    """Checks what the demo printed and wrote, and returns the accuracy in percent."""
     # Nothing but the printed steps
     assert errors == ""
     lines = printed.splitlines()
@@ -32,3 +52,4 @@ def test_demo(eager, monkeypatch, tmp_path, capfd):
     record = record_of(keras.saving.load_model(folder / "model.keras"))
     assert record.labels == tuple("0123456789")
     assert round(100 * record.metrics["accuracy"], 1) == accuracy
+    return accuracy
