@@ -332,8 +332,8 @@ def _find_pair(path: Path) -> tuple[Path, Path] | None:
     masks = [folder for folder in masks if _has_masks(folder)]
     images = [path / name for name in _IMAGES if (path / name).is_dir()]
     # Otherwise, "masks" may be a class.
-    if masks and images:
-        return images[0], masks[0]
+    if masks and (images or _lacks_images(masks[0])):
+        return next(iter(images), path / "images"), masks[0]
     names = {file.stem for file in list_folder(path)[0]}
     are_pairs = any(
         _MASK_NAME.search(name) and _MASK_NAME.sub("", name) in names for name in names
@@ -344,6 +344,20 @@ def _find_pair(path: Path) -> tuple[Path, Path] | None:
 def _has_masks(folder: Path) -> bool:
     images, _, folders = list_folder(folder)
     return bool(images) or any(list_folder(inner)[0] for inner in folders)
+
+
+def _lacks_images(folder: Path) -> bool:
+    """Returns whether a folder without a folder of images beside it holds masks."""
+    if folder.name not in ("masks", "SegmentationClass"):
+        return False
+    images, _, folders = list_folder(folder)
+    inner = [file for subfolder in folders for file in list_folder(subfolder)[0]]
+    try:
+        read_mask([*images, *inner][0])
+    except ValueError:
+        # Photos, not masks.
+        return False
+    return True
 
 
 def _images_and_masks(

@@ -268,6 +268,21 @@ def test_splits(tmp_path):
     assert splits(MaskFolder(tmp_path)) == {"train": 2, "validation": 1, "test": 1}
 
 
+@pytest.mark.parametrize("split", ["train", "."])
+@pytest.mark.parametrize("others", [True, False])
+def test_masks_without_images(folder, split, others):
+    if split == ".":
+        for name in ("images", "masks"):
+            (folder / f"train/{name}").rename(folder / name)
+    write(folder / "test/images/1.png", encode(scene()[0]))
+    write(folder / "test/masks/1.png", encode(Image.fromarray(scene()[2]), "PNG"))
+    images = folder / split / "images"
+    # A name that is not known.
+    images.rename(images.with_name("pictures" if others else ".images"))
+    with pytest.raises(ValueError, match="There are no images in .*images"):
+        open_data(folder, "segmentation")
+
+
 @pytest.mark.parametrize("classes", [("mask", "no_mask"), ("masks", "no_masks")])
 def test_a_class_called_mask(tmp_path, classes):
     for name in classes:
