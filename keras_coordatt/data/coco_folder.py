@@ -206,9 +206,7 @@ class _COCOFile:
         if not numbers:
             try:
                 rle = self._coco.annToRLE(annotation)
-            except (
-                Exception
-            ) as error:  # pycocotools raises errors of no type of its own
+            except Exception as error:  # pycocotools has no type of its own
                 raise ValueError(
                     f"annotation {annotation.get('id')} has no box, and its "
                     f"segmentation cannot be read: {error}"
