@@ -241,18 +241,9 @@ def _values(runs, name):
 
 def _differences(chosen, runs, name):
     """Returns the differences to no attention, of the runs with the same seed."""
-    plain = {
-        run["seed"]: value
-        for run in runs
-        if run["attention"] is None
-        for value in _values([run], name)
-    }
-    return [
-        value - plain[run["seed"]]
-        for run in chosen
-        if run["seed"] in plain
-        for value in _values([run], name)
-    ]
+    plain = {r["seed"]: r["metrics"].get(name) for r in runs if r["attention"] is None}
+    pairs = [(run["metrics"].get(name), plain.get(run["seed"])) for run in chosen]
+    return [100 * (value - none) for value, none in pairs if None not in (value, none)]
 
 
 def _spread(values: Iterable[float], sign: str = "", unit: str = "") -> str:

@@ -257,7 +257,8 @@ def is_run(run) -> bool:
         return False
     names = METRICS[run["task"]]
     return (
-        isinstance(run.get("attention", 0), str | None)
+        "attention" in run
+        and isinstance(run["attention"], str | None)
         and isinstance(run.get("seed"), int)
         and isinstance(run.get("parameters"), int)
         and isinstance(run.get("metrics"), Mapping)
