@@ -313,7 +313,8 @@ def test_other_processes_do_not_end_the_benchmark(monkeypatch):
     built = {"mine": {"attention": lambda name: None}, "se": {"attention": "se"}}
     times, failed = measure._time_elsewhere("keras_torch_1", built, built, 1)
     assert not times and "terminated" in failed["se"]
-    assert "pickle" in failed["mine"].lower()
+    # The words before these differ between versions of Python.
+    assert "local object" in failed["mine"]
     monkeypatch.setattr(measure, "peak_memory", broken)
     monkeypatch.setattr(measure.keras.config, "backend", lambda: "tensorflow")
     monkeypatch.setattr(measure, "multiply_adds", lambda model: 0)

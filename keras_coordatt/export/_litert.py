@@ -165,10 +165,7 @@ def litert(
     shape = (batch_size, *image.shape)
     network, suppression = split_suppression(model)
     finish = suppression and functools.partial(suppress, suppression)
-    runtime = "litert_int8" if precision in CALIBRATED else "litert"
-    function = constant_function(
-        in_float32(network), shape, dtype, names, runtime, finish
-    )
+    function = constant_function(in_float32(network), shape, dtype, names, finish)
     if precision in CALIBRATED:
         _check_no_loop(function, model)
     with tempfile.TemporaryDirectory() as folder:

@@ -21,6 +21,7 @@ from keras_coordatt.export.onnx_graph import BATCH, repeat_gates
 from keras_coordatt.export.onnx_suppression import with_suppression
 from keras_coordatt.export.verify import Reference, Report
 from keras_coordatt.files import atomic_file
+from keras_coordatt.layers.lowering import lowered_for_onnx
 from keras_coordatt.preprocessing import Preprocessing
 from keras_coordatt.validation import first_line
 
@@ -119,7 +120,8 @@ def _write_from_tensorflow(model, image, names, path):
     import tf2onnx
 
     shape = (None, *image.shape)
-    function = constant_function(model, shape, image.dtype, names, "onnx")
+    with lowered_for_onnx():
+        function = constant_function(model, shape, image.dtype, names)
     graph = _with_inlined_functions(function.graph.as_graph_def())
     outputs = function.structured_outputs
     # Its optimizer logs a traceback for each pass that it skips.

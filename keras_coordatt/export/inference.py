@@ -6,7 +6,6 @@ from keras_coordatt.detection import NonMaxSuppression
 from keras_coordatt.export.detections import DETECTIONS
 from keras_coordatt.graph import is_network
 from keras_coordatt.layers.freezing import nested_layers
-from keras_coordatt.layers.lowering import lowered_for
 
 
 def for_inference(model):
@@ -101,7 +100,7 @@ def _layers_in(model):
     return [layer for layer in nested_layers(model) if not is_network(layer)]
 
 
-def constant_function(model, shape, dtype, names, runtime, finish=None):
+def constant_function(model, shape, dtype, names, finish=None):
     """Returns a concrete TensorFlow function of the model, without variables.
 
     Converters fold constants, batch normalization into convolutions among them.
@@ -111,7 +110,6 @@ def constant_function(model, shape, dtype, names, runtime, finish=None):
         shape: Shape of the input, with the batch axis.
         dtype: Type of the input.
         names: Names of the outputs.
-        runtime: The runtime whose form the attention layers take.
         finish: Function from the model's outputs to a dict of those of the function,
             instead of `names`.
 
@@ -129,8 +127,7 @@ def constant_function(model, shape, dtype, names, runtime, finish=None):
     def serve(image):
         # Made here, they are part of the graph; from outside, they would be inputs.
         state = ([tf.constant(x) for x in values] for values in (trainable, others))
-        with lowered_for(runtime):
-            outputs, _ = model.stateless_call(*state, image, training=False)
+        outputs, _ = model.stateless_call(*state, image, training=False)
         if finish is not None:
             return finish(outputs)
         return dict(zip(names, keras.tree.flatten(outputs), strict=True))

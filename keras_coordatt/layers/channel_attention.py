@@ -31,9 +31,7 @@ class ChannelAttention(GatedAttention):
         return [self.reduce, self.expand]
 
     def call(self, inputs):
-        form = lowering(self, inputs, training=False)
-        # LiteRT runs the dense layers as they are.
-        if form is not None and form.runtime == "onnx":
+        if (form := lowering(self, inputs, training=False)) is not None:
             return self._call_lowered(inputs, form)
         gate = ops.expand_dims(self._channel_gate(inputs), self._spatial_axes)
         return inputs * ops.cast(gate, inputs.dtype)

@@ -185,7 +185,7 @@ class CoordinateAttention(GatedAttention):
         return outputs
 
     def _call_lowered(self, x, form):
-        """Computes the output at inference, each axis apart, to be exported.
+        """Computes the output at inference, each axis apart, for ONNX files.
 
         Batch normalization is folded into the shared convolution.
         """

@@ -1,4 +1,4 @@
-"""The forms for exported files compute the same as the layer."""
+"""The form for ONNX files computes the same as the layer."""
 
 import keras
 import numpy as np
@@ -8,11 +8,11 @@ from keras import ops
 from networks import images
 
 from keras_coordatt import CoordinateAttention
-from keras_coordatt.layers.lowering import RUNTIMES, lowered_for
+from keras_coordatt.layers.lowering import lowered_for_onnx
 
 pytestmark = pytest.mark.skipif(
     BACKEND == "jax",
-    reason="no exporter asks for the forms there, and compiling is slow",
+    reason="no exporter asks for the form there, and compiling is slow",
 )
 
 CASES = {
@@ -32,14 +32,13 @@ def trained(layer, x):
     return layer
 
 
-@pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("size", [(5, 7), (30, 1)])
-def test_forms_are_the_layer(runtime, case, size):
+def test_the_form_is_the_layer(case, size):
     x = images(2, *size, 40)
     layer = trained(CoordinateAttention(**CASES[case]), x)
     expected = ops.convert_to_numpy(layer(x, training=False))
-    with lowered_for(runtime):
+    with lowered_for_onnx():
         given = ops.convert_to_numpy(layer(x, training=False))
     assert np.abs(given - expected).max() <= 1e-6 * np.abs(expected).max()
     # Lowered indeed: of other operations, whose rounding differs
@@ -47,12 +46,11 @@ def test_forms_are_the_layer(runtime, case, size):
 
 
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="its CPU has no such convolution")
-@pytest.mark.parametrize("runtime", RUNTIMES)
-def test_channels_first(runtime):
+def test_channels_first():
     x = images(2, 40, 5, 7)
     layer = trained(CoordinateAttention(data_format="channels_first"), x)
     expected = ops.convert_to_numpy(layer(x))
-    with lowered_for(runtime):
+    with lowered_for_onnx():
         given = ops.convert_to_numpy(layer(x))
     assert np.abs(given - expected).max() <= 1e-6 * np.abs(expected).max()
 
@@ -62,11 +60,11 @@ def test_training_and_quantized_layers_stay_as_they_are():
     layer = trained(CoordinateAttention(), x)
     layer.norm.momentum = 1.0
     expected = ops.convert_to_numpy(layer(x, training=True))
-    with lowered_for("onnx"):
+    with lowered_for_onnx():
         assert (ops.convert_to_numpy(layer(x, training=True)) == expected).all()
     layer.gates["height"].quantize("int8")
     expected = ops.convert_to_numpy(layer(x))
-    with lowered_for("onnx"):
+    with lowered_for_onnx():
         assert (ops.convert_to_numpy(layer(x)) == expected).all()
 
 
@@ -76,13 +74,7 @@ def test_models_lower_the_layers_inside():
     y = keras.layers.Conv2D(16, 1)(inputs)
     model = keras.Model(inputs, CoordinateAttention()(y))
     expected = ops.convert_to_numpy(model(x, training=False))
-    with lowered_for("onnx"):
+    with lowered_for_onnx():
         given = ops.convert_to_numpy(model(x, training=False))
     np.testing.assert_allclose(given, expected, atol=1e-6)
     assert (given != expected).any()
-
-
-def test_an_unknown_runtime_is_an_error():
-    error = pytest.raises(ValueError, match="`runtime` must be one of.*'tflite'")
-    with error, lowered_for("tflite"):
-        pass
