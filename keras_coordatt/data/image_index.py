@@ -6,7 +6,7 @@ import collections
 import os
 from pathlib import Path, PurePosixPath
 
-from keras_coordatt.data.mask_folder import find_mask_folders
+from keras_coordatt.data.mask_pairs import find_mask_folders
 from keras_coordatt.data.reading import IMAGE_SUFFIXES
 from keras_coordatt.data.split_names import SPLITS, split_name
 
