@@ -18,11 +18,11 @@ import keras
 import numpy as np
 
 from keras_coordatt.distribution import alone, current, gather_examples, local_copy
-from keras_coordatt.figures import (
-    ClassificationFigures,
-    DetectionFigures,
-    Figures,
-    SegmentationFigures,
+from keras_coordatt.metrics import (
+    ClassificationMetrics,
+    DetectionMetrics,
+    Metrics,
+    SegmentationMetrics,
 )
 from keras_coordatt.preprocessing import Preprocessing
 from keras_coordatt.record import IGNORED, check_recorded_labels
@@ -37,10 +37,10 @@ __all__ = [
     "evaluate",
 ]
 
-FIGURES: dict[str | None, type[Figures]] = {
-    "classification": ClassificationFigures,
-    "detection": DetectionFigures,
-    "segmentation": SegmentationFigures,
+METRICS: dict[str | None, type[Metrics]] = {
+    "classification": ClassificationMetrics,
+    "detection": DetectionMetrics,
+    "segmentation": SegmentationMetrics,
 }
 # Low, because average precision also counts recalls that only unsure detections reach.
 SCORE_THRESHOLD = 0.01
@@ -58,9 +58,9 @@ class Evaluation:
         split: The split of the data.
         images: Number of images.
         labels: Names of the classes.
-        metrics: Dict from the name of a figure to its value, the most important first.
+        metrics: Dict from the name of a metric to its value, the most important first.
             NaN where there is nothing to measure.
-        intervals: Dict from the name of each main figure to its bootstrap interval.
+        intervals: Dict from the name of each main metric to its bootstrap interval.
         confidence: Probability of the intervals.
         by_class: One dict per class.
         confusion: For classification, the number of images by true class (row) and
@@ -83,7 +83,7 @@ class Evaluation:
 
     @property
     def main(self) -> str:
-        """Name of the most important figure."""
+        """Name of the most important metric."""
         return next(iter(self.metrics))
 
     def as_dict(self) -> dict:
@@ -130,7 +130,7 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a model on labeled data.
 
-    | task | main figures | others |
+    | task | main metrics | others |
     |---|---|---|
     | classification | `top1`, `top5` (from six classes on) | precision, recall and F1 per class, confusion |
     | detection | `AP`, `AP50`, `AP75` | `AP_small`, `AP_medium`, `AP_large`, `VOC_mAP`, AP and AP50 per class |
@@ -141,9 +141,9 @@ def evaluate(
     pictures. Objects that are difficult or a crowd don't count, nor pixels of the value
     255. The mean IoU is over the classes that occur in the masks or the predictions.
 
-    Each main figure has a bootstrap interval: images are drawn from the split with
+    Each main metric has a bootstrap interval: images are drawn from the split with
     replacement, as many as there are, `resamples` times, and the interval holds the
-    middle of the figures, a share of `confidence`. It shows how much the figure depends
+    middle `confidence` of the values, such as 95 %. It shows how much the metric depends
     on the choice of the images in the split.
 
     In several processes (`keras_coordatt.training.distribute`), each evaluates its part
@@ -205,32 +205,32 @@ def evaluate(
     check_split(split, builder)
     runnable, order = match_labels(runnable, builder, labels)
 
-    figures = FIGURES[runnable.task](runnable.labels)
+    metrics = METRICS[runnable.task](runnable.labels)
     found = (
-        figures.measure(outputs, target)
+        metrics.measure(outputs, target)
         for outputs, target in _outputs_and_targets(
             runnable, builder, split, order, batch_size
         )
     )
     images = 0
     for measured in gather_examples(found):
-        figures.keep(measured)
+        metrics.keep(measured)
         images += 1
     if not images:
         raise ValueError(f"`split` must have images. Received: {split!r}")
-    main = figures.main(np.arange(images))
+    main = metrics.main(np.arange(images))
     return Evaluation(
         model=runnable.name,
         task=runnable.task,
         split=split,
         images=images,
         labels=runnable.labels,
-        metrics={**main, **figures.others()},
-        intervals=_intervals(figures, images, resamples, confidence, seed),
+        metrics={**main, **metrics.others()},
+        intervals=_intervals(metrics, images, resamples, confidence, seed),
         confidence=confidence,
-        by_class=figures.by_class(),
-        confusion=figures.confusion(),
-        precision_recall=figures.precision_recall(),
+        by_class=metrics.by_class(),
+        confusion=metrics.confusion(),
+        precision_recall=metrics.precision_recall(),
     )
 
 
@@ -345,7 +345,7 @@ def read_examples(model, builder, split, shard=(0, 1)):
 
 
 def _target(task, example, order):
-    """Returns what `measure` of the figures needs, in the model's classes."""
+    """Returns what `measure` of the metrics needs, in the model's classes."""
     if task == "classification":
         return {"label": order[example["label"]]}
     if task == "segmentation":
@@ -371,11 +371,11 @@ def _target(task, example, order):
     }
 
 
-def _intervals(figures, images, resamples, confidence, seed):
+def _intervals(metrics, images, resamples, confidence, seed):
     if not resamples:
         return {}
     rng = np.random.default_rng(seed)
-    drawn = [figures.main(rng.integers(0, images, images)) for _ in range(resamples)]
+    drawn = [metrics.main(rng.integers(0, images, images)) for _ in range(resamples)]
     tails = (1 - confidence) / 2, (1 + confidence) / 2
     return {
         name: tuple(np.nanquantile([x[name] for x in drawn], tails).tolist())

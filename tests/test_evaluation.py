@@ -15,9 +15,9 @@ from keras_coordatt import export
 from keras_coordatt.cli import main
 from keras_coordatt.data import MaskFolder
 from keras_coordatt.evaluation import evaluate
-from keras_coordatt.figures import (
-    ClassificationFigures,
-    DetectionFigures,
+from keras_coordatt.metrics import (
+    ClassificationMetrics,
+    DetectionMetrics,
 )
 from keras_coordatt.prediction import predict
 from keras_coordatt.record import record_of, set_record
@@ -72,10 +72,10 @@ def test_top5_is_as_in_scikit_learn():
     sklearn = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(0)
     scores, truth = rng.normal(size=(200, 9)), rng.integers(0, 9, 200)
-    figures = ClassificationFigures([str(i) for i in range(9)])
+    metrics = ClassificationMetrics([str(i) for i in range(9)])
     for x, y in zip(scores, truth):
-        figures.keep(figures.measure({"scores": x}, {"label": y}))
-    found = figures.main(np.arange(200))
+        metrics.keep(metrics.measure({"scores": x}, {"label": y}))
+    found = metrics.main(np.arange(200))
     for name, k in (("top1", 1), ("top5", 5)):
         expected = sklearn.top_k_accuracy_score(truth, scores, k=k)
         assert found[name] == pytest.approx(expected)
@@ -170,7 +170,7 @@ def test_detection(cell_pictures):
 
 
 def target(size, boxes, labels, crowd=None, difficult=None):
-    """Returns a target of `DetectionFigures`."""
+    """Returns a target of `DetectionMetrics`."""
     marks = {"crowd": crowd, "difficult": difficult}
     marks = {k: [False] * len(boxes) if x is None else x for k, x in marks.items()}
     return {"size": size, "boxes": boxes, "labels": labels, **marks}
@@ -181,7 +181,7 @@ def test_average_precision_is_that_of_coco():
     coco = pytest.importorskip("pycocotools.coco")
     cocoeval = pytest.importorskip("pycocotools.cocoeval")
     rng = np.random.default_rng(0)
-    figures = DetectionFigures(["a", "b", "c"])
+    metrics = DetectionMetrics(["a", "b", "c"])
     truth, found = [], []
     size = np.array([300, 400])
     for image in range(12):
@@ -195,11 +195,11 @@ def test_average_precision_is_that_of_coco():
         noisy = np.concatenate([noisy, boxes[::-1] + 0.1])
         guesses = np.concatenate([labels, rng.integers(0, 3, 5)])
         scores = rng.uniform(0, 1, 10)
-        measured = figures.measure(
+        measured = metrics.measure(
             {"boxes": noisy, "labels": guesses, "scores": scores},
             target(size, boxes, labels, crowd=ignored),
         )
-        figures.keep(measured)
+        metrics.keep(measured)
         scale = np.tile(size[::-1], 2)
         for box, label, crowd in zip(boxes * scale, labels, ignored):
             box = [*box[:2], *(box[2:] - box[:2])]
@@ -236,22 +236,22 @@ def test_average_precision_is_that_of_coco():
     evaluation.accumulate()
     evaluation.summarize()
     names = ("AP", "AP50", "AP75", "AP_small", "AP_medium", "AP_large")
-    given = {**figures.main(np.arange(12)), **figures.others()}
+    given = {**metrics.main(np.arange(12)), **metrics.others()}
     assert 0.1 < given["AP"] < 0.9
     for name, expected in zip(names, evaluation.stats):
         assert given[name] == pytest.approx(expected), name
-    # Resampled figures are those of a data set with these images.
+    # Resampled metrics are those of a data set with these images.
     images = rng.integers(0, 12, 12)
-    again = DetectionFigures(["a", "b", "c"])
+    again = DetectionMetrics(["a", "b", "c"])
     for image in images:
         again.images += 1
         for name in ("objects", "detections"):
-            rows = [x for x in getattr(figures, name) if x["image_id"] == image]
+            rows = [x for x in getattr(metrics, name) if x["image_id"] == image]
             getattr(again, name).extend(
                 {**x, "image_id": again.images - 1} for x in rows
             )
-    assert figures.main(images) == pytest.approx(again.main(np.arange(12)))
-    assert figures.by_class()[0]["AP"] == pytest.approx(
+    assert metrics.main(images) == pytest.approx(again.main(np.arange(12)))
+    assert metrics.by_class()[0]["AP"] == pytest.approx(
         evaluation.eval["precision"][:, :, 0, 0, -1].mean()
     )
 
@@ -259,9 +259,9 @@ def test_average_precision_is_that_of_coco():
 def test_vocs_average_precision_is_of_eleven_points():
     """Precision at 11 recalls, from VOC's definition: hit, miss, hit of three objects."""
     pytest.importorskip("pycocotools")
-    figures = DetectionFigures(["a"])
+    metrics = DetectionMetrics(["a"])
     boxes = np.array(cells())[:3]
-    measured = figures.measure(
+    measured = metrics.measure(
         {
             "boxes": np.array([boxes[0], [0.5, 0.5, 0.6, 0.6], boxes[1]]),
             "labels": np.zeros(3, int),
@@ -269,9 +269,9 @@ def test_vocs_average_precision_is_of_eleven_points():
         },
         target((96, 144), boxes, [0] * 3),
     )
-    figures.keep(measured)
+    metrics.keep(measured)
     # Precision 1 up to a recall of 1/3, 2/3 up to one of 2/3.
-    assert figures.others()["VOC_mAP"] == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
+    assert metrics.others()["VOC_mAP"] == pytest.approx((4 * 1 + 3 * 2 / 3) / 11)
 
 
 def voc_average_precision(truth, found):
@@ -304,34 +304,34 @@ def test_detections_of_difficult_objects_are_ignored_as_in_voc():
     pytest.importorskip("pycocotools")
     rng = np.random.default_rng(0)
     grid = np.array([[x, y, x + 0.2, y + 0.2] for x in (0, 0.4, 0.8) for y in (0, 0.5)])
-    figures = DetectionFigures(["a"])
+    metrics = DetectionMetrics(["a"])
     truth, found = [], []
     for _ in range(20):
         difficult = rng.random(6) < 0.4
         exact = grid[rng.integers(0, 6, 6)] + rng.normal(0, 0.01, (6, 4))
         inside = grid[rng.integers(0, 6, 2)] + [0.05, 0.05, -0.05, -0.05]
         boxes, scores = np.concatenate([exact, inside]), rng.random(8)
-        measured = figures.measure(
+        measured = metrics.measure(
             {"boxes": boxes, "labels": np.zeros(8, int), "scores": scores},
             target((100, 100), grid, [0] * 6, difficult=difficult),
         )
-        figures.keep(measured)
+        metrics.keep(measured)
         truth.append((grid, difficult))
         found.append((boxes, scores))
     expected = voc_average_precision(truth, found)
     assert 0.2 < expected < 0.8
-    assert figures.others()["VOC_mAP"] == pytest.approx(expected)
+    assert metrics.others()["VOC_mAP"] == pytest.approx(expected)
 
 
 def test_intervals_have_the_stated_coverage():
     """Of 1000 images with a rate of 0.7, the interval is the binomial's."""
-    figures = ClassificationFigures(["a", "b"])
+    metrics = ClassificationMetrics(["a", "b"])
     for i in range(1000):
         scores = np.eye(2)[int(i % 10 >= 7)]
-        figures.keep(figures.measure({"scores": scores}, {"label": 0}))
+        metrics.keep(metrics.measure({"scores": scores}, {"label": 0}))
     from keras_coordatt.evaluation import _intervals
 
-    low, high = _intervals(figures, 1000, 400, 0.95, seed=0)["top1"]
+    low, high = _intervals(metrics, 1000, 400, 0.95, seed=0)["top1"]
     half = 1.96 * math.sqrt(0.7 * 0.3 / 1000)
     assert (low, high) == pytest.approx((0.7 - half, 0.7 + half), abs=0.005)
 
@@ -368,7 +368,7 @@ def test_labels_that_contradict_the_record(photos):
 
 
 @needs_tensorflow
-def test_a_file_has_the_figures_of_its_model(photos, streets, cell_pictures, tmp_path):
+def test_a_file_has_the_metrics_of_its_model(photos, streets, cell_pictures, tmp_path):
     for build, data in (
         (known_models.classifier, photos),
         (known_models.segmenter, MaskFolder(streets, classes=COLORS)),

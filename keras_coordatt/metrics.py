@@ -1,4 +1,4 @@
-"""Figures of merit for three tasks, added up image by image."""
+"""Metrics for three tasks, added up image by image."""
 
 from collections.abc import Sequence
 
@@ -15,8 +15,8 @@ from keras_coordatt.prediction import resize_mask
 from keras_coordatt.record import IGNORED
 
 
-class Figures:
-    """Figures of merit of a model.
+class Metrics:
+    """Metrics of a model.
 
     Args:
         labels: Names of the model's classes.
@@ -34,14 +34,14 @@ class Figures:
         raise NotImplementedError
 
     def main(self, images) -> dict[str, float]:
-        """Returns the main figures over the images with these indices.
+        """Returns the main metrics over the images with these indices.
 
         An image may occur several times, for the bootstrap.
         """
         raise NotImplementedError
 
     def others(self) -> dict[str, float]:
-        """Returns further figures over all images."""
+        """Returns further metrics over all images."""
         return {}
 
     def by_class(self) -> list[dict]:
@@ -57,7 +57,7 @@ class Figures:
         return None
 
 
-class ClassificationFigures(Figures):
+class ClassificationMetrics(Metrics):
     """Top-1 and top-5 accuracy, precision, recall and F1 per class, confusion."""
 
     def __init__(self, labels):
@@ -75,10 +75,10 @@ class ClassificationFigures(Figures):
 
     def main(self, images):
         ranks = np.asarray(self.ranks)[images]
-        figures = {"top1": float((ranks < 1).mean())}
+        metrics = {"top1": float((ranks < 1).mean())}
         if len(self.labels) > 5:
-            figures["top5"] = float((ranks < 5).mean())
-        return figures
+            metrics["top5"] = float((ranks < 5).mean())
+        return metrics
 
     def confusion(self):
         table = np.zeros((len(self.labels),) * 2, "int64")
@@ -100,7 +100,7 @@ class ClassificationFigures(Figures):
         ]
 
 
-class SegmentationFigures(Figures):
+class SegmentationMetrics(Metrics):
     """Mean intersection over union, and IoU per class, at the size of the masks."""
 
     def __init__(self, labels):
@@ -145,7 +145,7 @@ class SegmentationFigures(Figures):
         return np.where(union > 0, hits / np.maximum(union, 1), np.nan)
 
 
-class DetectionFigures(Figures):
+class DetectionMetrics(Metrics):
     """COCO's average precision and Pascal VOC's, computed by pycocotools.
 
     Boxes are compared in pixels of the original pictures. Objects that are difficult or
