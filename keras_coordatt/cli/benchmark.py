@@ -52,7 +52,7 @@ def benchmark(
             measure how training of MobileNetV2CA scales with them on this machine, and
             the cost of their communication. JAX only.
         official: Folder of your copy of the authors' code, to time it, too.
-        json: File for the figures.
+        json: File for the measurements.
         picture: File for a picture of latency, by the first measure that all networks
             have, and parameters.
         latency_picture: File for a picture of the latency in every runtime.

@@ -220,7 +220,7 @@ def precisions(evaluation) -> np.ndarray:
 
 
 def average_precision(precision: np.ndarray) -> dict[str, float]:
-    """Returns COCO's main figures, from the precisions at its ten IoU thresholds."""
+    """Returns COCO's main metrics, from the precisions at its ten IoU thresholds."""
     rows = {"AP": precision, "AP50": precision[0], "AP75": precision[5]}
     return {name: mean_precision(row) for name, row in rows.items()}
 
