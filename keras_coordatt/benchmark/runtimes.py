@@ -90,13 +90,16 @@ def exported(model, kind: str) -> bytes:
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         # The classes of an untrained network needn't agree.
         warnings.filterwarnings("ignore", ".*the top-1 class is")
+        # Of images that batch normalization is calibrated for: others give a random
+        # network outputs so large that rounding alone makes them differ.
+        images = noise(model.input_shape)
         if kind == "onnx":
             path = pathlib.Path(folder) / "model.onnx"
-            onnx(model, path)
+            onnx(model, path, images=images)
         else:
             path = pathlib.Path(folder) / "model.tflite"
-            images = noise(model.input_shape) if kind == "int8" else None
-            litert(model, path, precision=kind, representative=images)
+            ranges = {"representative": images} if kind == "int8" else {}
+            litert(model, path, precision=kind, images=images, **ranges)
         return path.read_bytes()
 
 

@@ -55,7 +55,8 @@ def benchmark(
         json: File for the measurements.
         picture: File for a picture of latency, by the first measure that all networks
             have, and parameters.
-        latency_picture: File for a picture of the latency in every runtime.
+        latency_picture: File for a picture of the latency in every runtime, without
+            the references.
     """
     # Fail before the measurements, which take minutes, rather than after.
     if official:
@@ -124,8 +125,9 @@ def benchmark(
         with atomic_file(picture) as temporary:
             measuring.picture(rows, temporary, complete[0])
     if latency_picture:
+        shown = [row for row in rows if row["attention"] not in measuring.REFERENCES]
         with atomic_file(latency_picture) as temporary:
-            measuring.latency_picture(rows, temporary)
+            measuring.latency_picture(shown, temporary)
 
 
 def _write_json(rows, path):
