@@ -98,8 +98,8 @@ def exported(model, kind: str) -> bytes:
             onnx(model, path, images=images)
         else:
             path = pathlib.Path(folder) / "model.tflite"
-            ranges = {"representative": images} if kind == "int8" else {}
-            litert(model, path, precision=kind, images=images, **ranges)
+            ranges = images if kind == "int8" else None
+            litert(model, path, precision=kind, representative=ranges, images=images)
         return path.read_bytes()
 
 
