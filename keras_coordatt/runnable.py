@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 import keras
 import numpy as np
 
+from keras_coordatt.applications.network_file import read_network
 from keras_coordatt.detection import SSDLite
 from keras_coordatt.detection.suppression import suppress
 from keras_coordatt.export.detections import DETECTIONS
@@ -29,7 +30,6 @@ from keras_coordatt.validation import (
     height_and_width,
 )
 from keras_coordatt.weights import FILE_TYPES
-from keras_coordatt.weights.network_file import read_network
 
 __all__ = ["Runnable", "open_model"]
 

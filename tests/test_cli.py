@@ -20,12 +20,12 @@ from backends import needs_tensorflow, once
 
 from keras_coordatt import MobileNetV2CA, __version__
 from keras_coordatt import benchmark as measuring
+from keras_coordatt.applications.network_file import read_network, save_network
 from keras_coordatt.applications.recognition import network_of
 from keras_coordatt.cli import COMMANDS, main
 from keras_coordatt.cli import weights as weights_command
 from keras_coordatt.cli.parser import METAVARS, name_options
 from keras_coordatt.weights import CATALOG, save_safetensors
-from keras_coordatt.weights.network_file import read_network, save_network
 from keras_coordatt.weights.safetensors_file import read_safetensors, write_safetensors
 from keras_coordatt.weights.torch_checkpoint import read_checkpoint
 

@@ -2,12 +2,12 @@
 
 import pathlib
 
+from keras_coordatt.applications.network_file import OUTPUTS, read_network, save_network
 from keras_coordatt.cli.options import (
     Attention,
     check_outputs,
     network_arguments,
 )
-from keras_coordatt.weights.network_file import OUTPUTS, read_network, save_network
 
 
 def convert(

@@ -4,6 +4,7 @@ import dataclasses
 import inspect
 import pathlib
 
+from keras_coordatt.applications.network_file import read_network
 from keras_coordatt.cli.options import (
     Attention,
     OnError,
@@ -24,7 +25,6 @@ from keras_coordatt.files import atomic_file, atomic_folder, check_writable
 from keras_coordatt.record import check_recorded_labels, record_of
 from keras_coordatt.validation import check_number
 from keras_coordatt.weights import FILE_TYPES
-from keras_coordatt.weights.network_file import read_network
 from keras_coordatt_command import quiet_stderr
 
 

@@ -1,8 +1,8 @@
 """`keras-coordatt weights`: the catalog."""
 
+from keras_coordatt.applications.verify import verify_weights
 from keras_coordatt.weights.by_name import PLAIN, list_weights
 from keras_coordatt.weights.catalog import CATALOG, builder_call
-from keras_coordatt.weights.verify import verify_weights
 
 
 def weights(*, verify: str | None = None, data: str | None = None) -> None:

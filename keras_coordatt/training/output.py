@@ -12,13 +12,13 @@ from collections.abc import Iterator
 
 import keras
 
+from keras_coordatt.applications.network_file import OUTPUTS, save_network
 from keras_coordatt.distribution import current
 from keras_coordatt.export import WRITERS
 from keras_coordatt.files import check_writable, exclusive_lock
 from keras_coordatt.training.backup import Backup, check_settings
 from keras_coordatt.validation import check_path, first_line
 from keras_coordatt.weights import FILE_TYPES
-from keras_coordatt.weights.network_file import OUTPUTS, save_network
 from keras_coordatt.weights.official import official_state
 
 BEST, LAST, REPORT = "best.keras", "last.keras", "report.json"

@@ -30,8 +30,8 @@ from keras_coordatt.applications import (
     mobilenext_ca,
 )
 from keras_coordatt.applications.blocks import ATTENTIONS as NAMED_ATTENTIONS
+from keras_coordatt.applications.network_file import read_network, save_network
 from keras_coordatt.applications.recognition import network_of
-from keras_coordatt.weights.network_file import read_network, save_network
 from keras_coordatt.weights.torch_names import namings
 
 SHAPE = (64, 32, 3)

@@ -8,8 +8,8 @@ from fuzzing.damage import damaged, within
 from hypothesis import given
 from hypothesis import strategies as st
 
+from keras_coordatt.applications.network_file import read_network
 from keras_coordatt.weights import load_weights
-from keras_coordatt.weights.network_file import read_network
 from keras_coordatt.weights.safetensors_file import read_safetensors, write_safetensors
 from keras_coordatt.weights.torch_checkpoint import read_checkpoint
 

@@ -22,6 +22,7 @@ from keras_coordatt.applications import (
     list_models,
     list_weights,
 )
+from keras_coordatt.applications.verify import verify_weights
 from keras_coordatt.record import record_of
 from keras_coordatt.surgery import fuse_attention
 from keras_coordatt.weights import (
@@ -31,7 +32,6 @@ from keras_coordatt.weights import (
     save_safetensors,
 )
 from keras_coordatt.weights.official import official_state
-from keras_coordatt.weights.verify import verify_weights
 
 DOWNLOADED = [name for name, record in CATALOG.items() if record.url]
 SHAPE = (32, 32, 3)

@@ -8,6 +8,8 @@ import zipfile
 
 import keras
 
+from keras_coordatt.applications import MobileNetV2CA
+from keras_coordatt.applications.recognition import any_size, network_of
 from keras_coordatt.files import atomic_file
 from keras_coordatt.weights.loading import FILE_TYPES, OFFICIAL, load_weights
 from keras_coordatt.weights.matching import ExpectedWeight, match_arrays
@@ -40,10 +42,6 @@ def read_network(source: str | os.PathLike, **arguments) -> keras.Model:
 
     >>> model = read_network("mbv2_ca.pth")
     """
-    # The networks import the package of this module.
-    from keras_coordatt.applications import MobileNetV2CA
-    from keras_coordatt.applications.recognition import any_size, network_of
-
     source = pathlib.Path(source)
     if not source.name.endswith(FILE_TYPES):
         raise ValueError(

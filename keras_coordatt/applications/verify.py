@@ -6,6 +6,7 @@ import os
 import keras
 import numpy as np
 
+from keras_coordatt.applications import BUILDERS
 from keras_coordatt.validation import check_choice
 from keras_coordatt.weights.cache import cached_weights
 from keras_coordatt.weights.catalog import CATALOG, IMAGENET_CLASSES, Record
@@ -38,13 +39,11 @@ def verify_weights(name: str, data: str | os.PathLike | None = None) -> dict:
     >>> verify_weights("mobilenetv2_ca_cifar10")["parameters"]
     846226
     """
-    # The networks import the package of this module.
-    from keras_coordatt import applications
-
     record = CATALOG[check_choice("name", name, CATALOG)]
     path = cached_weights(name)
-    build = getattr(applications, record.network)
-    model = build(weights=record.weights, classes=record.classes, **record.arguments)
+    model = BUILDERS[record.network](
+        weights=record.weights, classes=record.classes, **record.arguments
+    )
     report = {
         "name": name,
         "file": str(path),
