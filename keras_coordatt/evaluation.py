@@ -9,6 +9,7 @@ The command is `keras-coordatt evaluate`.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import os
 from collections.abc import Sequence
@@ -26,7 +27,7 @@ from keras_coordatt.metrics import (
 )
 from keras_coordatt.preprocessing import Preprocessing
 from keras_coordatt.record import IGNORED, check_recorded_labels
-from keras_coordatt.runnable import Runnable, open_model
+from keras_coordatt.runnable import Runnable, open_model, outputs_by_picture
 from keras_coordatt.validation import check_number, check_positive_int
 
 if TYPE_CHECKING:
@@ -300,25 +301,13 @@ def match_labels(model: Runnable, builder, labels):
 
 def _outputs_and_targets(model, builder, split, order, batch_size):
     """Yields the outputs and the target of each image."""
-    batch = []
     shard = current().process, current().processes
-    for example in read_examples(model, builder, split, shard).as_numpy_iterator():
-        batch.append(example)
-        if len(batch) == batch_size:
-            yield from _run(model, batch, order, batch_size)
-            batch = []
-    if batch:
-        yield from _run(model, batch, order, batch_size)
-
-
-def _run(model, examples, order, batch_size):
-    x = model.prepare([example["image"] for example in examples])
-    # Padded to one size, so that backends compile one program.
-    padding = [(0, batch_size - len(x))] + [(0, 0)] * (x.ndim - 1)
-    outputs = model.run(np.pad(x, padding))
-    for i, example in enumerate(examples):
-        target = _target(model.task, example, order)
-        yield {name: value[i] for name, value in outputs.items()}, target
+    examples = read_examples(model, builder, split, shard).as_numpy_iterator()
+    while batch := list(itertools.islice(examples, batch_size)):
+        pictures = [example["image"] for example in batch]
+        outputs = outputs_by_picture(model, pictures, batch_size)
+        for example, found in zip(batch, outputs):
+            yield found, _target(model.task, example, order)
 
 
 def read_examples(model, builder, split, shard=(0, 1)):

@@ -18,7 +18,7 @@ import numpy as np
 from keras_coordatt.distribution import alone, current, gather, local_copy
 from keras_coordatt.preprocessing import Preprocessing
 from keras_coordatt.record import check_labels
-from keras_coordatt.runnable import Runnable, open_model
+from keras_coordatt.runnable import Runnable, open_model, outputs_by_picture
 from keras_coordatt.validation import (
     check_array,
     check_choice,
@@ -280,15 +280,10 @@ def predictions(
         pairs = [(x, y) for x, y in zip(files, images) if y is not None]
         if not pairs:
             continue
-        files, images = zip(*pairs)
-        batch = model.prepare(images)
-        # Padded to one size, so that backends compile one program.
-        padding = [(0, batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
-        outputs = model.run(np.pad(batch, padding))
-        for i, (file, image) in enumerate(zip(files, images)):
-            one = {name: x[i] for name, x in outputs.items()}
+        outputs = outputs_by_picture(model, [image for _, image in pairs], batch_size)
+        for (file, image), found in zip(pairs, outputs):
             file = None if isinstance(file, np.ndarray) else os.fspath(file)
-            yield _prediction(model, file, image.shape[:2], one, top)
+            yield _prediction(model, file, image.shape[:2], found, top)
     report_faults(faults, on_error, "pictures that cannot be read", "left out")
 
 

@@ -10,7 +10,7 @@ Evaluation, prediction and the checks of exported files run models in this form.
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -178,8 +178,8 @@ def open_model(
 
     Raises:
         ValueError: If an argument is invalid or doesn't fit the model, if `labels`
-            differ from the recorded ones, if the file is none of the above, or if the task, the preprocessing or the image size is
-            neither recorded nor given.
+            differ from the recorded ones, if the file is none of the above, or if the
+            task, the preprocessing or the image size is neither recorded nor given.
         OSError: If the file can't be opened.
         ImportError: If the file needs a package that isn't installed.
 
@@ -227,9 +227,21 @@ def open_model(
     return source
 
 
+def outputs_by_picture(
+    model: Runnable, pictures: Sequence, batch_size: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yields the outputs of `model.run` for each of at most `batch_size` pictures."""
+    batch = model.prepare(pictures)
+    # Padded to one size, so that backends compile one program.
+    padding = [(0, batch_size - len(batch))] + [(0, 0)] * (batch.ndim - 1)
+    outputs = model.run(np.pad(batch, padding))
+    for i in range(len(pictures)):
+        yield {name: x[i] for name, x in outputs.items()}
+
+
 def _image_size(source, given):
-    sizes = source.shape[2:] if source.data_format == "channels_first" else None
-    own = tuple((sizes or source.shape[1:3])[:2])
+    first = source.data_format == "channels_first"
+    own = source.shape[2:4] if first else source.shape[1:3]
     if given is not None:
         size = height_and_width(given)
         if any(x not in (None, y) for x, y in zip(own, size)):
@@ -274,15 +286,15 @@ def _from_file(path, score_threshold):
         path.name,
         call,
         tuple(shape),
-        dtype,
-        "channels_first" if first else "channels_last",
+        dtype=dtype,
+        data_format="channels_first" if first else "channels_last",
         score_threshold=score_threshold,
     )
-    return dataclasses.replace(source, **_known(path))
+    return dataclasses.replace(source, **_recorded(path))
 
 
-def _known(path):
-    """Reads the metadata of a file."""
+def _recorded(path):
+    """Returns the attributes of a `Runnable` that the metadata of a file give."""
     try:
         metadata = read_metadata(path)
     except ValueError:
@@ -308,37 +320,37 @@ def _from_keras(model, score_threshold):
         raise ValueError(
             f"`model` must be functional, or Sequential and built. Received: {model!r}"
         )
-    record = record_of(model)
-    source = Runnable(
-        model.name,
-        None,
-        model.inputs[0].shape,
-        keras.backend.standardize_dtype(model.inputs[0].dtype),
-        keras.config.image_data_format(),
-        record.task,
-        record.labels,
-        preprocessing_of(model),
-        record.image_size,
-        score_threshold,
-    )
-    if isinstance(model, SSDLite):
-        model = model.detector(score_threshold)
-    if len(model.inputs) != 1 or len(source.shape) != 4:
+    image, *others = model.inputs
+    if others or len(image.shape) != 4:
         raise ValueError(
             "`model` must have one input, a batch of images. "
             f"Received: inputs={model.inputs}"
         )
-    _, output = input_and_output(model)
+    record = record_of(model)
+    network = model
+    if isinstance(model, SSDLite):
+        network = model.detector(score_threshold)
+    _, output = input_and_output(network)
     detects = isinstance(output, dict) and set(output) == DETECTIONS
 
     def call(batch):
-        outputs = model.predict_on_batch(batch)
+        outputs = network.predict_on_batch(batch)
         if not isinstance(outputs, dict):
             outputs = dict(enumerate(keras.tree.flatten(outputs)))
         return {str(name): np.asarray(x) for name, x in outputs.items()}
 
-    task = "detection" if detects else record.task
-    return dataclasses.replace(source, call=call, task=task)
+    return Runnable(
+        model.name,
+        call,
+        image.shape,
+        dtype=keras.backend.standardize_dtype(image.dtype),
+        data_format=keras.config.image_data_format(),
+        task="detection" if detects else record.task,
+        labels=record.labels,
+        preprocessing=preprocessing_of(model),
+        image_size=record.image_size,
+        score_threshold=score_threshold,
+    )
 
 
 def _from_litert(path):
