@@ -273,7 +273,6 @@ def predictions(
     for start in range(0, len(pictures), max(1, batch_size)):
         files = pictures[start : start + batch_size]
         images, problems = find_faults(read, files)
-        problems = [problem for problem in problems if problem is not None]
         if on_error == "raise":
             report_faults(problems, on_error, "pictures that cannot be read", "")
         faults += problems

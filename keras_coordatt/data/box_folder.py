@@ -133,10 +133,7 @@ class BoxFolder(Folder):
         examples = list(dict.fromkeys(x for split in splits.values() for x in split))
         found, faults = find_faults(read, examples)
         report_faults(
-            [fault for fault in faults if fault],
-            on_error,
-            "annotations cannot be used",
-            "their images left out",
+            faults, on_error, "annotations cannot be used", "their images left out"
         )
         annotations = {
             example: annotation

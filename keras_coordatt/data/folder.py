@@ -147,14 +147,10 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):  # type: ignore[
                 for values in zip(*flat.values(), strict=True)
             ]
             found, faults = find_faults(self._check, examples)
-            report_faults(
-                [fault for fault in faults if fault],
-                self._on_error,
-                f"images of '{split}' cannot be used (`on_error='skip'` leaves them out)"
-                if self._on_error == "raise"
-                else f"images of '{split}' cannot be used",
-                "left out",
-            )
+            what = f"images of '{split}' cannot be used"
+            if self._on_error == "raise":
+                what += " (`on_error='skip'` leaves them out)"
+            report_faults(faults, self._on_error, what, "left out")
             usable = np.array([not fault for fault in faults])
             if not usable.any():
                 raise ValueError(

@@ -202,11 +202,13 @@ def find_faults(check: Callable, arguments: Iterable) -> tuple[list, list[str | 
     return [result for result, _ in results], [fault for _, fault in results]
 
 
-def report_faults(faults: list[str], on_error: str, what: str, outcome: str) -> None:
+def report_faults(
+    faults: Iterable[str | None], on_error: str, what: str, outcome: str
+) -> None:
     """Raises one error that lists all faults, or warns once of them.
 
     Args:
-        faults: The messages. Where there are none, nothing happens.
+        faults: Messages, or `None` where there is no fault, as from `find_faults`.
         on_error: `"raise"`; any other value warns.
         what: Subject of the message, such as `"images that cannot be read"`.
         outcome: Outcome for the warning, such as `"left out"`.
@@ -214,15 +216,16 @@ def report_faults(faults: list[str], on_error: str, what: str, outcome: str) -> 
     Raises:
         ValueError: If there are faults, and `on_error` is `"raise"`.
     """
-    if not faults:
+    messages = [fault for fault in faults if fault is not None]
+    if not messages:
         return
     if on_error == "raise":
-        # All of them, so that they can be mended in one go.
-        raise ValueError("\n  ".join([f"{len(faults)} {what}:", *faults]))
-    listed = faults[:_LISTED]
-    if len(faults) > _LISTED:
-        listed.append(f"and {len(faults) - _LISTED} more")
-    text = "\n  ".join([f"{len(faults)} {what}, {outcome}:", *listed])
+        # All of them, so that they can be fixed in one go.
+        raise ValueError("\n  ".join([f"{len(messages)} {what}:", *messages]))
+    listed = messages[:_LISTED]
+    if len(messages) > _LISTED:
+        listed.append(f"and {len(messages) - _LISTED} more")
+    text = "\n  ".join([f"{len(messages)} {what}, {outcome}:", *listed])
     warnings.warn(text, stacklevel=2)
 
 
