@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import keras
@@ -246,8 +246,8 @@ def _differences(chosen, runs, name):
     return [100 * (value - none) for value, none in pairs if None not in (value, none)]
 
 
-def _spread(values: Iterable[float], sign: str = "", unit: str = "") -> str:
-    values = list(values)
+def _spread(values: list[float], sign: str = "", unit: str = "") -> str:
+    """Formats mean and standard deviation; the latter needs two values."""
     if not values:
         return ""
     mean = f"{statistics.mean(values):{sign}.2f}"

@@ -5,6 +5,7 @@ after the last one, and within a run after the last complete epoch.
 """
 
 import functools
+import itertools
 import json
 import numbers
 import os
@@ -145,25 +146,19 @@ def compare(
         "arguments": dict(arguments or {}),
         "start": start and pathlib.Path(start).name,
         "recipe_name": recipe,
-        # It would undo the training of `start`.
+        # `zero_init` would undo the training of `start`.
         "changes": {**(changes or {}), **({"zero_init": False} if start else {})},
         "validation_split": split,
         "on_error": on_error,
     }
     # As in the file, where JSON has turned tuples into lists.
     settings = json.loads(json.dumps(settings))
-    runs = read_runs(output)
+    runs, given = read_runs(output), settings
     if pathlib.Path(data).exists() and any(
         name in run for run in runs for name in DATA
     ):
-        # Imports TensorFlow.
-        from keras_coordatt.training.setup import describe_data, open_task
-
         build = _builder(network, arguments, start, None)
-        options = (None, recipe, settings["changes"], split, on_error)
-        given = {**settings, **describe_data(open_task(task, data, build, *options))}
-    else:
-        given = settings
+        given = {**settings, **_describe_data(settings, data, build)}
     for run in runs:
         if found := difference(run, given):
             raise ValueError(
@@ -172,36 +167,49 @@ def compare(
             )
     done = {(run["seed"], run["attention"]) for run in runs}
     output.parent.mkdir(parents=True, exist_ok=True)
-    for seed in seeds:
-        for attention in attentions:
-            if (seed, attention) in done:
-                continue
-            keras.backend.clear_session()
-            run = {"attention": attention, "seed": seed, **settings}
-            if verbose:
-                print(f"attention={attention}, seed={seed}", flush=True)
-            # Its state, if it is interrupted, lies beside it until the run is complete.
-            model = output.with_name(
-                f"{output.stem}-{attention or 'none'}-{seed}.keras"
-            )
-            done_training = train(
-                task,
-                data,
-                model,
-                build=_builder(network, arguments, start, attention),
-                recipe=recipe,
-                changes=settings["changes"],
-                validation_split=split,
-                on_error=on_error,
-                seed=seed,
-                verbose=verbose,
-            )
-            report = dict(done_training.report)
-            used = report.pop("settings")
-            run |= {name: used[name] for name in ("recipe", *DATA) if name in used}
-            _append(output, {**run, **report})
-            runs.append(read_runs(output)[-1])
-    return runs
+    for seed, attention in itertools.product(seeds, attentions):
+        if (seed, attention) in done:
+            continue
+        if verbose:
+            print(f"attention={attention}, seed={seed}", flush=True)
+        # Its state, if it is interrupted, lies beside it until the run is complete.
+        model = output.with_name(f"{output.stem}-{attention or 'none'}-{seed}.keras")
+        build = _builder(network, arguments, start, attention)
+        result = _train(settings, data, model, build, seed, verbose)
+        run = {"attention": attention, "seed": seed, **settings, **result}
+        _append(output, run)
+    return read_runs(output)
+
+
+def _describe_data(settings, data, build):
+    """Returns the properties of the data, `DATA`, as a training with `settings` would."""
+    # Imports TensorFlow.
+    from keras_coordatt.training.setup import describe_data, open_task
+
+    names = ("recipe_name", "changes", "validation_split", "on_error")
+    options = (settings[name] for name in names)
+    return describe_data(open_task(settings["task"], data, build, None, *options))
+
+
+def _train(settings, data, model, build, seed, verbose):
+    """Trains once, and returns what a run has beside its settings."""
+    keras.backend.clear_session()
+    training = train(
+        settings["task"],
+        data,
+        model,
+        build=build,
+        recipe=settings["recipe_name"],
+        changes=settings["changes"],
+        validation_split=settings["validation_split"],
+        on_error=settings["on_error"],
+        seed=seed,
+        verbose=verbose,
+    )
+    report = dict(training.report)
+    used = report.pop("settings")
+    found = {name: used[name] for name in ("recipe", *DATA) if name in used}
+    return {**found, **report}
 
 
 def _builder(network, arguments, start, attention):
