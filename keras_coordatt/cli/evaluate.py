@@ -39,7 +39,7 @@ def evaluate(
     """Measure accuracy, average precision or mean IoU of a model on labeled data.
 
     Task, labels, preprocessing and image size are read from the model, or given by
-    options if it does not record them. Each main figure has a bootstrap interval, from
+    options if it does not record them. Each main metric has a bootstrap interval, from
     resampling the images.
 
     Args:

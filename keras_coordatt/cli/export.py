@@ -74,8 +74,8 @@ def export(
             DATA has none. The value of the training gives the same images, as long as
             none was added to DATA or removed.
         on_error: What to do with files of DATA that cannot be used.
-        max_drop: Largest loss of accuracy, average precision or mean IoU, of 1, with
-            which the file is written.
+        max_drop: Largest acceptable loss of accuracy, average precision or mean IoU,
+            such as 0.01 for one percentage point. If it is exceeded, no file is written.
         task: What the network is for, if it does not record it and DATA is for several
             tasks.
         labels: UTF-8 file with one class name per line, if the network does not record

@@ -91,10 +91,10 @@ def litert(
             `"mixed"`: int8, but for a stretch of layers that int8 harms, in float32,
             as short as it may be for 99 % of the top-1 classes or of the detections to
             agree. Defaults to `"float32"`.
-        representative: For `"int8"` and `"mixed"`, images from which the ranges of the activations
-            are measured: a few hundred typical ones, preprocessed for the model. An
-            array `(N, H, W, C)` or batches, such as a `tf.data.Dataset` of images or of
-            `(images, labels)`.
+        representative: For `"int8"` and `"mixed"`, images from which the ranges of the
+            activations are measured: a few hundred typical ones, preprocessed for the
+            model. An array `(N, H, W, C)` or batches, such as a `tf.data.Dataset` of
+            images or of `(images, labels)`.
         images: Images to compare on, in the same form: test images. Defaults to up to
             100 of `representative`, or else to drawn pictures.
         inference_type: For `"int8"`, the type of inputs and outputs: `"float32"`, so
@@ -133,19 +133,8 @@ def litert(
     """
     check_backend("A LiteRT file", ("tensorflow",))
     path = check_suffix(path, ".tflite")
-    check_choice("precision", precision, PRECISIONS)
-    check_choice("inference_type", inference_type, INFERENCE_TYPES)
     check_positive_int("batch_size", batch_size)
-    if (precision in CALIBRATED) != (representative is not None):
-        raise ValueError(
-            '`representative` is needed for `precision="int8"` or `"mixed"`, and for no other. '
-            f"Received: precision={precision!r}, representative={representative!r}"
-        )
-    if inference_type != "float32" and precision != "int8":
-        raise ValueError(
-            f"`inference_type` is float32 unless `precision` is int8. Received: "
-            f"precision={precision!r}, inference_type={inference_type!r}"
-        )
+    _check_precision(precision, representative, inference_type)
     image = ImageInput(model, preprocessing, image_size, fixed=True)
     metadata = describe("litert", model, image, labels) | {"precision": precision}
     calibration = None
@@ -168,72 +157,83 @@ def litert(
     function = constant_function(in_float32(network), shape, dtype, names, finish)
     if precision in CALIBRATED:
         _check_no_loop(function, model)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, atomic_file(path) as temporary:
         _save(function, folder)
         make = _converter(folder, inference_type, batch_size, calibration, suppression)
-        with atomic_file(path) as temporary:
 
-            def write_and_run(content, images):
-                temporary.write_bytes(add_metadata(content, metadata))
-                _append_metadata(temporary, metadata)
-                return run_litert(temporary, images, batch_size, names)
+        def write_and_run(content, images):
+            temporary.write_bytes(add_metadata(content, metadata))
+            _append_metadata(temporary, metadata)
+            return run_litert(temporary, images, batch_size, names)
 
-            try:
-                if precision == "mixed":
-                    content = _mixed(make("int8"), reference, batch_size, write_and_run)
-                else:
-                    content = make(precision).convert()
-            except Exception as error:  # the converter has no class of its own for it
-                raise ValueError(
-                    f"LiteRT cannot express {model.name!r} in {precision}: {error}"
-                ) from error
-            try:
-                given, float_tensors = write_and_run(content, inputs)
-            except RuntimeError as error:
-                raise ValueError(
-                    f"LiteRT cannot run {model.name!r} in {precision}. In int8 this is "
-                    "so if an activation is 0 for all images of `representative`: "
-                    f"{error}"
-                ) from error
-            tolerance = "int8" if precision == "mixed" else precision
-            try:
-                difference = reference.compare(given, path.name, tolerance)
-            except ValueError as error:
-                if precision == "int8":
-                    raise ValueError(f"{error} {NEXT_STEP}") from error
-                raise
-            agreement = None
-            if tested:
-                agreement = top1_agreement(given, reference.outputs, image)
-            agrees = agreement is None or agreement >= AGREEMENT
-            layers = ()
-            if precision == "int8" and not agrees:
-                exact = make("float32").convert()
-                layers = layer_errors(content, exact, inputs, batch_size)
-            size = temporary.stat().st_size
-    report = Report(
+        try:
+            if precision == "mixed":
+                content = _mixed(make("int8"), reference, batch_size, write_and_run)
+            else:
+                content = make(precision).convert()
+        except Exception as error:  # the converter has no class of its own for it
+            raise ValueError(
+                f"LiteRT cannot express {model.name!r} in {precision}: {error}"
+            ) from error
+        try:
+            given, float_tensors = write_and_run(content, inputs)
+        except RuntimeError as error:
+            raise ValueError(
+                f"LiteRT cannot run {model.name!r} in {precision}. In int8 this happens "
+                "if an activation is 0 for all images of `representative`: pass images "
+                f"of more kinds. {error}"
+            ) from error
+        tolerance = "int8" if precision == "mixed" else precision
+        try:
+            difference = reference.compare(given, path.name, tolerance)
+        except ValueError as error:
+            if precision == "int8":
+                raise ValueError(f"{error} {NEXT_STEP}") from error
+            raise
+        agreement = None
+        if tested:
+            agreement = top1_agreement(given, reference.outputs, image)
+        agrees = agreement is None or agreement >= AGREEMENT
+        layers = ()
+        if precision == "int8" and not agrees:
+            exact = make("float32").convert()
+            layers = layer_errors(content, exact, inputs, batch_size)
+        size = temporary.stat().st_size
+    if not agrees:
+        hint = f" The report's `layers` say where int8 differs. {NEXT_STEP}"
+        warnings.warn(
+            f"{path.name}: the top-1 class is the Keras model's on {agreement:.1%} of the "
+            f"images or pixels, less than {AGREEMENT:.0%}.{hint if layers else ''}",
+            stacklevel=2,
+        )
+    return Report(
         path,
         size,
         len(inputs),
         difference,
-        image.preprocessing,
-        agreement,
-        reference.detections,
-        float_tensors if precision in CALIBRATED else (),
-        layers,
+        preprocessing=image.preprocessing,
+        agreement=agreement,
+        detections=reference.detections,
+        float_tensors=float_tensors if precision in CALIBRATED else (),
+        layers=layers,
     )
-    if not agrees:
-        warnings.warn(
-            f"{path.name}: the top-1 class is the Keras model's on {agreement:.1%} of the "
-            f"images or pixels, less than {AGREEMENT:.0%}."
-            + (
-                f" The report's `layers` say where int8 differs. {NEXT_STEP}"
-                if layers
-                else ""
-            ),
-            stacklevel=2,
+
+
+def _check_precision(precision, representative, inference_type):
+    """Checks that the precision is known, and that the other arguments fit it."""
+    check_choice("precision", precision, PRECISIONS)
+    check_choice("inference_type", inference_type, INFERENCE_TYPES)
+    if (precision in CALIBRATED) != (representative is not None):
+        raise ValueError(
+            '`representative` is needed for `precision="int8"` or `"mixed"`, and for no '
+            f"other. Received: precision={precision!r}, "
+            f"representative={representative!r}"
         )
-    return report
+    if inference_type != "float32" and precision != "int8":
+        raise ValueError(
+            "`inference_type` is float32 unless `precision` is int8. Received: "
+            f"precision={precision!r}, inference_type={inference_type!r}"
+        )
 
 
 def _mixed(converter, reference, batch_size, write_and_run):

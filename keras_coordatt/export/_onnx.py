@@ -110,7 +110,7 @@ def onnx(
         size,
         len(reference.inputs),
         difference,
-        image.preprocessing,
+        preprocessing=image.preprocessing,
         detections=reference.detections,
     )
 

@@ -110,7 +110,7 @@ def saved_model(
         size,
         len(reference.inputs),
         difference,
-        image.preprocessing,
+        preprocessing=image.preprocessing,
         detections=reference.detections,
     )
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["AccuracyChange", "AccuracyCheck"]
 
-# Prepared images to compare outputs on, and to calibrate int8 with; fewer, but not less
-# than the minimum, if they would take more memory than this
+# Numbers of prepared images to compare outputs on, and to calibrate int8 with. They are
+# reduced to fit into `IMAGE_BYTES`, but not below `MINIMUM`.
 COMPARED = 1000
 CALIBRATION = 300
 MINIMUM = 32
@@ -38,10 +38,10 @@ IMAGE_BYTES = 2**29
 
 @dataclasses.dataclass(frozen=True)
 class AccuracyChange:
-    """Main figure of a network and of its exported file.
+    """Main metric of a network and of its exported file.
 
     Attributes:
-        metric: Name of the figure, such as `"top1"`, `"AP"` or `"mean_iou"`.
+        metric: Name of the metric, such as `"top1"`, `"AP"` or `"mean_iou"`.
         before: Its value for the network.
         after: Its value for the file.
         images: Number of images.
@@ -56,12 +56,10 @@ class AccuracyChange:
 
     @property
     def values(self) -> str:
-        """The figure before and after, in words."""
+        """The metric before and after, as text."""
         if self.metric.startswith("top"):
-            before, after = (
-                f"{x:.1%}".replace("%", " %") for x in (self.before, self.after)
-            )
-            return f"top-{self.metric.removeprefix('top')} {before} -> {after}"
+            name = f"top-{self.metric.removeprefix('top')}"
+            return f"{name} {100 * self.before:.1f} % -> {100 * self.after:.1f} %"
         name = {"mean_iou": "mIoU"}.get(self.metric, self.metric)
         return f"{name} {self.before:.3f} -> {self.after:.3f}"
 
@@ -167,13 +165,14 @@ class AccuracyCheck:
 
         Args:
             file: Path of the file, or the return value of `open`.
-            max_drop: Largest loss of the main figure, of 1. Defaults to any.
+            max_drop: Largest acceptable loss of the main metric, such as 0.01 for one
+                percentage point. Defaults to any.
 
         Returns:
             An `AccuracyChange`.
 
         Raises:
-            ValueError: If the figure drops by more than `max_drop`.
+            ValueError: If the metric drops by more than `max_drop`.
         """
         if max_drop is not None:
             check_number("max_drop", max_drop, 0, 1, closed=True)

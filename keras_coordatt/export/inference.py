@@ -18,11 +18,6 @@ def for_inference(model):
     return keras.Model(inputs, model(inputs, training=False), name=model.name)
 
 
-def is_mixed(model):
-    """Returns whether some layer computes in half precision."""
-    return half_precision(model) is not None
-
-
 def half_precision(model):
     """Returns `"float16"` or `"bfloat16"` if some layer computes in it, else `None`."""
     found = {getattr(layer, "compute_dtype", None) for layer in _layers_in(model)}
@@ -31,7 +26,7 @@ def half_precision(model):
 
 def in_float32(model):
     """Returns the model, or a float32 copy if it computes in half precision."""
-    if not is_mixed(model):
+    if half_precision(model) is None:
         return model
 
     def clone(operation):

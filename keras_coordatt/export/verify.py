@@ -147,8 +147,10 @@ class Reference:
         self.groups = [slice(end - len(x), end) for x, end in zip(groups, ends)]
         self.detections = None
         if self.detects:
-            found = dict(zip(self.names, self.outputs))
-            self.detections = count_detections(found)
+            self.detections = count_detections(self._named(self.outputs))
+
+    def _named(self, outputs):
+        return dict(zip(self.names, outputs))
 
     def agreement(self, given):
         """Returns the share of equal top-1 classes, or of detections in common.
@@ -165,8 +167,8 @@ class Reference:
         outputs = [x[: len(given[0])] for x in self.outputs]
         if self.detects:
             return detection_agreement(
-                dict(zip(self.names, given)),
-                dict(zip(self.names, outputs)),
+                self._named(given),
+                self._named(outputs),
                 self.suppression.score_threshold,
             )
         agreement = top1_agreement(given, outputs, self.image)
@@ -198,8 +200,8 @@ class Reference:
             if self.detections == 0:
                 warnings.warn(f"{what}: {NOTHING_COMPARED}.", stacklevel=3)
             return compare_detections(
-                dict(zip(self.names, given)),
-                dict(zip(self.names, self.outputs)),
+                self._named(given),
+                self._named(self.outputs),
                 what,
                 precision,
                 self.suppression.score_threshold,
@@ -277,7 +279,7 @@ def _check(name, ours, theirs, what, precision):
         limit = TOLERANCES[precision] * rms(theirs)
         if precision == "int8" and 0 <= theirs.min() and theirs.max() <= 1:
             limit += SCORE_STEP
-    if not size <= limit:  # nor if it is NaN
+    if not size <= limit:  # also if it is NaN
         raise ValueError(
             f"The outputs of {what} differ from the Keras model's. The largest "
             f"difference of {name!r} is {difference:.3g}. Its {kind} may be "
