@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -187,7 +188,7 @@ def plot_masks(
     """
     from matplotlib.patches import Patch
 
-    if isinstance(labels, int):
+    if isinstance(labels, numbers.Integral):
         labels = range(check_positive_int("labels", labels, MAX_CLASSES))
     names = [str(x) for x in check_sequence("labels", labels)]
     if not names:

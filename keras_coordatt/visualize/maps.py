@@ -1,7 +1,8 @@
 """Attention maps (the gates of attention layers) and Grad-CAM."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 
 import keras
 import numpy as np
@@ -100,7 +101,7 @@ def grad_cam(
         images: Inputs of the model as in `model.predict`, in one batch.
         layer: The layer, or its name, whose output is the feature map. Layers of nested
             models are found by name too. Defaults to the last one that returns a
-            feature map.
+            feature map of more than one position.
         class_index: Class to explain, or one per image. Defaults to each image's class
             with the highest score.
 
@@ -186,25 +187,31 @@ def _run(model, images):
 
 
 @contextlib.contextmanager
-def _intercepted(layers: Iterable[keras.Layer], function: Callable) -> Iterator[None]:
+def _intercepted(layers: Sequence[keras.Layer], function: Callable) -> Iterator[None]:
     """Calls `function(layer, call, *args)` wherever a layer's `call(*args)` is called.
+
+    Of a quantized layer, Keras calls `quantized_call` instead.
 
     Unlike a model that ends at a layer, this also reaches layers in nested models and
     in models that aren't functional, and sees the calls as they happen.
     """
 
-    def bind(layer):
-        call = layer.call
+    def bind(layer, name):
+        call = getattr(layer, name)
         return lambda *args, **kwargs: function(layer, call, *args, **kwargs)
 
+    names = [
+        "quantized_call" if getattr(x, "quantization_mode", None) else "call"
+        for x in layers
+    ]
     # Bypasses `__setattr__`, in which Keras and PyTorch track a layer's attributes
-    for layer in layers:
-        vars(layer)["call"] = bind(layer)
+    for layer, name in zip(layers, names):
+        vars(layer)[name] = bind(layer, name)
     try:
         yield
     finally:
-        for layer in layers:
-            del vars(layer)["call"]
+        for layer, name in zip(layers, names):
+            del vars(layer)[name]
 
 
 @contextlib.contextmanager
@@ -257,10 +264,12 @@ def _gradient(function, x):
 def _feature_map(calls, layers, wanted):
     """Returns the layer that was asked for, and its output."""
     if wanted is None:
-        found = [call for call in calls if _is_feature_map(call[1])][-1:]
+        found = [call for call in calls if _is_feature_map(call[1])]
         if not found:
             raise ValueError("`model` must have a layer that returns a feature map")
-        wanted = found[0][0]
+        # After the global average, MobileNetV3 classifies by 1x1 convolutions.
+        wide = [call for call in found if _positions(*call, layers) > 1]
+        wanted = (wide or found)[-1][0]
     name = wanted if isinstance(wanted, str) else None
     same = [x for x in layers if x is wanted or x.name == name]
     if len(same) != 1:
@@ -280,6 +289,12 @@ def _feature_map(calls, layers, wanted):
 
 def _is_feature_map(x):
     return ops.is_tensor(x) and len(x.shape) == 4 and "float" in _dtype(x)
+
+
+def _positions(layer, x, layers):
+    """Returns the number of positions of a layer's feature map."""
+    channels_first = data_format_of(layer, layers) == "channels_first"
+    return math.prod(x.shape[2:] if channels_first else x.shape[1:3])
 
 
 def _dtype(x):

@@ -191,17 +191,20 @@ def class_color(label: int) -> tuple[int, int, int]:
 
 def check_pictures(pictures) -> np.ndarray:
     """Returns pictures as a float32 array, or raises an error about their shape."""
-    pictures = check_array("pictures", pictures).astype("float32")
+    pictures = check_array("pictures", pictures)
+    is_float = pictures.dtype.kind not in "biu"
+    pictures = pictures.astype("float32")
     if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3) or not len(pictures):
         raise ValueError(
             "`pictures` must be of shape (N, H, W, 3), values in [0, 255]. "
             f"Received: shape={pictures.shape}"
         )
     # Normalized inputs of a network would show as black.
-    if pictures.min() < 0 or pictures.max() > 255:
+    low, high = pictures.min(), pictures.max()
+    if not 0 <= low <= high <= 255 or (is_float and 0 < high <= 1):
         raise ValueError(
             "`pictures` must have values in [0, 255], as they were before they were "
-            f"normalized. Received: values in [{pictures.min()}, {pictures.max()}]"
+            f"normalized. Received: values in [{low}, {high}]"
         )
     return np.broadcast_to(pictures, (*pictures.shape[:3], 3))
 

@@ -51,8 +51,10 @@ def test_gallery(pictures):
     np.testing.assert_allclose(axes[2].images[0].get_array() * 255, pictures[2], 1e-5)
     with pytest.raises(ValueError, match="`titles`.*3 entries. Received"):
         visualize.plot_gallery(pictures, titles[:2])
-    with pytest.raises(ValueError, match="`pictures` must have values in"):
-        visualize.plot_gallery(pictures / 128 - 1)
+    for wrong in (pictures / 128 - 1, pictures / 255, pictures * np.nan):
+        with pytest.raises(ValueError, match="`pictures` must have values in"):
+            visualize.plot_gallery(wrong)
+    drawn(visualize.plot_gallery(pictures * 0.0))  # black
 
 
 def test_confusion_matrix():
@@ -139,6 +141,7 @@ def test_masks(pictures):
         assert long.bbox.width > 0.95 * short.bbox.width
     tab20 = matplotlib.colormaps["tab20"](range(20), bytes=True)[:, :3]
     assert [*map(class_color, range(20))] == [*map(tuple, [*tab20[::2], *tab20[1::2]])]
+    drawn(visualize.plot_masks(pictures, masks, masks[:, :4].max() + 2))
     with pytest.raises(ValueError, match="`masks` must be integers of shape"):
         visualize.draw_masks(pictures, masks / 1, 3)
 

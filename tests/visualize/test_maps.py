@@ -150,6 +150,27 @@ def test_grad_cam_agrees_with_finite_differences(activation):
     assert not any("call" in vars(layer) for layer in model.layers)
 
 
+def test_grad_cam_of_a_quantized_classifier():
+    model, x = classifier(), images(3, 6, 5, 2)
+    expected = finite_differences(model, "features", x, [2, 0, 1])
+    model.quantize("int8")
+    result = grad_cam(model, x, "features", class_index=[2, 0, 1])
+    np.testing.assert_allclose(result, expected, atol=0.02 * expected.max())
+    assert not any("quantized_call" in vars(layer) for layer in model.layers)
+
+
+def test_grad_cam_before_a_classifier_of_convolutions():
+    x = image = keras.Input((6, 5, 2))
+    x = layers.Conv2D(4, 2, activation="tanh", name="features")(x)
+    x = layers.GlobalAveragePooling2D(keepdims=True)(x)
+    x = layers.Flatten()(layers.Conv2D(3, 1)(x))
+    model = randomize(keras.Model(image, x))
+    x = images(2, 6, 5, 2)
+    result = grad_cam(model, x, class_index=1)
+    np.testing.assert_array_equal(result, grad_cam(model, x, "features", 1))
+    assert result.shape == (2, 5, 4)
+
+
 def test_grad_cam_of_nested_and_retrofitted_models():
     model, x = classifier(), images(2, 6, 5, 2)
     expected = grad_cam(model, x, "deep", class_index=1)
