@@ -218,10 +218,14 @@ def _new_attention(graph, matched, name, like, factory):
         raise ValueError(f"`model` already has a layer {name!r}")
     if factory is not None:
         return call_factory("layer", factory, name)
+    policy = like.dtype_policy
+    if isinstance(policy, keras.dtype_policies.QuantizedDTypePolicy):
+        # The attention is to be trained, which quantized weights can't be.
+        policy = policy.get_config()["source_name"]
     return CoordinateAttention(
         identity_init=True,
         data_format=graph.data_format(like),
-        dtype=like.dtype_policy,
+        dtype=policy,
         name=name,
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -188,7 +187,9 @@ def plot_masks(
     """
     from matplotlib.patches import Patch
 
-    if isinstance(labels, numbers.Integral):
+    if isinstance(labels, np.integer):
+        labels = int(labels)
+    if isinstance(labels, int):
         labels = range(check_positive_int("labels", labels, MAX_CLASSES))
     names = [str(x) for x in check_sequence("labels", labels)]
     if not names:

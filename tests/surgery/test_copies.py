@@ -184,6 +184,20 @@ def test_precision(dtype):
     assert_same(new, fuse_attention(new), x)
 
 
+@pytest.mark.parametrize("mode", ["int8", "float8"])
+def test_attention_behind_a_quantized_layer_is_trained(mode):
+    inputs = keras.Input((8, 8, 6))
+    x = layers.ReLU()(layers.Dense(4, name="dense")(inputs))
+    model = scrambled(keras.Model(inputs, layers.Dense(3, name="last")(x)))
+    model.quantize(mode)
+    new = insert_attention(model, "dense")
+    (attention,) = attentions(new)
+    assert {weight.dtype for weight in attention.weights} == {"float32"}
+    assert len(attention.trainable_weights) == 8
+    assert new.get_layer("dense").quantization_mode == mode
+    assert_same(model, new, images(2, 8, 8, 6))
+
+
 def test_channels_first():
     inputs = keras.Input((4, 8, 7))
     x = layers.DepthwiseConv2D(3, data_format="channels_first", name="a")(inputs)
