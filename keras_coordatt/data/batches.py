@@ -131,12 +131,12 @@ class Batches:
             lambda example: (resize(example["image"], size), read(example)),
             num_parallel_calls=tf.data.AUTOTUNE,
         )
-        example = sum(
+        example_bytes = sum(
             math.prod(tensor.shape) * tensor.dtype.size
             for tensor in tf.nest.flatten(dataset.element_spec)
         )
-        room = max(1, _BUFFER // example)
-        if 0 < dataset.cardinality() <= _CACHE // example:
+        room = max(1, _BUFFER // example_bytes)
+        if 0 < dataset.cardinality() <= _CACHE // example_bytes:
             # A shuffle buffer takes no more memory: it has references to the cache.
             room = max(room, int(dataset.cardinality()))
             dataset = dataset.cache()
@@ -144,9 +144,9 @@ class Batches:
             dataset = _shuffle(dataset, room, self.seed)
         if self.steps is not None:
             dataset = dataset.repeat()
-        extra = ()
+        weights = None
         if self.pad_remainder:
-            dataset, *extra = self._pad(dataset, total, padding, dense)
+            dataset, weights = self._pad(dataset, total, padding, dense)
 
         # Keras's layers and `preprocess_input` expect the global data format.
         channels_first = keras.config.image_data_format() == "channels_first"
@@ -170,8 +170,8 @@ class Batches:
         )
         if self.steps is not None:
             dataset = dataset.take(self.steps)
-        for counts in extra:
-            dataset = tf.data.Dataset.zip(dataset, counts).map(
+        if weights is not None:
+            dataset = tf.data.Dataset.zip(dataset, weights).map(
                 lambda batch, weight: (*batch, weight)
             )
         return dataset.prefetch(tf.data.AUTOTUNE)

@@ -128,7 +128,7 @@ def sample(boxes: np.ndarray) -> np.ndarray:
 
 def _best_iou(boxes, image_size, map_size, shapes):
     """Returns IoUs at the nearest position of a feature map: `(N, S)`."""
-    sides, areas = 1.0, 0.0
+    intersection = 1.0
     for axis, (length, cells) in enumerate(
         zip(image_size[::-1], map_size[::-1], strict=True)
     ):
@@ -136,7 +136,7 @@ def _best_iou(boxes, image_size, map_size, shapes):
         center = (np.floor((low + high) / 2 * cells).clip(0, cells - 1) + 0.5) / cells
         half = shapes[None, :, axis] * min(image_size) / length / 2
         overlap = np.minimum(center + half, high) - np.maximum(center - half, low)
-        sides = sides * np.maximum(overlap, 0)
+        intersection = intersection * np.maximum(overlap, 0)
     own = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1)[:, None]
     areas = np.prod(shapes, axis=1) * min(image_size) ** 2 / np.prod(image_size)
-    return sides / (own + areas - sides)
+    return intersection / (own + areas - intersection)

@@ -138,11 +138,9 @@ class DataReport:
         images, objects = split.class_images[name], split.class_objects[name]
         if self.task == "classification":
             return f"{images:,}"
-        return (
-            f"{images:,} ({objects:,})"
-            if self.task == "detection"
-            else f"{images:,} ({objects:.1%})"
-        )
+        if self.task == "detection":
+            return f"{images:,} ({objects:,})"
+        return f"{images:,} ({objects:.1%})"
 
 
 def describe_data(
@@ -206,19 +204,19 @@ def describe_data(
     if len(classes) < 2 and task != "detection":
         remarks.append(f"One class is not enough to train for {task}")
     first = "train" if "train" in examples else next(iter(examples))
+    is_path = isinstance(name, str | os.PathLike)
+    detects = task == "detection"
     return DataReport(
-        str(name) if isinstance(name, str | os.PathLike) else builder.info.full_name,
-        task,
-        getattr(builder, "LAYOUT", None) or "TFDS",
-        classes,
-        {
+        name=str(name) if is_path else builder.info.full_name,
+        task=task,
+        layout=getattr(builder, "LAYOUT", None) or "TFDS",
+        classes=classes,
+        splits={
             split: _describe_split(found, splits(builder)[split], classes, task)
             for split, found in examples.items()
         },
-        _describe_boxes(examples[first], size, classes)
-        if task == "detection"
-        else None,
-        remarks,
+        boxes=_describe_boxes(examples[first], size, classes) if detects else None,
+        remarks=remarks,
     )
 
 
@@ -277,11 +275,11 @@ def _describe_split(examples, count, classes, task):
     if task == "segmentation":
         amounts = amounts / max(amounts.sum(), 1)
     return SplitReport(
-        len(examples),
-        count - len(examples),
-        [(int(width), int(height)) for height, width in sizes],
-        dict(zip(classes, images.tolist(), strict=True)),
-        dict(zip(classes, amounts.tolist(), strict=True)),
+        images=len(examples),
+        unreadable=count - len(examples),
+        sizes=[(int(width), int(height)) for height, width in sizes],
+        class_images=dict(zip(classes, images.tolist(), strict=True)),
+        class_objects=dict(zip(classes, amounts.tolist(), strict=True)),
     )
 
 
@@ -301,23 +299,23 @@ def _describe_boxes(examples, image_size, classes):
         twice = image_size[0] * 2, image_size[1] * 2
         larger = find_matched(boxes, twice, fit_box_shapes(boxes, twice)).mean()
     return BoxReport(
-        image_size,
-        [
+        image_size=image_size,
+        smallest=[
             (*sides[i].round(1).tolist(), files[i])
             for i in lengths.argsort()[:_SMALLEST]
         ],
-        {p: round(float(np.percentile(lengths, p)), 1) for p in _PERCENTILES},
-        max(len(example["boxes"]) for example in examples),
-        sum(example["left_out"] for example in examples),
-        float(matched.mean()),
-        {
+        sides={p: round(float(np.percentile(lengths, p)), 1) for p in _PERCENTILES},
+        most=max(len(example["boxes"]) for example in examples),
+        left_out=sum(example["left_out"] for example in examples),
+        matched=float(matched.mean()),
+        class_matched={
             name: float(matched[labels == label].mean())
             for label, name in enumerate(classes)
             if (labels == label).any()
         },
-        shapes,
-        float(fitted),
-        None if larger is None else float(larger),
+        box_shapes=shapes,
+        fitted=float(fitted),
+        larger=None if larger is None else float(larger),
     )
 
 

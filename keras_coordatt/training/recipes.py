@@ -8,12 +8,12 @@ from typing import Any
 import keras
 
 from keras_coordatt.validation import (
-    MAX_SIZE,
     check_choice,
     check_mapping,
     check_number,
     check_positive_int,
     check_type,
+    height_and_width,
 )
 
 OPTIMIZERS = ("sgd", "adamw", "lamb")
@@ -102,14 +102,7 @@ class Recipe:
         # JSON turns tuples into lists; `object.__setattr__` because the class is frozen.
         if isinstance(self.image_size, list):
             object.__setattr__(self, "image_size", tuple(self.image_size))
-        sides = self.image_size if isinstance(self.image_size, tuple) else (0, 0)
-        if isinstance(self.image_size, tuple) and len(sides) != 2:
-            raise ValueError(
-                "`image_size` must be an integer or (height, width). "
-                f"Received: {self.image_size!r}"
-            )
-        for side in sides if any(sides) else (self.image_size,):
-            check_positive_int("image_size", side, MAX_SIZE)
+        height_and_width(self.image_size)
         for name in ("epochs", "gradient_accumulation"):
             check_positive_int(name, getattr(self, name))
         for name in ("steps_per_epoch", "base_batch_size"):

@@ -148,6 +148,32 @@ class Task:
             zero_init_residuals(network)
         return network
 
+    def _build_on_backbone(self, head, build, weights, **options):
+        """Builds a head on a network, from weights of the network or of both."""
+
+        def make(backbone_weights, **arguments):
+            network = build(
+                input_shape=self._input_shape(),
+                include_top=False,
+                weights=backbone_weights,
+                **options,
+            )
+            self._zero_init(network, weights)
+            return head(network, self.classes, **arguments)
+
+        if weights is None or not os.path.exists(weights):
+            return make(weights)
+        try:
+            return make(None, weights=weights, skip_mismatch=True)
+        except ValueError as error:
+            try:
+                return make(weights)
+            except ValueError as other:
+                raise ValueError(
+                    "`weights` fit neither the model nor its backbone. "
+                    f"As a model: {error} As a backbone: {other}"
+                ) from other
+
 
 class Classification(Task):
     name = "classification"
@@ -193,14 +219,7 @@ class Detection(Task):
     load = staticmethod(load_detection)
 
     def build(self, build, weights):
-        options = {"input_shape": self._input_shape(), "include_top": False}
-
-        def make(backbone_weights, **arguments):
-            network = build(weights=backbone_weights, **options)
-            self._zero_init(network, weights)
-            return SSDLite(network, self.classes, **arguments)
-
-        return _load(make, weights)
+        return self._build_on_backbone(SSDLite, build, weights)
 
     def compile(self, model, optimizer):
         model.compile(optimizer)
@@ -226,16 +245,10 @@ class Segmentation(Task):
         return max(gather(int(highest))) + 1
 
     def build(self, build, weights):
-        options = {"input_shape": self._input_shape(), "include_top": False}
+        options = {}
         if "output_stride" not in getattr(build, "keywords", {}):
             options["output_stride"] = 16
-
-        def make(backbone_weights, **arguments):
-            network = build(weights=backbone_weights, **options)
-            self._zero_init(network, weights)
-            return DeepLabV3(network, self.classes, **arguments)
-
-        return _load(make, weights)
+        return self._build_on_backbone(DeepLabV3, build, weights, **options)
 
     def compile(self, model, optimizer):
         if keras.config.image_data_format() == "channels_first":
@@ -260,19 +273,3 @@ class Segmentation(Task):
 
 
 TASKS = {task.name: task for task in (Classification, Detection, Segmentation)}
-
-
-def _load(make: Callable, weights: str | os.PathLike | None) -> keras.Model:
-    """Builds a model from weights of its backbone, or of all of it."""
-    if weights is None or not os.path.exists(weights):
-        return make(weights)
-    try:
-        return make(None, weights=weights, skip_mismatch=True)
-    except ValueError as error:
-        try:
-            return make(weights)
-        except ValueError as other:
-            raise ValueError(
-                f"`weights` fit neither the model nor its backbone. As a model: {error} "
-                f"As a backbone: {other}"
-            ) from other
