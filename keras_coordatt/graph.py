@@ -27,7 +27,7 @@ class StandIn(keras.Operation):
 
 
 def input_and_output(model):
-    """Returns both in their structure.
+    """Returns a model's input and its output: tensors, or structures of tensors.
 
     Keras's own attributes are missing from a `Sequential` that `build` was called on.
     """
@@ -95,7 +95,7 @@ def tensors(args, kwargs):
 
 
 def is_network(op):
-    """Returns whether it is a model whose graph can be read."""
+    """Returns whether an operation is a model whose graph can be read."""
     return isinstance(op, keras.Model) and isinstance(
         op, (keras.Function, keras.Sequential)
     )

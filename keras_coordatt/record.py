@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 
 import keras
 
-from keras_coordatt.applications.blocks import channel_axis
+from keras_coordatt.applications.blocks import channel_axis, spatial_size
 from keras_coordatt.detection import NonMaxSuppression
 from keras_coordatt.graph import Graph, input_and_output, is_network
 from keras_coordatt.layers.freezing import nested_layers
@@ -209,11 +209,10 @@ def _check_image_size(image_size, model):
             f"`image_size` must be (height, width). Received: {image_size!r}"
         )
     size = [check_positive_int("image_size", side) for side in image_size]
-    own = list(model.inputs[0].shape[1:])
-    own.pop(channel_axis() - 1)
+    own = spatial_size(model.inputs[0])
     if any(side not in (None, new) for side, new in zip(own, size)):
         raise ValueError(
-            f"`image_size` must be the model's, {tuple(own)}. Received: {image_size!r}"
+            f"`image_size` must be the model's, {own}. Received: {image_size!r}"
         )
     return size
 
@@ -247,15 +246,14 @@ def classes_of(model: keras.Model) -> int | None:
         if set(outputs) == {"boxes", "labels", "scores"} and suppression is not None:
             _, scores = keras.tree.flatten(suppression.input)  # after the boxes
             return scores.shape[-1]
-    outputs = keras.tree.flatten(outputs)
-    if len(outputs) == 1 and len(outputs[0].shape) == 2:
-        return outputs[0].shape[-1]
-    if len(outputs) == 1 and len(outputs[0].shape) == 4:
-        size = list(outputs[0].shape[1:])
-        classes = size.pop(channel_axis() - 1)
-        image_size = list(images.shape[1:])
-        image_size.pop(channel_axis() - 1)
-        return classes if size == image_size and "float" in outputs[0].dtype else None
+    output, *others = keras.tree.flatten(outputs)
+    if others:
+        return None
+    if len(output.shape) == 2:
+        return output.shape[-1]
+    is_map = len(output.shape) == 4 and "float" in output.dtype
+    if is_map and spatial_size(output) == spatial_size(images):
+        return output.shape[channel_axis()]
     return None
 
 

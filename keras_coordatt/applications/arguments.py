@@ -6,7 +6,11 @@ import pathlib
 import keras
 
 from keras_coordatt import weights as weights_lib
-from keras_coordatt.applications.blocks import channel_axis, image_entrance
+from keras_coordatt.applications.blocks import (
+    channel_axis,
+    image_entrance,
+    spatial_size,
+)
 from keras_coordatt.preprocessing import record_layers
 from keras_coordatt.validation import (
     MAX_CHANNELS,
@@ -197,11 +201,10 @@ def _record_labels(model, published):
     if not own or None in (record_layers(model) or [None]):
         return
     size = (published.input_size,) * 2
-    shape = list(model.inputs[0].shape[1:])
-    shape.pop(channel_axis() - 1)
+    own_size = spatial_size(model.inputs[0])
     set_record(
         model,
         task="classification",
         labels=published.labels,
-        image_size=size if {*shape} <= {None, *size} else None,
+        image_size=size if {*own_size} <= {None, *size} else None,
     )

@@ -37,6 +37,11 @@ def channel_axis(data_format: str | None = None) -> int:
     return 1 if data_format == "channels_first" else 3
 
 
+def spatial_size(x, data_format: str | None = None) -> tuple:
+    """Returns the height and width of a batch of images or of feature maps."""
+    return tuple(x.shape[2:4] if channel_axis(data_format) == 1 else x.shape[1:3])
+
+
 def make_divisible(channels: float, divisor: int = 8) -> int:
     """Rounds to a multiple of `divisor`, never down by more than a tenth."""
     rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)

@@ -80,24 +80,7 @@ def evaluate_detections(
             f"Received: {model}"
         )
 
-    examples = []
-    for batch in batches:
-        if not isinstance(batch, list | tuple) or len(batch) not in (2, 3):
-            raise ValueError(
-                "`batches` must be pairs of images and their objects, or with weights. "
-                f"Received: {batch!r}"
-            )
-        x, y, *weights = batch
-        check_objects(y, classes)
-        with alone():
-            found = model.predict_on_batch(np.asarray(x))
-        for i in range(len(x)):
-            if not weights or weights[0][i] > 0:
-                truth = y["boxes"][i], y["labels"][i]
-                examples.append((truth, [found[name][i] for name in NAMES]))
-    examples = gather_examples(
-        [[np.asarray(x) for x in y] for y in example] for example in examples
-    )
+    examples = gather_examples(_examples(model, batches, classes))
     images = len(examples)
     objects, detections = (
         [x for i, example in enumerate(examples) for x in _annotations(i, *example[j])]
@@ -122,6 +105,25 @@ def evaluate_detections(
             name: mean_precision(precision[:, :, i]) for i, name in enumerate(names)
         },
     }
+
+
+def _examples(model, batches, classes):
+    """Yields the objects and the detections of each image that counts, as arrays."""
+    for batch in batches:
+        if not isinstance(batch, list | tuple) or len(batch) not in (2, 3):
+            raise ValueError(
+                "`batches` must be pairs of images and their objects, or with weights. "
+                f"Received: {batch!r}"
+            )
+        x, y, *weights = batch
+        check_objects(y, classes)
+        with alone():
+            found = model.predict_on_batch(np.asarray(x))
+        for i in range(len(x)):
+            if not weights or weights[0][i] > 0:
+                truth = y["boxes"][i], y["labels"][i]
+                detected = [found[name][i] for name in NAMES]
+                yield [[np.asarray(x) for x in part] for part in (truth, detected)]
 
 
 def _coco_classes():
@@ -152,8 +154,8 @@ def coco_annotation(
 ) -> dict:
     """Returns a box, `"xyxy"`, in COCO's form.
 
-    `iscrowd` is what makes `COCOeval` ignore an object, so that of Pascal VOC's
-    difficult objects is 1, too.
+    `COCOeval` ignores objects with `iscrowd=1`, so Pascal VOC's difficult objects have
+    it, too.
     """
     left, top, right, bottom = box.tolist()
     return {

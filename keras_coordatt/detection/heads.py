@@ -6,10 +6,10 @@ import keras
 from keras import layers
 
 from keras_coordatt.applications.blocks import (
-    channel_axis,
     conv_bn,
     depthwise_bn,
     relu6,
+    spatial_size,
 )
 from keras_coordatt.applications.pyramid import pyramid_outputs
 
@@ -125,10 +125,3 @@ def predictor(x, boxes, numbers, name, *, data_format, dtype):
     if data_format == "channels_first":
         x = layers.Permute((2, 3, 1), dtype=dtype, name=f"{name}_permute")(x)
     return layers.Reshape((-1, numbers), dtype=dtype, name=f"{name}_reshape")(x)
-
-
-def spatial_size(x, data_format):
-    """Returns height and width of a batch of images or feature maps."""
-    sizes = list(x.shape[1:])
-    sizes.pop(channel_axis(data_format) - 1)
-    return tuple(sizes)

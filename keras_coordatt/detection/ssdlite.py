@@ -9,6 +9,7 @@ from keras import ops
 
 from keras_coordatt import weights as weights_lib
 from keras_coordatt.applications.arguments import check_weights_path
+from keras_coordatt.applications.blocks import spatial_size
 from keras_coordatt.checked_model import CheckedModel
 from keras_coordatt.detection.decoding import DecodeDetections
 from keras_coordatt.detection.default_boxes import default_boxes, ssd_box_shapes
@@ -16,7 +17,6 @@ from keras_coordatt.detection.heads import (
     EXTRA_CHANNELS,
     add_heads,
     feature_maps,
-    spatial_size,
 )
 from keras_coordatt.detection.losses import (
     NEGATIVES_PER_MATCH,
