@@ -17,7 +17,7 @@ class Devices:
     """Devices that share every batch.
 
     Attributes:
-        replicas: Number of devices, of all processes together.
+        replicas: Number of devices, over all processes.
         processes: Number of processes.
         process: Number of this process, from 0.
         scope: Returns a context manager in which models are distributed.

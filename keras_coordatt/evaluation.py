@@ -43,7 +43,7 @@ METRICS: dict[str | None, type[Metrics]] = {
     "detection": DetectionMetrics,
     "segmentation": SegmentationMetrics,
 }
-# Low, because average precision also counts recalls that only unsure detections reach.
+# Low, because average precision also needs the recall that uncertain detections add.
 SCORE_THRESHOLD = 0.01
 # More take hours, and make the intervals no better.
 MAX_RESAMPLES = 10**6
@@ -236,6 +236,7 @@ def evaluate(
 
 
 def check_split(split, builder):
+    """Raises a ValueError if the data have no such split."""
     from keras_coordatt.data import splits
 
     known = list(splits(builder))

@@ -94,7 +94,10 @@ class Runnable:
         """
         outputs = self.call(batch)
         if any(np.isnan(x).any() for x in outputs.values()):
-            raise ValueError(f"{self.name!r} outputs NaN")
+            raise ValueError(
+                f"{self.name!r} outputs NaN: its weights are damaged, or its numbers are "
+                "too large for its precision. Train or export it again"
+            )
         if self.task == "classification":
             return self._scores(outputs)
         if self.task == "detection":

@@ -49,7 +49,7 @@ ARGUMENTS = {
         32 the last stages keep their resolution, and their depthwise convolutions are
         dilated; the weights are the same. Defaults to 32.""",
     "include_preprocessing": """
-        Whether the network starts with the work of `preprocess_input`, and so takes RGB
+        Whether the network does the work of `preprocess_input` itself, and so takes RGB
         values in [0, 255]. The weights are the same. Defaults to `False`.""",
     "skip_mismatch": """
         Whether `weights` may be for another number of classes or image channels. The

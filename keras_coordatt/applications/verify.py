@@ -20,10 +20,10 @@ def verify_weights(name: str, data: str | os.PathLike | None = None) -> dict:
     Args:
         name: A name in the catalog.
         data: Images to measure the accuracy on, as in `load_classification`: a folder
-            of the classes, or a TFDS name. Their part called "validation" is used,
-            or else "test". The classes are called as the labels in the catalog, or by
-            the identifiers of WordNet, as in ImageNet's own folders. Defaults to
-            `None`: no accuracy is measured.
+            of the classes, or a TFDS name. The split "validation" is used, or else
+            "test". The classes must be named like the labels in the catalog, or by
+            WordNet's identifiers, as in ImageNet's own folders. Defaults to `None`: no
+            accuracy is measured.
 
     Returns:
         A dict with the keys `name`, `file` (the path), `parameters`, `published_top1`

@@ -66,8 +66,8 @@ def export(
     Args:
         source: `.keras`, `.h5`, `.weights.h5`, `.pth`, `.pt` or `.safetensors` file.
         output: `.tflite` or `.onnx` file to write, or a folder for a SavedModel.
-        precision: Precision of a `.tflite` file. `mixed` is int8 with those layers in
-            float32 that int8 harms, as few as it takes until the results agree.
+        precision: Precision of a `.tflite` file. `mixed` is int8, except for the few
+            layers that must stay in float32 so that the results agree.
         data: Folder or file of labeled pictures, or TFDS name.
         split: Split of DATA to measure on.
         validation_split: Part of the training images that is the split `validation`, if

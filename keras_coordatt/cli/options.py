@@ -95,9 +95,10 @@ def check_outputs(
         above = path.resolve().parents if path.exists() else ()
         replaced = [read[x] for x in map(_identity, (path, *above)) if x in read]
         if replaced:
+            kind = "a file of " if os.path.isdir(replaced[0]) else ""
             raise ValueError(
-                f"{name} would replace {'a file of ' if os.path.isdir(replaced[0]) else ''}{replaced[0]}, "
-                f"which this command reads: choose another place. Received: {path}"
+                f"{name} would replace {kind}{replaced[0]}, which this command reads: "
+                f"choose another place. Received: {path}"
             )
         other = written.setdefault(path.resolve(), name)
         if other != name:

@@ -73,7 +73,7 @@ def train(
             scratch without.
         epochs: Passes over the training images. By default the recipe's.
         image_size: Height and width in pixels. By default the recipe's.
-        batch_size: Images per step, of all devices together. By default the recipe's.
+        batch_size: Images per step, over all devices. By default the recipe's.
         optimizer: Optimizer. By default the recipe's. Another one changes the learning
             rates and the weight decay to values that fit it.
         learning_rate: Highest learning rate. By default the recipe's. With

@@ -110,7 +110,7 @@ def latency(
 ) -> dict[str | None, float]:
     """Measures how long one picture takes with each attention of a comparison.
 
-    The networks are built anew, with random weights, and timed in turns.
+    The networks are built again, with random weights, and timed in turns.
 
     Args:
         runs: Return value of `compare`, or of `read_runs`.

@@ -36,7 +36,7 @@ from keras_coordatt.validation import (
 )
 
 ATTENTIONS = (None, *NAMED)
-# Those that can start as the identity
+# Attentions that can start as the identity
 INSERTED = (None, *COORDINATE_AXES)
 # What all runs of a comparison have in common
 SETTINGS = (
@@ -50,7 +50,7 @@ SETTINGS = (
     "validation_split",
     "on_error",
 )
-# Properties of the data, which its name doesn't tell. Older files don't have them.
+# Properties of the data beside its name. Files of earlier versions don't have them.
 DATA = ("images", "labels", FINGERPRINT)
 
 
@@ -83,8 +83,8 @@ def compare(
         data: A folder or file that `keras_coordatt.data` reads, or a TFDS name. Runs
             are identified by the folder's name, not its path, and by its images and
             labels.
-        output: File of one line of JSON per run, written when the run ends, of one
-            comparison. Runs that are already in it are not repeated. The models lie
+        output: File of one comparison, with one line of JSON per run, added when the run
+            ends. Runs that are already in it are not repeated. The models are saved
             beside it.
         attentions: Values of the builders' `attention`.
         seeds: Non-negative integers.

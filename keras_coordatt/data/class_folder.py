@@ -52,8 +52,8 @@ class LabeledImages(Folder):
             # Shuffled, so that slices have all classes; same order as tfds.ImageFolder.
             random.Random(split).shuffle(examples)
         splits = split_off_validation(splits, validation_split, split_seed)
-        learnt = {name for _, name in splits.get("train", ())}
-        if validation_split and (rare := sorted(labels.keys() - learnt)):
+        learned = {name for _, name in splits.get("train", ())}
+        if validation_split and (rare := sorted(labels.keys() - learned)):
             warnings.warn(
                 f"{path}: no image in 'train' is left of {', '.join(rare)}",
                 stacklevel=2,

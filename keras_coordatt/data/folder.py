@@ -190,7 +190,7 @@ class Folder(tfds.core.DatasetBuilder, skip_registration=True):  # type: ignore[
         """Returns a hash that tells data sets apart.
 
         It covers the images of each split in their order, as names and sizes of their
-        files in bytes, and all that was read from the annotations: classes, boxes and
+        files in bytes, and everything read from the annotations: classes, boxes and
         names of masks. Masks count as images do. The contents of pictures, dates, and
         files that are not read don't count.
 

@@ -98,7 +98,10 @@ class YOLOFolder(BoxFolder):
         path = Path(check_path("path", path)).expanduser()
         configs = [path] if path.is_file() else _find_configs(path)
         if len(configs) > 1:
-            raise ValueError(f"Pass one of {', '.join(map(str, configs))}")
+            raise ValueError(
+                f"{path} has several data sets: pass one of "
+                f"{', '.join(map(str, configs))}"
+            )
         if configs:
             path = configs[0].parent
             config = _read_config(configs[0])

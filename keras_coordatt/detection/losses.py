@@ -68,5 +68,7 @@ def total_loss(*losses):
 
 
 class MeanLoss(keras.losses.Loss):
+    """Loss whose values are the predictions, for Keras to reduce."""
+
     def call(self, y_true, y_pred):
         return y_pred

@@ -37,7 +37,7 @@ CALIBRATED = ("int8", "mixed")
 SEARCH_IMAGES = 128
 NEXT_STEP = (
     "More and more typical images in `representative` may help. "
-    '`precision="mixed"` keeps the layers that int8 harms in float32, as few as it takes.'
+    '`precision="mixed"` keeps only the layers that int8 harms in float32.'
 )
 INFERENCE_TYPES = ("float32", "int8", "uint8")
 
@@ -88,9 +88,9 @@ def litert(
         precision: `"float32"`; `"float16"`, of half the size, computed in float32 where
             the hardware has no float16; `"dynamic"`, with int8 weights and float32
             activations; `"int8"`, with both in int8, for integer hardware; or
-            `"mixed"`: int8, but for a stretch of layers that int8 harms, in float32,
-            as short as it may be for 99 % of the top-1 classes or of the detections to
-            agree. Defaults to `"float32"`.
+            `"mixed"`, int8 except for a short stretch of consecutive layers, which stay
+            in float32 so that 99 % of the top-1 classes or of the detections agree.
+            Defaults to `"float32"`.
         representative: For `"int8"` and `"mixed"`, images from which the ranges of the
             activations are measured: a few hundred typical ones, preprocessed for the
             model. An array `(N, H, W, C)` or batches, such as a `tf.data.Dataset` of

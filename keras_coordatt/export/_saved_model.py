@@ -32,8 +32,8 @@ def saved_model(
     the model's input. The signature `serve_images` takes a batch of uint8 RGB images of
     any height and width, `(N, H, W, 3)`, and prepares them: it resizes them to the
     model's size, rounds to whole values as `keras_coordatt.data` does, and normalizes.
-    A model that takes any size gets the images in their own. Both signatures return
-    the model's outputs at inference.
+    A model that takes any size gets the images in their original size. Both signatures
+    return the model's outputs at inference.
 
     Works on the TensorFlow and the JAX backend.
 

@@ -112,8 +112,10 @@ def _labeled(outputs):
     """Returns a dict from the outputs with labels to the kind of association."""
     if "labels" in outputs:
         return {"labels": VALUE_LABELS}
-    if "boxes" in outputs:  # without suppression, or without decoding: no labels then,
-        return {"scores": AXIS_LABELS}  # since the background is the first class
+    if "boxes" in outputs:
+        # Without suppression. The raw outputs of an SSDLite have no scores but "classes",
+        # the background first, which the labels would not fit.
+        return {"scores": AXIS_LABELS}
     return dict.fromkeys(outputs, AXIS_LABELS)
 
 

@@ -96,6 +96,7 @@ def read_metadata(path: str | os.PathLike) -> dict:
 
 @contextlib.contextmanager
 def packages_for_onnx():
+    """Says how to install the packages for ONNX if one of them is missing."""
     try:
         yield
     except ImportError as error:

@@ -68,7 +68,7 @@ class Report:
         detections: Number of detections that were compared, for a detector with
             suppression; else `None`. At 0, nothing was compared.
         float_tensors: Names of the tensors of an int8 network that aren't integers,
-            apart from its inputs and outputs. Empty if it is wholly int8.
+            apart from its inputs and outputs. Empty if it is fully int8.
         layers: Errors by layer, in their order, if the agreement is below 99 %.
     """
 

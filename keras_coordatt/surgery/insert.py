@@ -86,7 +86,7 @@ def insert_attention(
     Raises:
         ValueError: If an argument is none of the above, if nothing matched (the error
             lists the layers), or if a matched layer doesn't return a feature map.
-        TypeError: If `layer` returns something else than a Keras layer.
+        TypeError: If `layer` returns something other than a Keras layer.
 
     Example:
 

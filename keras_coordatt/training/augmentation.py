@@ -1,8 +1,8 @@
 """Augmentation of training images for each task.
 
 Keras's layers where possible; the crops are functions of a batch. A crop is a region
-in coordinates of the image, from 0 to 1, and extends beyond it to shrink the image. All
-random numbers start anew from one seed at every epoch.
+in coordinates of the image, from 0 to 1, and extends beyond it to shrink the image. The
+random numbers of each epoch start from a seed, so that an epoch can be repeated.
 """
 
 import math
@@ -52,7 +52,7 @@ class Augmentation:
             (self.augment,) = self.augment.layers
 
     def reseed(self, seed: int) -> None:
-        """Starts all random numbers anew."""
+        """Restarts all random numbers from a seed."""
         self._generator.reset_from_seed(seed)
         if isinstance(self.augment, keras.layers.Pipeline):
             for layer in self.augment.layers:
@@ -191,7 +191,7 @@ class Augmentation:
 
 
 def reseed(layer: keras.Layer, seed: int) -> None:
-    """Starts the random numbers of a layer, and of all layers in it, anew.
+    """Restarts the random numbers of a layer and of all layers in it from a seed.
 
     Args:
         layer: Layer or model.

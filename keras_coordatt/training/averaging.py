@@ -26,4 +26,4 @@ class AveragedValidation(keras.callbacks.SwapEMAWeights):
     """Validates the moving average, and leaves the weights themselves in the model."""
 
     def on_train_end(self, logs=None):
-        """Does nothing."""
+        """Keeps the weights, which `SwapEMAWeights` would replace by the average."""

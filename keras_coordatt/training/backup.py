@@ -32,7 +32,7 @@ class Backup:
 
     Args:
         folder: Folder of the state, of this training alone.
-        settings: Dict that JSON can hold, of all that the training depends on.
+        settings: Dict of everything that determines the training, as JSON can hold it.
 
     Attributes:
         rows: The history: one dict of numbers per complete epoch.

@@ -216,7 +216,7 @@ def _processes(job, devices):
         # It would keep SIGTERM from ending a process.
         jax.config.update("jax_enable_preemption_service", False)
         # Our limits are shorter than JAX's, because our messages are clearer. JAX counts
-        # from the last sign of life, which may be half of its limit ago.
+        # from the last heartbeat, which may be half of its limit ago.
         with _end_unless_all_come(job):
             jax.distributed.initialize(
                 **job,
@@ -252,13 +252,8 @@ def _processes(job, devices):
 def _end_unless_all_come(job):
     """Ends this process with a message if the others don't come.
 
-    JAX aborts it then, with a stack trace, which no `except` prevents.
+    JAX would abort it then with a stack trace, which no `except` prevents.
     """
-
-    processes, check = (
-        "processes",
-        "that all of them run, and reach the first one's machine",
-    )
     if job:
         processes = f"{job['num_processes']} processes"
         check = (
@@ -266,6 +261,9 @@ def _end_unless_all_come(job):
             "is an address of the machine of process 0 that the others reach. "
             f"Received: {job}"
         )
+    else:
+        processes = "processes"
+        check = "that all of them run, and reach the first one's machine"
     message = (
         f"after {PATIENCE} s, not all of the {processes} have found each other. "
         f"Check {check}"

@@ -112,7 +112,7 @@ class Epochs(keras.callbacks.Callback):
 
 def _set_seed(seed):
     if keras.config.backend() == "tensorflow":
-        # Not tf.random.set_seed, after which TensorFlow traces its functions anew: that
+        # Not tf.random.set_seed, after which TensorFlow traces its functions again: that
         # takes seconds, and neither Keras's layers nor the data need it.
         random.seed(seed)
         np.random.seed(seed)

@@ -55,7 +55,7 @@ class Recipe:
         ema: Momentum of the exponential moving average of the weights, which is then
             validated and saved; 0 for none.
         precision: Dtype policy: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`.
-        gradient_accumulation: Steps of which the gradients are added up.
+        gradient_accumulation: Steps over which gradients are accumulated.
         clip_norm: Highest norm of each gradient; 0 for none.
         patience: Epochs without a better validation metric after which training stops;
             0 for never.

@@ -2,7 +2,7 @@
 
 A process that waits for another in a collective operation waits for minutes or forever,
 and JAX then aborts it without saying what to do. Here every process keeps a connection
-to the first one, over which both send signs of life.
+to the first one, over which both send heartbeats.
 """
 
 import contextlib
@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from keras_coordatt.distribution import Devices, gather
 
-# Seconds between signs of life, and after which a silent process counts as lost.
+# Seconds between heartbeats, and after which a silent process counts as lost.
 INTERVAL = 2
 LIMIT = 40
 _ALIVE, _ENDED, _LOST = b".", b"E", b"!"

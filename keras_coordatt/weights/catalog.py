@@ -40,7 +40,7 @@ class Record:
         dataset: The data it was trained on.
         labels: The names of the classes, in order.
         input_size: Height and width of the images in pixels.
-        crop: The fraction of the resized image that is cropped for evaluation.
+        crop: The fraction of the resized image's side that the center crop keeps.
         interpolation: The interpolation for resizing images.
         mean: Mean of red, green and blue, in [0, 1].
         std: Standard deviation of red, green and blue, in [0, 1].

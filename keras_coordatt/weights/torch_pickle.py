@@ -127,7 +127,7 @@ def interpret(file: BinaryIO) -> tuple[object, dict[str, Storage]]:
                 items = _popped(stack, 1) if name == "APPEND" else items
                 if not isinstance(stack[-1], list):
                     raise ValueError(
-                        "its pickle appends to something else than a list."
+                        "its pickle appends to something other than a list."
                     )
                 stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
@@ -150,7 +150,7 @@ def interpret(file: BinaryIO) -> tuple[object, dict[str, Storage]]:
                 stack.pop()
                 if not isinstance(stack[-1], dict):
                     raise ValueError(
-                        "its pickle sets attributes of something else than a dict."
+                        "its pickle sets attributes of something other than a dict."
                     )
             case "BINPERSID":
                 storage = _checked_storage(stack.pop())
@@ -178,7 +178,7 @@ def _popped(stack: list, count: int) -> list:
 def _extended(mapping: object, items: list) -> dict:
     """Returns `mapping` with the keys and values that alternate in `items`."""
     if not isinstance(mapping, dict) or len(items) % 2:
-        raise ValueError("its pickle sets items of something else than a dict.")
+        raise ValueError("its pickle sets items of something other than a dict.")
     for key, value in zip(items[::2], items[1::2], strict=True):
         if not isinstance(key, str | int):
             raise ValueError(f"its pickle has the key {reprlib.repr(key)}.")
@@ -190,7 +190,7 @@ def _checked_global(module: object, attribute: object) -> _Global:
     # Only strings are formatted: the text of a list that contains itself many times
     # would fill the memory.
     if not isinstance(module, str) or not isinstance(attribute, str):
-        raise ValueError("its pickle names an object by something else than a string.")
+        raise ValueError("its pickle names an object by something other than a string.")
     name = f"{module}.{attribute}"
     if name not in _STORAGES and name not in _CONSTRUCTORS:
         raise ValueError(
