@@ -4,7 +4,14 @@ import pathlib
 from typing import Literal
 
 from keras_coordatt import comparison
-from keras_coordatt.cli.options import Attention, Network, OnError, Verb, check_outputs
+from keras_coordatt.cli.options import (
+    Attention,
+    Network,
+    OnError,
+    Verb,
+    check_outputs,
+    given,
+)
 from keras_coordatt.cli.train import parse_changes
 from keras_coordatt.comparison.report import check_measure
 from keras_coordatt.extras import check_matplotlib
@@ -73,12 +80,12 @@ def compare(
     if curves or picture:
         check_matplotlib()
     check_outputs([("--curves", curves), ("--picture", picture)], [data, start, output])
-    given = {
-        "epochs": epochs,
-        "image_size": image_size,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-    }
+    changes = parse_changes(set) | given(
+        epochs=epochs,
+        image_size=image_size,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+    )
     runs = comparison.compare(
         VERBS[task],
         data,
@@ -86,13 +93,10 @@ def compare(
         attentions=[None if name == "none" else name for name in attentions],
         seeds=seeds,
         network=network,
-        arguments={} if alpha is None else {"alpha": alpha},
+        arguments=given(alpha=alpha),
         start=start,
         recipe=recipe,
-        changes={
-            **parse_changes(set),
-            **{name: value for name, value in given.items() if value is not None},
-        },
+        changes=changes,
         validation_split=validation_split,
         on_error=on_error,
     )

@@ -47,6 +47,11 @@ else:
     VerbOrAuto = Literal[("auto", *VERBS)]
 
 
+def given(**options) -> dict:
+    """Returns the options that the user gave: those that aren't `None`."""
+    return {name: value for name, value in options.items() if value is not None}
+
+
 def network_arguments(
     alpha: float | None,
     classes: int | None,
@@ -55,13 +60,9 @@ def network_arguments(
     top: bool,
 ) -> dict:
     """Returns the builder's arguments for the options that were given."""
-    arguments: dict = {
-        "alpha": alpha,
-        "classes": classes,
-        "attention": attention,
-        "reduction": reduction,
-    }
-    arguments = {name: x for name, x in arguments.items() if x is not None}
+    arguments = given(
+        alpha=alpha, classes=classes, attention=attention, reduction=reduction
+    )
     if attention == "none":
         arguments["attention"] = None
     return arguments if top else {**arguments, "include_top": False}

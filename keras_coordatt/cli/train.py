@@ -14,6 +14,7 @@ from keras_coordatt.cli.options import (
     Optimizer,
     RecipeName,
     VerbOrAuto,
+    given,
 )
 from keras_coordatt.record import VERBS
 from keras_coordatt.training import train as train_model
@@ -94,23 +95,20 @@ def train(
             KERAS_DISTRIBUTION_* environment variables.
         process_id: Number of this process, from 0.
     """
-    given = {
-        "epochs": epochs,
-        "image_size": image_size,
-        "batch_size": batch_size,
-        "optimizer": optimizer,
-        "learning_rate": learning_rate,
-    }
-    changes = {name: value for name, value in given.items() if value is not None}
-    arguments: dict = {
-        "alpha": alpha,
-        "variant": variant,
-        "reduction": reduction,
-        "output_stride": output_stride,
-    }
-    arguments = {name: value for name, value in arguments.items() if value is not None}
+    changes = parse_changes(set) | given(
+        epochs=epochs,
+        image_size=image_size,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+    )
+    arguments = only_arguments(network, weights) | given(
+        alpha=alpha,
+        variant=variant,
+        reduction=reduction,
+        output_stride=output_stride,
+    )
     arguments["attention"] = None if attention == "none" else attention
-    arguments = {**only_arguments(network, weights), **arguments}
     with open_devices(devices, coordinator, processes, process_id) as found:
         done = train_model(
             VERBS.get(task),  # None for auto
@@ -119,7 +117,7 @@ def train(
             build=functools.partial(BUILDERS[network], **arguments),
             weights=weights,
             recipe=recipe,
-            changes={**parse_changes(set), **changes},
+            changes=changes,
             validation_split=validation_split,
             on_error=on_error,
             seed=seed,
