@@ -57,8 +57,7 @@ def evaluate_result(model: keras.Model, task: Task, split: str):
     )
     if not has_matplotlib() or not current().first:
         return evaluation, {}
-    figures = {**_chart(evaluation), **_samples(runnable, task, split)}
-    return evaluation, {name: x for name, x in figures.items() if x is not None}
+    return evaluation, {**_chart(evaluation), **_samples(runnable, task, split)}
 
 
 def curves(rows: list[dict]):
@@ -75,24 +74,20 @@ def curves(rows: list[dict]):
 
 
 def _chart(evaluation: Evaluation) -> dict:
+    """Draws the metrics by class, unless no class was measured."""
+    labels = evaluation.labels
     if evaluation.confusion is not None:
-        figure = visualize.plot_confusion_matrix(
-            evaluation.confusion, evaluation.labels
-        )
+        figure = visualize.plot_confusion_matrix(evaluation.confusion, labels)
         return {"confusion.png": figure}
     if evaluation.precision_recall is not None:
-        found = evaluation.precision_recall
-        return {
-            "precision_recall.png": visualize.plot_precision_recall(found, "AP50")
-            if found
-            else None
-        }
+        if not evaluation.precision_recall:
+            return {}
+        figure = visualize.plot_precision_recall(evaluation.precision_recall, "AP50")
+        return {"precision_recall.png": figure}
     ious = [row["iou"] for row in evaluation.by_class]
-    return {
-        "iou.png": visualize.plot_class_scores(ious, evaluation.labels, "IoU")
-        if np.isfinite(ious).any()
-        else None
-    }
+    if not np.isfinite(ious).any():
+        return {}
+    return {"iou.png": visualize.plot_class_scores(ious, labels, "IoU")}
 
 
 def _samples(model: Runnable, task: Task, split: str) -> dict:
@@ -110,19 +105,7 @@ def _samples(model: Runnable, task: Task, split: str) -> dict:
     elif task.name == "detection":
         if importlib.util.find_spec("cv2") is None:  # Keras draws boxes with it.
             return {}
-        most = max(1, *(len(x["objects"]["label"]) for x in examples))
-        truth = {
-            "boxes": np.zeros((len(examples), most, 4), "float32"),
-            "labels": np.full((len(examples), most), -1, "int32"),
-        }
-        for i, example in enumerate(examples):
-            objects = example["objects"]
-            found = len(objects["label"])
-            truth["boxes"][i, :found] = objects["bbox"][:, [1, 0, 3, 2]]
-            truth["labels"][i, :found] = objects["label"]
-        figure = visualize.plot_detections(
-            pictures, outputs, labels, truth=truth, score_threshold=_DRAWN_SCORE
-        )
+        figure = _draw_detections(pictures, examples, outputs, labels)
     else:
         figure = _draw_masks(pictures, examples, outputs["mask"], labels)
     return {"predictions.png": figure}
@@ -136,6 +119,22 @@ def _draw_classes(pictures, examples, scores, labels):
         for p, t, s in zip(predicted, truth, scores.max(-1))
     ]
     return visualize.plot_gallery(pictures, titles, wrong=predicted != truth, columns=6)
+
+
+def _draw_detections(pictures, examples, detections, labels):
+    most = max(1, *(len(x["objects"]["label"]) for x in examples))
+    truth = {
+        "boxes": np.zeros((len(examples), most, 4), "float32"),
+        "labels": np.full((len(examples), most), -1, "int32"),
+    }
+    for i, example in enumerate(examples):
+        objects = example["objects"]
+        found = len(objects["label"])
+        truth["boxes"][i, :found] = objects["bbox"][:, [1, 0, 3, 2]]
+        truth["labels"][i, :found] = objects["label"]
+    return visualize.plot_detections(
+        pictures, detections, labels, truth=truth, score_threshold=_DRAWN_SCORE
+    )
 
 
 def _draw_masks(pictures, examples, masks, labels):
