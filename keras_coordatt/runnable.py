@@ -26,8 +26,8 @@ from keras_coordatt.preprocessing import Preprocessing, preprocessing_of
 from keras_coordatt.record import TASKS, check_labels, check_recorded_labels, record_of
 from keras_coordatt.validation import (
     check_choice,
+    check_image_size,
     check_number,
-    height_and_width,
 )
 from keras_coordatt.weights import FILE_TYPES
 
@@ -246,12 +246,7 @@ def _image_size(source, given):
     first = source.data_format == "channels_first"
     own = source.shape[2:4] if first else source.shape[1:3]
     if given is not None:
-        size = height_and_width(given)
-        if any(x not in (None, y) for x, y in zip(own, size)):
-            raise ValueError(
-                f"`image_size` must be the model's, {own}. Received: {given!r}"
-            )
-        return size
+        return check_image_size(given, own)
     if None not in own:
         return own
     if source.image_size is None:

@@ -4,7 +4,7 @@ import inspect
 import math
 import numbers
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
 import numpy as np
@@ -59,6 +59,18 @@ def height_and_width(image_size: int | tuple[int, int]) -> tuple[int, int]:
         )
     height, width = (check_positive_int("image_size", side, MAX_SIZE) for side in size)
     return height, width
+
+
+def check_image_size(
+    image_size: int | tuple[int, int], own: Sequence[int | None]
+) -> tuple[int, int]:
+    """Returns `image_size` as a pair, if it is the model's where that is known."""
+    size = height_and_width(image_size)
+    if any(known not in (None, side) for known, side in zip(own, size)):
+        raise ValueError(
+            f"`image_size` must be the model's, {tuple(own)}. Received: {image_size!r}"
+        )
+    return size
 
 
 def check_number(

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 import keras
 import numpy as np
 
-from keras_coordatt.applications.blocks import channel_axis
+from keras_coordatt.applications.blocks import channel_axis, spatial_size
 from keras_coordatt.export.pictures import draw_pictures
 from keras_coordatt.preprocessing import Preprocessing, preprocessing_of
-from keras_coordatt.validation import check_path, check_type, height_and_width
+from keras_coordatt.validation import check_image_size, check_path, check_type
 
 # Test pictures per export, and their size if the model takes any.
 PICTURES = 4
@@ -40,24 +40,18 @@ class ImageInput:
 
     def __init__(self, model, preprocessing, image_size=None, fixed=False):
         (image,) = _image_inputs(model)
-        axis = channel_axis()
-        sizes = list(image.shape[1:])
-        self.channels = sizes.pop(axis - 1)
+        sizes = spatial_size(image)
         if image_size is not None:
-            given = height_and_width(image_size)
-            if any(own not in (None, new) for own, new in zip(sizes, given)):
-                raise ValueError(
-                    f"`image_size` must be the model's, {tuple(sizes)}. "
-                    f"Received: {image_size!r}"
-                )
-            sizes = given
-        self.size = None if None in sizes else tuple(sizes)
+            sizes = check_image_size(image_size, sizes)
+        self.size = None if None in sizes else sizes
         if fixed and self.size is None:
             raise ValueError(
                 "`image_size` must be given, as the model takes images of any size and "
                 f"the file can't. Received: {image_size!r}"
             )
-        self.shape = (*sizes[: axis - 1], self.channels, *sizes[axis - 1 :])
+        self.channels = image.shape[channel_axis()]
+        first = channel_axis() == 1
+        self.shape = (self.channels, *sizes) if first else (*sizes, self.channels)
         self.dtype = keras.backend.standardize_dtype(image.dtype)
         self.takes_bytes = "int" in self.dtype
         if preprocessing is not None:

@@ -81,10 +81,10 @@ def namings(target, with_attention: bool = True) -> list[list[Entry]]:
         ValueError: If no names are known for one of its layers.
     """
     if isinstance(target, tuple(IN_LAYER)):
-        found = []
-        for attention in (IN_LAYER, IN_NETWORK, IN_TIMM):
-            found.append(_attention(target, "", attention[type(target)]))
-        return found
+        return [
+            _attention(target, "", names[type(target)])
+            for names in (IN_LAYER, IN_NETWORK, IN_TIMM)
+        ]
     if not isinstance(target, keras.Model):
         raise TypeError(
             "`target` must be a model or an attention layer of this package. "
