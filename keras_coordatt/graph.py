@@ -119,3 +119,47 @@ def read_graphs(model):
             graphs[id(network)] = graph = Graph(network)
             queue += [op for op in graph.own_layers() if is_network(op)]
     return graphs
+
+
+def last_layers(model):
+    """Returns the last layers with weights before the outputs, of nested models too."""
+    graph = Graph(model)
+    found, visited = {}, set()
+    queue = list(graph.outputs)
+    while queue:
+        call = graph.producer.get(queue.pop())
+        if call is None or id(call) in visited:
+            continue
+        visited.add(id(call))
+        if is_network(call.op):
+            last = last_layers(call.op)
+        else:
+            last = [call.op] if getattr(call.op, "weights", None) else []
+        found |= {id(layer): layer for layer in last}
+        if not last:
+            queue += map(id, call.inputs)
+    return list(found.values())
+
+
+def last_activation(model):
+    """Returns the activation in which a model's output ends, such as a softmax.
+
+    Operations without weights may follow it, such as `Flatten`. It is linear if there is
+    none, and `None` for a model of several outputs.
+    """
+    graph = Graph(model)
+    linear = keras.activations.linear
+    if len(graph.outputs) != 1:
+        return None
+    call = graph.producer.get(*graph.outputs)
+    while call is not None:
+        if is_network(call.op):
+            activation = last_activation(call.op)
+        else:
+            # Layers and operations such as Softmax are activations themselves.
+            own = getattr(keras.activations, type(call.op).__name__.lower(), linear)
+            activation = getattr(call.op, "activation", own)
+        if activation is not linear or getattr(call.op, "weights", None):
+            return activation
+        call = graph.producer.get(id(call.inputs[0])) if call.inputs else None
+    return linear

@@ -22,7 +22,7 @@ import keras
 
 from keras_coordatt.applications.blocks import channel_axis, spatial_size
 from keras_coordatt.detection import NonMaxSuppression
-from keras_coordatt.graph import Graph, input_and_output, is_network
+from keras_coordatt.graph import input_and_output, last_layers
 from keras_coordatt.layers.freezing import nested_layers
 from keras_coordatt.preprocessing import record_layers
 from keras_coordatt.validation import check_choice, check_positive_int
@@ -263,20 +263,8 @@ def _head(model):
     Layers without weights after them, such as a softmax or the suppression of a
     detector, don't change the meaning of the classes.
     """
-    graph = Graph(model)
-    found, visited = set(), set()
-    queue = [x for call in graph.calls for x in call.outputs if id(x) in graph.outputs]
-    while queue:
-        call = graph.producer.get(id(queue.pop()))
-        if call is None or id(call) in visited:
-            continue
-        visited.add(id(call))
-        inner = _head(call.op) if is_network(call.op) else ""
-        if inner:
-            found.update(inner.split())
-        elif isinstance(call.op, keras.Layer) and call.op.weights:
-            width = getattr(call.op, "units", None) or getattr(call.op, "filters", "")
-            found.add(f"{call.op.name}:{width}")
-        else:
-            queue += call.inputs
+    found = set()
+    for layer in last_layers(model):
+        width = getattr(layer, "units", None) or getattr(layer, "filters", "")
+        found.add(f"{layer.name}:{width}")
     return " ".join(sorted(found))

@@ -19,7 +19,7 @@ from keras_coordatt.training.history import (
     stops_early,
 )
 from keras_coordatt.training.optimizers import make_optimizer
-from keras_coordatt.training.phases import find_head, phases
+from keras_coordatt.training.phases import ends_in_logits, find_head, phases
 from keras_coordatt.training.recipes import check_changes
 from keras_coordatt.training.recipes import recipe as named_recipe
 from keras_coordatt.validation import check_type
@@ -69,9 +69,10 @@ def fine_tune(
             `keras_coordatt.data.load_classification`.
         validation: Validation batches. Defaults to none.
         head: Layers to train first. Defaults to the last layer with weights of a
-            classifier, and to everything but the backbone of the others.
-        loss: A Keras loss. Defaults to cross-entropy, for integer or one-hot labels, by
-            the activation of the last layer; `SSDLite` has its own.
+            classifier, also in a nested model, and to everything but the backbone of
+            the others.
+        loss: A Keras loss. Defaults to cross-entropy, for integer or one-hot labels, of
+            a softmax or of logits, by what the model ends in; `SSDLite` has its own.
         changes: Dict of values to change in the recipe `"fine-tune"`, such as
             `{"epochs": 5, "learning_rate": 1e-4}`. See `Recipe`.
         verbose: Same as in `model.fit`.
@@ -197,6 +198,14 @@ def _task_of(model):
 
 def _compile_arguments(model, task, train, loss, smoothing):
     losses = keras.losses
+    output = input_and_output(model)[1]
+    logits = ends_in_logits(model)
+    if loss is None and (logits is None or output.shape[-1] == 1):
+        raise ValueError(
+            "`loss` must be given: its default is for a model that has an output for "
+            "each class and ends in a softmax or in logits. "
+            f"Received: {model.name}, of output shape {output.shape}"
+        )
     if task == "segmentation":
         if keras.config.image_data_format() == "channels_first":
             raise ValueError(
@@ -204,13 +213,13 @@ def _compile_arguments(model, task, train, loss, smoothing):
                 "train segmenters in channels_first; `train` can"
             )
         metric = keras.metrics.MeanIoU(
-            input_and_output(model)[1].shape[-1],
+            output.shape[-1],
             ignore_class=IGNORED,
             sparse_y_pred=False,
             name="mean_iou",
         )
-        default = losses.SparseCategoricalCrossentropy(True, ignore_class=IGNORED)
-        loss = default if loss is None else loss
+        if loss is None:
+            loss = losses.SparseCategoricalCrossentropy(logits, ignore_class=IGNORED)
         return {"loss": loss, "metrics": [metric]}
     batch = next(iter(train), None)
     labels = batch[1] if isinstance(batch, tuple | list) and len(batch) > 1 else None
@@ -218,11 +227,8 @@ def _compile_arguments(model, task, train, loss, smoothing):
         raise ValueError(
             f"`train` must be batches of images and labels. Received: {train!r}"
         )
-    last = [layer for layer in model.layers if hasattr(layer, "activation")][-1:]
-    linear = bool(last) and last[0].activation is keras.activations.linear
-    if len(labels.shape) == 2 and labels.shape[-1] > 1:
-        default = losses.CategoricalCrossentropy(linear, label_smoothing=smoothing)
-    else:
-        default = losses.SparseCategoricalCrossentropy(linear)
-    loss = default if loss is None else loss
+    if loss is None and len(labels.shape) == 2 and labels.shape[-1] > 1:
+        loss = losses.CategoricalCrossentropy(logits, label_smoothing=smoothing)
+    elif loss is None:
+        loss = losses.SparseCategoricalCrossentropy(logits)
     return {"loss": loss, "metrics": ["accuracy"]}

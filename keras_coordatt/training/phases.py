@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import keras
 
+from keras_coordatt.graph import is_network, last_activation, last_layers
 from keras_coordatt.layers import freeze_batch_norm
 from keras_coordatt.layers.freezing import nested_layers
 from keras_coordatt.training.optimizers import set_weight_penalty
@@ -75,12 +76,22 @@ def find_head(model: keras.Model, task: str) -> list[keras.Layer]:
     if task == "detection":
         backbone = {id(layer) for layer in model.backbone.layers}
         return [layer for layer in model.layers if id(layer) not in backbone]
-    with_weights = [layer for layer in model.layers if layer.weights]
     decoder = [
         layer
-        for layer in with_weights
-        if layer.name.startswith("aspp_") or layer.name == "predictions"
+        for layer in nested_layers(model)
+        if layer.weights
+        and (layer.name.startswith("aspp_") or layer.name == "predictions")
     ]
     if task == "segmentation" and decoder:
         return decoder
-    return with_weights[-1:]
+    if is_network(model):
+        return last_layers(model)
+    return [layer for layer in model.layers if layer.weights][-1:]
+
+
+def ends_in_logits(model: keras.Model) -> bool | None:
+    """Returns whether a classifier ends in logits; `None` if neither in a softmax."""
+    if not is_network(model):
+        return False
+    ends = {keras.activations.linear: True, keras.activations.softmax: False}
+    return ends.get(last_activation(model))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Mapping
 from typing import Any
 
@@ -99,42 +100,43 @@ class Recipe:
     base_batch_size: int | None = None
 
     def __post_init__(self):
-        # JSON turns tuples into lists; `object.__setattr__` because the class is frozen.
-        if isinstance(self.image_size, list):
-            object.__setattr__(self, "image_size", tuple(self.image_size))
-        height_and_width(self.image_size)
-        for name in ("epochs", "gradient_accumulation"):
-            check_positive_int(name, getattr(self, name))
+        def checked(names, check, *arguments, **options):
+            # Python's numbers, as JSON can't hold NumPy's. The class is frozen.
+            for name in names:
+                value = check(name, getattr(self, name), *arguments, **options)
+                object.__setattr__(self, name, value)
+
+        # JSON turns tuples into lists.
+        is_pair = isinstance(self.image_size, tuple | list)
+        size = height_and_width(self.image_size)
+        object.__setattr__(self, "image_size", size if is_pair else size[0])
+        checked(("epochs", "gradient_accumulation", "batch_size"), check_positive_int)
         for name in ("steps_per_epoch", "base_batch_size"):
             if getattr(self, name) is not None:
-                check_positive_int(name, getattr(self, name))
-        for name in ("head_epochs", "patience"):
-            check_positive_int(name, getattr(self, name), zero=True)
+                checked((name,), check_positive_int)
+        checked(("head_epochs", "patience"), check_positive_int, zero=True)
         if self.head_epochs >= self.epochs:
             raise ValueError(
                 "`head_epochs` must be fewer than `epochs`. "
                 f"Received: head_epochs={self.head_epochs}, epochs={self.epochs}"
             )
-        if check_positive_int("batch_size", self.batch_size) < 2:
+        if self.batch_size < 2:
             raise ValueError(
                 "`batch_size` must be at least 2: batch normalization can't train on "
                 f"one image. Received: {self.batch_size}"
             )
-        for name in ("learning_rate", "head_learning_rate"):
-            check_number(name, getattr(self, name), 0)
-        for name in ("weight_decay", "mixup", "clip_norm"):
-            check_number(name, getattr(self, name), 0, closed=True)
-        for name in ("warmup", "label_smoothing", "ema"):
-            check_number(name, getattr(self, name), 0, 1, closed=True)
-        for name in ("rand_augment", "cutmix", "erasing"):
-            check_number(
-                name, getattr(self, name), 0, math.nextafter(1, 2), closed=True
-            )
-        for name in ("freeze_batch_norm", "zero_init", "class_weights"):
-            check_choice(name, getattr(self, name), (True, False))
-        check_choice("optimizer", self.optimizer, OPTIMIZERS)
-        check_choice("augmentation", self.augmentation, AUGMENTATIONS)
-        check_choice("precision", self.precision, PRECISIONS)
+        checked(("learning_rate", "head_learning_rate"), check_number, 0)
+        positive = ("weight_decay", "mixup", "clip_norm")
+        checked(positive, check_number, 0, closed=True)
+        below_one = ("warmup", "label_smoothing", "ema")
+        checked(below_one, check_number, 0, 1, closed=True)
+        up_to_one = ("rand_augment", "cutmix", "erasing")
+        checked(up_to_one, check_number, 0, math.nextafter(1, 2), closed=True)
+        switches = ("freeze_batch_norm", "zero_init", "class_weights")
+        checked(switches, check_choice, (True, False))
+        checked(("optimizer",), check_choice, OPTIMIZERS)
+        checked(("augmentation",), check_choice, AUGMENTATIONS)
+        checked(("precision",), check_choice, PRECISIONS)
 
 
 _IMAGE_SIZES = {"classification": 224, "detection": 320, "segmentation": 256}
@@ -235,7 +237,7 @@ def recipe(name: str, task: str, changes: Mapping | None = None) -> Recipe:
         if changes.get("class_weights"):
             raise ValueError(f"`class_weights` is for classification, not for {task}")
     epochs = changes.get("epochs")
-    if isinstance(epochs, int):
+    if isinstance(epochs, numbers.Integral):
         # Scale the head's epochs too, so that `epochs` can be changed alone.
         head_epochs = values.get("head_epochs", 0)
         values["head_epochs"] = head_epochs * max(epochs, 0) // values["epochs"]

@@ -11,6 +11,7 @@ import os
 import pathlib
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import tensorflow as tf
 
 from keras_coordatt.data import class_names, find_task, open_data
@@ -138,6 +139,11 @@ def _open_splits(task, data, validation_split, on_error):
         )
     else:
         percent = round(100 * (1 - validation_split))
+        if percent in (0, 100):
+            raise ValueError(
+                "`validation_split` must be a percentage of TFDS data, from 0.01 to "
+                f"0.99. Received: {validation_split}"
+            )
         splits["train"] = f"train[:{percent}%]"
         splits["validation"] = f"train[{percent}%:]"
     return builder, {"train": splits["train"], "validation": "validation", **splits}
@@ -197,6 +203,10 @@ def describe(build: Callable) -> dict:
     if not isinstance(build, functools.partial):
         return {"name": getattr(build, "__name__", repr(build))}
     arguments = {str(i): x for i, x in enumerate(build.args)} | build.keywords
+    # JSON can't hold NumPy's numbers.
+    arguments = {
+        k: x.item() if isinstance(x, np.generic) else x for k, x in arguments.items()
+    }
     simple = (str, int, float, type(None))
     return {
         **describe(build.func),

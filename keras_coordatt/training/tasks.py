@@ -20,6 +20,7 @@ from keras_coordatt.preprocessing import IMAGENET, Preprocessing
 from keras_coordatt.record import IGNORED, METRICS
 from keras_coordatt.segmentation import DeepLabV3
 from keras_coordatt.training.augmentation import LOADED_FOR_CROP, Augmentation
+from keras_coordatt.training.phases import ends_in_logits
 from keras_coordatt.training.recipes import Recipe, zero_init_residuals
 from keras_coordatt.validation import height_and_width
 
@@ -145,7 +146,12 @@ class Task:
 
     def _zero_init(self, network, weights):
         if self.recipe.zero_init and weights is None:
-            zero_init_residuals(network)
+            try:
+                zero_init_residuals(network)
+            except ValueError as error:
+                raise ValueError(
+                    f"`zero_init` of the recipe is not for this network: {error}"
+                ) from error
         return network
 
     def _build_on_backbone(self, head, build, weights, **options):
@@ -193,11 +199,17 @@ class Classification(Task):
         if weights is not None:
             arguments["skip_mismatch"] = True
         model = build(input_shape=self._input_shape(), **arguments)
+        if ends_in_logits(model) is None:
+            raise ValueError(
+                "`build` must return a classifier that ends in a softmax or in logits. "
+                f"Received: {model.name}"
+            )
         return self._zero_init(model, weights)
 
     def compile(self, model, optimizer):
         loss = keras.losses.CategoricalCrossentropy(
-            label_smoothing=self.recipe.label_smoothing
+            from_logits=ends_in_logits(model),
+            label_smoothing=self.recipe.label_smoothing,
         )
         weighted = current().replicas > 1
         metrics = "weighted_metrics" if weighted else "metrics"

@@ -77,7 +77,7 @@ def train(
             ends in `.keras`, `.weights.h5` or `.safetensors`, for the best model alone;
             or `None`.
         build: A builder such as `MobileNetV2CA`, or a `functools.partial` of one.
-            Detection puts `SSDLite` on its network and segmentation `DeepLabV3`. Images
+            Classifiers end in a softmax or in logits. Detection puts `SSDLite` on its network and segmentation `DeepLabV3`. Images
             are normalized as `preprocessing_of` says of the network, and by ImageNet's
             mean and standard deviation if nothing is recorded, as on networks of other
             packages.

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 from keras_coordatt.training import fine_tune
 from keras_coordatt.training.fine_tuning import _Epochs
-from keras_coordatt.training.phases import Phase
+from keras_coordatt.training.phases import Phase, find_head
 from keras_coordatt.training.recipes import recipe
 
 CHANGES = {"epochs": 3, "head_epochs": 1, "learning_rate": 0.02}
@@ -108,6 +108,59 @@ def test_an_epoch_without_a_metric_is_not_the_best(build):
         epochs.on_epoch_end(epoch, {"val_AP": value})
     epochs.load_best(model)
     assert all((x == 1).all() for x in model.get_weights())
+
+
+def nested(end):
+    inner = keras.Sequential([keras.Input((4,)), *end])
+    return [keras.layers.ReLU(), inner]
+
+
+Dense = keras.layers.Dense
+ENDS = {
+    "logits": lambda: [Dense(3)],
+    "softmax": lambda: [Dense(3, activation="softmax")],
+    "softmax, flat": lambda: [Dense(3, "softmax"), keras.layers.Flatten()],
+    "softmax layer": lambda: [Dense(3), keras.layers.Softmax()],
+    "softmax operation": lambda: [Dense(3), keras.ops.softmax],
+    "nested logits": lambda: nested([Dense(3)]),
+    "nested softmax layer": lambda: nested([Dense(3), keras.layers.Softmax()]),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_the_loss_is_of_what_the_model_ends_in(eager, batches, end):
+    x = image = keras.Input((32, 32, 3))
+    x = keras.layers.GlobalAveragePooling2D()(
+        keras.layers.Conv2D(4, 3, 4, activation="relu")(x)
+    )
+    for layer in ENDS[end]():
+        x = layer(x)
+    model = keras.Model(image, x)
+    changes = {**CHANGES, "epochs": 1, "head_epochs": 0}
+    fine_tune(model, batches, changes=changes, verbose=0)
+    total = 0
+    for images, labels in batches:
+        scores = model.predict_on_batch(images.numpy())
+        scores = scores if "softmax" in end else np.exp(scores)
+        scores = scores / scores.sum(-1, keepdims=True)
+        total -= np.log(scores[np.arange(4), labels.numpy()]).sum() / 12
+    loss = model.evaluate(batches, verbose=0, return_dict=True)["loss"]
+    assert loss == pytest.approx(total, rel=1e-4)
+
+
+def test_the_head_of_a_nested_classifier(build):
+    inner = build((32, 32, 3))
+    model = keras.Sequential([keras.Input((32, 32, 3)), inner])
+    assert find_head(model, "classification") == [inner.get_layer("predictions")]
+
+
+@pytest.mark.parametrize("end", [Dense(3, "sigmoid"), Dense(1), Dense(3, "relu")])
+def test_a_loss_is_needed(batches, end):
+    model = keras.Sequential(
+        [keras.Input((32, 32, 3)), keras.layers.GlobalAveragePooling2D(), end]
+    )
+    with pytest.raises(ValueError, match="`loss` must be given"):
+        fine_tune(model, batches)
 
 
 @pytest.mark.parametrize(

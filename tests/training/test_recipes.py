@@ -112,6 +112,16 @@ def test_a_configuration_repeats_the_recipe(name, task, changes, tmp_path, monke
     assert found == [first, expected]
 
 
+def test_numbers_of_numpy():
+    changes = {"image_size": (48, 32), "epochs": 5, "batch_size": 8, "mixup": 0.25}
+    given = {key: np.asarray(value)[()] for key, value in changes.items()}
+    given["image_size"] = tuple(given["image_size"])
+    found = recipe("fine-tune", "classification", given)
+    assert found == recipe("fine-tune", "classification", changes)
+    as_json = json.loads(json.dumps(dataclasses.asdict(found)))
+    assert recipes.Recipe(**as_json) == found
+
+
 def test_warmup_cosine():
     rate = warmup_cosine(100, 0.5, warmup=0.2)
     rates = np.array([float(rate(step)) for step in range(101)])

@@ -113,6 +113,51 @@ def test_networks_with_and_without_their_own_preprocessing_train_alike(
     assert found == pytest.approx(expected, abs=1e-4)
 
 
+def ending(build, activation):
+    """Returns the builder of classifiers that end in another activation."""
+
+    def built(*arguments, **options):
+        model = build(*arguments, **options)
+        model.get_layer("predictions").activation = keras.activations.get(activation)
+        return model
+
+    return built
+
+
+def test_a_classifier_of_logits_trains_as_one_with_a_softmax(
+    eager, image_folder, build, quick
+):
+    losses = []
+    for activation in ("softmax", None):
+        builder = ending(build, activation)
+        done = train(None, image_folder, None, build=builder, changes=quick)
+        losses.append([row["loss"] for row in done.report["history"]])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
+def test_builders_that_the_recipe_is_not_for(image_folder, build, quick):
+    with pytest.raises(ValueError, match="`build`.*ends in a softmax or in logits"):
+        sigmoid = ending(build, "sigmoid")
+        train(None, image_folder, None, build=sigmoid, changes=quick)
+    with pytest.raises(ValueError, match="`zero_init`.*must have residual blocks"):
+        train(None, image_folder, None, build=build, changes={"image_size": 32})
+
+
+def test_arguments_of_numpy_are_written_as_numbers(
+    eager, image_folder, tmp_path, build, quick
+):
+    build = functools.partial(build, skip_mismatch=np.bool_(False))
+    changes = {**quick, "epochs": np.int64(1)}
+    train(None, image_folder, tmp_path / "out", build=build, changes=changes)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["skip_mismatch"] is False and config["epochs"] == 1
+
+
+def test_a_split_of_tfds_data_that_leaves_nothing():
+    with pytest.raises(ValueError, match="`validation_split`.*Received: 0.001$"):
+        train(None, "digits/classification", None, validation_split=0.001)
+
+
 def test_preprocessing_that_is_not_recorded_is_said(
     eager, image_folder, capsys, build, quick
 ):
