@@ -14,6 +14,9 @@ from keras_coordatt.detection.evaluation import (
 from keras_coordatt.prediction import resize_mask
 from keras_coordatt.record import IGNORED
 
+# COCO's sizes of objects by their areas: small below 32 x 32 pixels, large from 96 x 96.
+AREAS = {"small": [0, 32**2], "medium": [32**2, 96**2], "large": [96**2, 1e10]}
+
 
 class Metrics:
     """Metrics of a model.
@@ -188,11 +191,11 @@ class DetectionMetrics(Metrics):
         return average_precision(precisions(evaluation))
 
     def others(self):
-        evaluation, _ = self._evaluation("sizes", areaRng=COCO_AREAS)
+        evaluation, _ = self._evaluation("sizes", areaRng=list(AREAS.values()))
         precision = precisions(evaluation)
         by_size = {
             f"AP_{name}": mean_precision(precision[..., i])
-            for i, name in enumerate(SIZES)
+            for i, name in enumerate(AREAS)
         }
         voc, _ = self._evaluation(
             "voc", iouThrs=np.array([0.5]), recThrs=np.linspace(0, 1, 11)
@@ -233,11 +236,6 @@ class DetectionMetrics(Metrics):
             )
             self._evaluations[name] = evaluation, evaluation.evalImgs
         return self._evaluations[name]
-
-
-# COCO's: objects of less than 32 x 32 pixels are small, from 96 x 96 on large.
-SIZES = ("small", "medium", "large")
-COCO_AREAS = [[0, 32**2], [32**2, 96**2], [96**2, 1e10]]
 
 
 def _ratio(part, total):

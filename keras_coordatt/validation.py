@@ -77,13 +77,23 @@ def check_number(
     name: str, value: float, low: float, high: float = math.inf, closed: bool = False
 ) -> float:
     """Returns `value` if `low < value < high` (`low <= value` if closed)."""
-    is_real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not is_real or not (low < value < high or (closed and value == low)):
+    if not _is_real(value) or not (low < value < high or (closed and value == low)):
         raise ValueError(
             f"`{name}` must be a number in {'[' if closed else '('}{low}, {high}). "
             f"Received: {value!r}"
         )
     return float(value)
+
+
+def check_fraction(name: str, value: float) -> float:
+    """Returns `value` if `0 <= value <= 1`."""
+    if not _is_real(value) or not 0 <= value <= 1:
+        raise ValueError(f"`{name}` must be a number in [0, 1]. Received: {value!r}")
+    return float(value)
+
+
+def _is_real(value) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def check_choice(name: str, value, choices):

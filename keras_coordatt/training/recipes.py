@@ -1,7 +1,6 @@
 """Recipes: all values of a training, by name."""
 
 import dataclasses
-import math
 import numbers
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ import keras
 
 from keras_coordatt.validation import (
     check_choice,
+    check_fraction,
     check_mapping,
     check_number,
     check_positive_int,
@@ -130,8 +130,7 @@ class Recipe:
         checked(positive, check_number, 0, closed=True)
         below_one = ("warmup", "label_smoothing", "ema")
         checked(below_one, check_number, 0, 1, closed=True)
-        up_to_one = ("rand_augment", "cutmix", "erasing")
-        checked(up_to_one, check_number, 0, math.nextafter(1, 2), closed=True)
+        checked(("rand_augment", "cutmix", "erasing"), check_fraction)
         switches = ("freeze_batch_norm", "zero_init", "class_weights")
         checked(switches, check_choice, (True, False))
         checked(("optimizer",), check_choice, OPTIMIZERS)

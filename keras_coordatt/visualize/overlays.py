@@ -13,6 +13,7 @@ from keras import ops
 from keras_coordatt.validation import (
     MAX_CLASSES,
     check_array,
+    check_fraction,
     check_number,
     check_positive_int,
     check_sequence,
@@ -62,7 +63,7 @@ def overlay(
     import matplotlib
 
     pictures = check_pictures(pictures)
-    alpha = _check_alpha(alpha)
+    alpha = check_fraction("alpha", alpha)
     if not isinstance(colormap, str) or colormap not in matplotlib.colormaps:
         raise ValueError(
             "`colormap` must be the name of a matplotlib colormap. "
@@ -120,7 +121,7 @@ def draw_masks(
     >>> draw_masks(pictures, masks, classes=11, background=0)
     """
     pictures = check_pictures(pictures)
-    alpha = _check_alpha(alpha)
+    alpha = check_fraction("alpha", alpha)
     check_positive_int("classes", classes, MAX_CLASSES)
     if background is not None:
         check_positive_int("background", background, zero=True)
@@ -207,10 +208,6 @@ def check_pictures(pictures) -> np.ndarray:
             f"normalized. Received: values in [{low}, {high}]"
         )
     return np.broadcast_to(pictures, (*pictures.shape[:3], 3))
-
-
-def _check_alpha(alpha):
-    return check_number("alpha", alpha, 0, np.nextafter(1, 2), closed=True)
 
 
 def _bytes(pictures):

@@ -157,7 +157,9 @@ def test_overlay():
     assert np.all(half[0, :, 0] == 50) and np.all(half[1, :, -1] == 178)
     with pytest.raises(ValueError, match=r"`heat` must be of shape \(2, h, w\)"):
         visualize.overlay(pictures, heat[0])
-    with pytest.raises(ValueError, match="`alpha` must be.*Received: 2$"):
+    with pytest.raises(
+        ValueError, match=r"`alpha` must be a number in \[0, 1\]\. Received: 2$"
+    ):
         visualize.overlay(pictures, heat, alpha=2)
 
 
