@@ -239,9 +239,9 @@ def _of_folder(example, task):
 
 
 def _of_tfds(example, task):
-    found = {"file": "", "size": example["image"].shape[:2]}
     file = example.get("image/filename", example.get("file_name", b""))
-    found["file"] = file.decode() if isinstance(file, bytes) else str(file)
+    file = file.decode() if isinstance(file, bytes) else str(file)
+    found = {"file": file, "size": example["image"].shape[:2]}
     if task == "segmentation":
         mask = example["segmentation_mask"]
         labels, amount = np.unique(mask[mask != IGNORED], return_counts=True)

@@ -39,6 +39,8 @@ def add_metadata(content: bytes, metadata: dict) -> bytes:
     Returns:
         The file with the metadata.
     """
+    import flatbuffers
+
     # TensorFlow has no public name for its flatbuffer schema.
     from tensorflow.lite.python import schema_py_generated as schema
 
@@ -52,8 +54,6 @@ def add_metadata(content: bytes, metadata: dict) -> bytes:
     entry.name, entry.buffer = "TFLITE_METADATA", len(model.buffers)
     model.buffers.append(buffer)
     model.metadata = [*(model.metadata or []), entry]
-    import flatbuffers
-
     builder = flatbuffers.Builder(len(content))
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())

@@ -120,14 +120,10 @@ def insert_attention(
             edits |= _edits_behind(graph, matches, layer, attentions)
     if not edits:
         names = [op.name for graph in graphs.values() for op in graph.own_layers()]
-        raise ValueError(
-            (
-                f"`replace` found no {replace} in the model. "
-                if replace
-                else f"`after` matched no layer of the model. Received: {after!r}. "
-            )
-            + f"Its layers are: {', '.join(names)}"
-        )
+        problem = f"`after` matched no layer of the model. Received: {after!r}"
+        if replace:
+            problem = f"`replace` found no {replace} in the model"
+        raise ValueError(f"{problem}. Its layers are: {', '.join(names)}")
     return rebuild(model, graphs, edits)[0]
 
 

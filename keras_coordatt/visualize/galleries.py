@@ -238,6 +238,8 @@ def plot_attention(
     >>> maps = attention_maps(model, images)
     >>> plot_attention(pictures, maps["block_2_attention"])
     """
+    import matplotlib
+
     pictures = check_pictures(pictures)
     check_positive_int("columns", columns)
     means = {
@@ -276,8 +278,6 @@ def plot_attention(
             below.set_yticks(*_ends(values))
             below.tick_params(labelsize=6)
             below.set_xlabel("columns", fontsize=7)
-    import matplotlib
-
     figure.colorbar(
         matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(low, high), "viridis"),
         ax=axes,
