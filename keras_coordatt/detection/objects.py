@@ -4,12 +4,13 @@ import keras
 import numpy as np
 
 
-def check_objects(y, classes: int | None = None) -> None:
+def check_objects(y, classes: int | None = None, name: str = "y") -> None:
     """Checks the boxes and labels of a batch.
 
     Args:
         y: A dict of `"boxes"`, `(N, M, 4)`, and `"labels"`, `(N, M)`.
         classes: Number of classes, without the background; `None` if unknown.
+        name: Name of the argument, for the error.
 
     Raises:
         ValueError: If `y` isn't such a dict, a label is not an integer from -1 to
@@ -31,7 +32,7 @@ def check_objects(y, classes: int | None = None) -> None:
     if wrong.any():
         found = np.unique(labels[wrong])
         raise ValueError(
-            f"`y['labels']` must be integers from 0{upper}, or -1 where there is no "
+            f"`{name}['labels']` must be integers from 0{upper}, or -1 where there is no "
             f"object. Received: {', '.join(map(str, found[:5].tolist()))}"
         )
     boxes = boxes[labels >= 0]
@@ -40,7 +41,7 @@ def check_objects(y, classes: int | None = None) -> None:
     wrong = ~inside | (boxes[:, :2] > boxes[:, 2:]).any(-1)
     if wrong.any():
         raise ValueError(
-            "`y['boxes']` must be (x1, y1, x2, y2) as fractions of the image's width "
+            f"`{name}['boxes']` must be (x1, y1, x2, y2) as fractions of the image's width "
             "and height ('rel_xyxy'), with x1 <= x2 and y1 <= y2; "
             "`keras.utils.bounding_boxes.convert_format` converts other formats. "
             f"Received: {boxes[wrong][0].tolist()}"

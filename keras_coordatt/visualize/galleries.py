@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
+from keras_coordatt.detection.objects import check_objects
 from keras_coordatt.validation import (
     MAX_CLASSES,
     check_array,
@@ -101,7 +102,7 @@ def plot_detections(
         A `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: If the boxes don't have such shapes.
+        ValueError: If the boxes don't have such shapes, or are not `"rel_xyxy"`.
         ImportError: If OpenCV, with which Keras draws boxes, isn't installed.
 
     Example:
@@ -303,6 +304,7 @@ def _objects(name, objects, count):
             f"`{name}` must have boxes, ({count}, K, 4), and labels, ({count}, K), as "
             f"integers. Received: {shapes}"
         )
+    check_objects(arrays, name=name)
     return arrays
 
 

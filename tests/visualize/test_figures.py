@@ -115,6 +115,9 @@ def test_detections(pictures):
         pictures, found, truth=truth, score_threshold=0.5
     )
     assert "detections of score above 0.5;" in figure.get_supxlabel()
+    pixels = {"boxes": np.full((3, 1, 4), 8.0), "labels": np.zeros((3, 1), int)}
+    with pytest.raises(ValueError, match=r"`truth\['boxes'\]` must be.*fractions"):
+        visualize.plot_detections(pictures, found, truth=pixels)
     with pytest.raises(ValueError, match=r"`detections` must have boxes, \(3, K, 4\)"):
         visualize.plot_detections(pictures, {"boxes": np.zeros((3, 4))})
 
