@@ -117,6 +117,12 @@ def fine_tune(
         if task == "detection"
         else _compile_arguments(model, task, train, loss, recipe.label_smoothing)
     )
+    smoothed = isinstance(compiled.get("loss"), keras.losses.CategoricalCrossentropy)
+    if changes.get("label_smoothing") and (loss is not None or not smoothed):
+        raise ValueError(
+            "`label_smoothing` is for one-hot labels and the default loss. "
+            f"Received: `changes={changes}`"
+        )
     flags = [(layer, layer.trainable) for layer in nested_layers(model)]
     regularizers = [(weight, weight.regularizer) for weight in model.weights]
     epochs = _Epochs(task, validation, recipe)

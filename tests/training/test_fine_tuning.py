@@ -167,6 +167,7 @@ def test_a_loss_is_needed(batches, end):
     "arguments, message",
     [
         ({"changes": {"batch_size": 4}}, "`changes` can't have 'batch_size'"),
+        ({"changes": {"label_smoothing": 0.2}}, "`label_smoothing` is for one-hot"),
         ({"head": [keras.layers.Dense(2)]}, "`head` must be layers of the model"),
     ],
 )
