@@ -11,7 +11,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from keras_coordatt.layers import CBAM, CoordinateAttention, SqueezeExcite
+from keras_coordatt.layers import CBAM, CoordinateAttention, SqueezeExcite, atrous
 from keras_coordatt.layers.batch_normalization import BatchNormalization
 from keras_coordatt.preprocessing import IMAGENET, RAW_PIXELS, PreprocessingRecord
 from keras_coordatt.validation import call_factory, check_choice, with_hint
@@ -116,7 +116,8 @@ def conv_bn(
 ):
     """Applies convolution and batch normalization, padded symmetrically."""
     x, padding = _pad(x, kernel_size, stride, f"{name}_pad", data_format, dtype)
-    x = layers.Conv2D(
+    convolution = layers.Conv2D if dilation == 1 else atrous.Conv2D
+    x = convolution(
         filters,
         kernel_size,
         strides=stride,

@@ -7,13 +7,14 @@ import keras
 from keras import layers
 
 from keras_coordatt.graph import read_graphs
-from keras_coordatt.layers import CoordinateAttention
+from keras_coordatt.layers import CoordinateAttention, atrous
 from keras_coordatt.layers.batch_normalization import BatchNormalization
 from keras_coordatt.surgery.rebuild import copy_layer, rebuild
 
 # Layers by their effect on a positive factor of their inputs. Subclasses don't count,
 # since they may compute something else.
 LINEAR = (
+    atrous.Conv2D,
     layers.Conv2D,
     layers.Dense,
     layers.DepthwiseConv2D,

@@ -18,6 +18,7 @@ from keras_coordatt import (
     fuse_attention,
     insert_attention,
 )
+from keras_coordatt.layers import atrous
 from keras_coordatt.layers.coordinate_attention import GATE_AT_ZERO
 
 apps = keras.applications
@@ -51,6 +52,9 @@ def branches(x):
 
 FOLLOW = {
     "convolution": behind(lambda x: layers.Conv2D(3, 3, activation="gelu")(x)),
+    "atrous convolution": behind(
+        lambda x: atrous.Conv2D(3, 3, padding="same", dilation_rate=9)(x)
+    ),
     "depthwise": behind(lambda x: layers.DepthwiseConv2D(3)(x)),
     "separable": behind(lambda x: layers.SeparableConv2D(3, 3)(x)),
     "dense": behind(lambda x: layers.Dense(3)(layers.Flatten()(x))),
