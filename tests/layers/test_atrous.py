@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from backends import BACKEND, gradient
 from keras import ops
-from networks import images
+from networks import assert_near, images, outputs
 
 from keras_coordatt import MobileNetV2CA
 from keras_coordatt.layers import atrous
@@ -25,11 +25,6 @@ def convolutions(shape, **arguments):
     return theirs, ours
 
 
-def assert_near(y, expected):
-    y = ops.convert_to_numpy(y)
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
-
-
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -46,23 +41,22 @@ def test_equals_kerass_own(arguments):
     shape = (2, 5, 6, 3)
     theirs, ours = convolutions(shape, data_format="channels_last", **arguments)
     x = images(*shape)
-    expected = ops.convert_to_numpy(theirs(x))
-    assert_near(ours(x), expected)
+    expected = outputs(theirs, x)
+    assert_near(outputs(ours, x), expected, 1e-6)
     weight = ops.convert_to_tensor(images(*expected.shape, seed=1))
     grad = gradient(lambda x: ours(x) * weight, x)
-    assert_near(grad, gradient(lambda x: theirs(x) * weight, x))
+    assert_near(grad, gradient(lambda x: theirs(x) * weight, x), 1e-6)
 
 
-@pytest.mark.parametrize("rate, rows, columns", [(5, [1], 3), (6, [1], [1])])
+@pytest.mark.parametrize("rate, rows, columns", [(5, [1], [0, 1, 2]), (6, [1], [1])])
 def test_what_falls_on_padding_only_is_not_read(rate, rows, columns):
     shape = (1, 5, 6, 3)
     _, ours = convolutions(shape, dilation_rate=rate, data_format="channels_last")
     kernel, bias = ours.get_weights()
     read = np.full(kernel.shape, np.nan)
-    columns = range(3) if columns == 3 else columns
     read[np.ix_(rows, columns)] = kernel[np.ix_(rows, columns)]
     ours.set_weights([read, bias])
-    assert np.isfinite(ops.convert_to_numpy(ours(images(*shape)))).all()
+    assert np.isfinite(outputs(ours, images(*shape))).all()
 
 
 @pytest.mark.skipif(BACKEND == "tensorflow", reason="channels_last only on its CPU")
@@ -72,8 +66,7 @@ def test_channels_first(rate):
         (2, 3, 5, 6), dilation_rate=rate, data_format="channels_first"
     )
     x = images(2, 3, 5, 6)
-    expected = ops.convert_to_numpy(theirs(x))
-    assert_near(ours(x), expected)
+    assert_near(outputs(ours, x), outputs(theirs, x), 1e-6)
 
 
 def test_images_of_any_size():
@@ -84,7 +77,7 @@ def test_images_of_any_size():
     for side in (3, 7):
         x = images(2, side, 5, 3)
         expected = theirs.predict(x, verbose=0)
-        assert_near(ours.predict(x, verbose=0), expected)
+        assert_near(ours.predict(x, verbose=0), expected, 1e-6)
 
 
 def test_weights_fit_models_with_kerass_own(tmp_path, monkeypatch):
