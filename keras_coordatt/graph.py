@@ -30,7 +30,11 @@ def input_and_output(model):
     """Returns a model's input and its output: tensors, or structures of tensors.
 
     Keras's own attributes are missing from a `Sequential` that `build` was called on.
+
+    Raises:
+        ValueError: If the model isn't functional, nor `Sequential` and built.
     """
+    check_network(model)
     if isinstance(model, keras.Sequential):
         return model.inputs[0], model.outputs[0]
     return model.input, model.output
@@ -101,17 +105,21 @@ def is_network(op):
     )
 
 
+def check_network(model):
+    """Checks that the graph of a user's `model` can be read."""
+    if not is_network(model) or not model.built:
+        raise ValueError(
+            f"`model` must be functional, or Sequential and built. Received: {model!r}"
+        )
+
+
 def read_graphs(model):
     """Returns the graphs of a model and of all nested models, keyed by `id(model)`.
 
     Raises:
         ValueError: If the model isn't functional, nor `Sequential` and built.
     """
-    if not is_network(model) or not model.built:
-        raise ValueError(
-            "`model` must be a functional model, or a Sequential one that knows its "
-            f"input shape. Received: {model!r}"
-        )
+    check_network(model)
     graphs, queue = {}, [model]
     while queue:
         network = queue.pop(0)
@@ -141,25 +149,49 @@ def last_layers(model):
     return list(found.values())
 
 
+# By the names of their classes, since operations of `keras.ops` have no public class:
+# what keeps probabilities probabilities, and what only turns logits into other logits.
+_KEEP_SCORES = {
+    *("Activation", "Identity", "Cast", "Dropout", "SpatialDropout2D"),
+    *("Flatten", "Reshape", "Permute", "Transpose", "Squeeze", "ExpandDims"),
+    *("Resize", "Resizing", "ResizeLike", "UpSampling2D", "CenterCrop", "Cropping2D"),
+    *("Average", "Mean", "AveragePooling2D", "GlobalAveragePooling2D"),
+}
+_KEEP_LOGITS = {
+    *("Add", "Subtract", "Multiply", "Divide", "TrueDivide", "Rescaling"),
+    *("Concatenate", "GetItem", "BatchNormalization", "LayerNormalization"),
+}
+
+
 def last_activation(model):
     """Returns the activation in which a model's output ends, such as a softmax.
 
-    Operations without weights may follow it, such as `Flatten`. It is linear if there is
-    none, and `None` for a model of several outputs.
+    Operations that keep probabilities may follow it, such as `Flatten`. It is linear if
+    there is none, and `None` if it can't be told: of a model of several outputs, or after
+    an operation or a layer that isn't known.
     """
     graph = Graph(model)
     linear = keras.activations.linear
-    if len(graph.outputs) != 1:
-        return None
-    call = graph.producer.get(*graph.outputs)
-    while call is not None:
-        if is_network(call.op):
-            activation = last_activation(call.op)
+
+    def ends_in(tensor_id):
+        call = graph.producer.get(tensor_id)
+        if call is None:
+            return linear
+        op, name = call.op, type(call.op).__name__
+        if is_network(op):
+            activation = last_activation(op)
+        elif hasattr(op, "activation"):
+            activation = op.activation
         else:
             # Layers and operations such as Softmax are activations themselves.
-            own = getattr(keras.activations, type(call.op).__name__.lower(), linear)
-            activation = getattr(call.op, "activation", own)
-        if activation is not linear or getattr(call.op, "weights", None):
+            known = name in _KEEP_SCORES | _KEEP_LOGITS
+            activation = getattr(
+                keras.activations, name.lower(), linear if known else None
+            )
+        if activation is not linear or getattr(op, "weights", None):
             return activation
-        call = graph.producer.get(id(call.inputs[0])) if call.inputs else None
-    return linear
+        before, *others = {ends_in(id(x)) for x in call.inputs} or {None}
+        kept = name in _KEEP_SCORES or before is linear
+        return before if kept and not others else None
+
+    return ends_in(*graph.outputs) if len(graph.outputs) == 1 else None

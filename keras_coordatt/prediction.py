@@ -18,7 +18,12 @@ import numpy as np
 from keras_coordatt.distribution import alone, current, gather, local_copy
 from keras_coordatt.preprocessing import Preprocessing
 from keras_coordatt.record import check_labels
-from keras_coordatt.runnable import Runnable, open_model, outputs_by_picture
+from keras_coordatt.runnable import (
+    Runnable,
+    open_model,
+    outputs_by_picture,
+    score_format,
+)
 from keras_coordatt.validation import (
     check_array,
     check_choice,
@@ -68,6 +73,8 @@ class Prediction:
         mask: Class of each pixel of the picture, int32, `(height, width)`, or `None`.
         shares: Dict from the labels in the mask to their share of the picture.
         score_threshold: Minimum score of the objects, or `None` if they have none.
+        score_format: How `str` formats the scores of the classes: `".1%"`, or `".2f"`
+            if they are no probabilities.
     """
 
     file: str | None
@@ -77,6 +84,7 @@ class Prediction:
     mask: np.ndarray | None = None
     shares: dict[str, float] = dataclasses.field(default_factory=dict)
     score_threshold: float | None = None
+    score_format: str = ".1%"
 
     def as_dict(self) -> dict:
         """Returns everything but the mask, as JSON can hold it."""
@@ -100,7 +108,8 @@ class Prediction:
 
     def __str__(self):
         lines = [self.file or "array"]
-        lines += [f"  {score:7.1%}  {label}" for label, score in self.classes]
+        for label, score in self.classes:
+            lines.append(f"  {score:7{self.score_format}}  {label}")
         for found in self.objects:
             box = ", ".join(f"{x:.0f}" for x in found.box)
             lines.append(f"  {found.score:7.1%}  {found.label} at ({box})")
@@ -294,7 +303,7 @@ def _prediction(model, file, size, outputs, top):
         scores = outputs["scores"]
         best = np.argsort(-scores, kind="stable")[:top]
         classes = tuple((name(i), float(scores[i])) for i in best)
-        return Prediction(file, size, classes)
+        return Prediction(file, size, classes, score_format=score_format(scores))
     if model.task == "detection":
         height, width = size
         scale = np.array([width, height, width, height])

@@ -311,13 +311,22 @@ def preprocess_input(
         New images in floating point, of about zero mean and unit variance.
 
     Raises:
-        ValueError: If `data_format` is unknown.
+        ValueError: If `data_format` is unknown, or `x` isn't of 3 channels.
 
     Example:
 
     >>> float(preprocess_input(np.full((1, 224, 224, 3), 255.0)).max().round(2))
     2.64
     """
+    check_choice("data_format", data_format, ("channels_last", "channels_first", None))
+    data_format = data_format or keras.config.image_data_format()
+    axis, form = (-1, "H, W, 3") if data_format == "channels_last" else (-3, "3, H, W")
+    shape = getattr(x, "shape", ())
+    if len(shape) < 3 or shape[axis] not in (3, None):
+        raise ValueError(
+            f"`x` must be an array or tensor of RGB images, (..., {form}). "
+            f"Received: {f'shape {tuple(shape)}' if shape else repr(x)}"
+        )
     if isinstance(x, np.ndarray):
         x = x.copy()  # Keras would write into the caller's
     return imagenet_utils.preprocess_input(x, data_format=data_format, mode="torch")

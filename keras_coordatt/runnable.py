@@ -21,7 +21,7 @@ from keras_coordatt.detection.suppression import suppress
 from keras_coordatt.export.detections import DETECTIONS
 from keras_coordatt.export.litert_runtime import LiteRTFile, fixed_batches
 from keras_coordatt.export.metadata import packages_for_onnx, read_metadata
-from keras_coordatt.graph import input_and_output, is_network
+from keras_coordatt.graph import check_network, input_and_output
 from keras_coordatt.preprocessing import Preprocessing, preprocessing_of
 from keras_coordatt.record import TASKS, check_labels, check_recorded_labels, record_of
 from keras_coordatt.validation import (
@@ -230,6 +230,20 @@ def open_model(
     return source
 
 
+def score_format(scores: np.ndarray) -> str:
+    """Returns how to print a classifier's scores, which may be logits.
+
+    Args:
+        scores: All its scores for some pictures.
+
+    Returns:
+        `".1%"` for probabilities, all in [0, 1], otherwise `".2f"`.
+    """
+    rounding = 1e-5
+    inside = (scores >= -rounding) & (scores <= 1 + rounding)
+    return ".1%" if inside.all() else ".2f"
+
+
 def outputs_by_picture(
     model: Runnable, pictures: Sequence, batch_size: int
 ) -> Iterator[dict[str, np.ndarray]]:
@@ -314,10 +328,7 @@ def _recorded(path):
 
 
 def _from_keras(model, score_threshold):
-    if not is_network(model) or not model.built:
-        raise ValueError(
-            f"`model` must be functional, or Sequential and built. Received: {model!r}"
-        )
+    check_network(model)
     image, *others = model.inputs
     if others or len(image.shape) != 4:
         raise ValueError(

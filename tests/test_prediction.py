@@ -150,6 +150,9 @@ def test_without_labels_classes_have_numbers(models):
     scores = outputs(model, open_model(model, task="classification").prepare([SCENE]))
     best = scores[0].argsort()[::-1]
     assert [x for x, _ in prediction.classes] == [str(i) for i in best]
+    # Logits are no shares of one.
+    assert f" {scores.max():.2f}  {best[0]}\n" in str(prediction)
+    assert "%" not in str(prediction)
 
 
 def test_unknown_settings_are_asked_for(models, tmp_path):

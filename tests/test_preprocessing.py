@@ -2,6 +2,7 @@ import keras
 import numpy as np
 import PIL.Image
 import pytest
+import tensorflow as tf
 from backends import once
 from keras import layers
 from networks import outputs, quick_initial_weights
@@ -161,6 +162,32 @@ def test_preprocessing_is_preprocess_input(data_format, channels_first):
     model = keras.Model.from_config(model.get_config())
     x = np.random.default_rng(0).uniform(0, 255, (2, *shape)).astype("float32")
     np.testing.assert_allclose(outputs(model, x), preprocess_input(x), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "x, data_format, received",
+    [
+        ([[[1, 2, 3]]], None, r"\[\[\[1, 2, 3\]\]\]"),
+        (np.zeros((2, 8, 8)), None, r"shape \(2, 8, 8\)"),
+        (np.zeros((2, 3, 8, 8)), "channels_last", r"shape \(2, 3, 8, 8\)"),
+        (np.zeros((2, 8, 8, 3)), "channels_first", r"shape \(2, 8, 8, 3\)"),
+        (np.zeros(3), None, r"shape \(3,\)"),
+    ],
+)
+def test_what_is_no_rgb_image_is_not_normalized(x, data_format, received):
+    with pytest.raises(ValueError, match=f"`x` must be.*RGB.*Received: {received}"):
+        preprocess_input(x, data_format)
+    with pytest.raises(ValueError, match="`data_format` must be one of"):
+        preprocess_input(np.zeros((8, 8, 3)), "last")
+
+
+@pytest.mark.parametrize("shape", [(None, None, None), (None, None, 3)])
+def test_images_of_unknown_shape_are_normalized(shape):
+    x = np.random.default_rng(0).uniform(0, 255, (5, 7, 3)).astype("float32")
+    spec = tf.TensorSpec(shape, "float32")
+    images = tf.data.Dataset.from_generator(lambda: [x], output_signature=spec)
+    (found,) = images.map(preprocess_input)
+    np.testing.assert_allclose(found, preprocess_input(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "mixed_float16"])

@@ -187,8 +187,6 @@ class _Epochs(keras.callbacks.Callback):
 
 
 def _task_of(model):
-    if not isinstance(model, keras.Model) or not model.built:
-        raise ValueError(f"`model` must be a built keras.Model. Received: {model!r}")
     if isinstance(model, SSDLite):
         return "detection"
     ranks = {2: "classification", 4: "segmentation"}

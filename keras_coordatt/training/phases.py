@@ -90,8 +90,11 @@ def find_head(model: keras.Model, task: str) -> list[keras.Layer]:
 
 
 def ends_in_logits(model: keras.Model) -> bool | None:
-    """Returns whether a classifier ends in logits; `None` if neither in a softmax."""
+    """Returns whether a classifier ends in logits; `None` if neither in a softmax.
+
+    Also `None` if its end can't be read.
+    """
     if not is_network(model):
-        return False
+        return None
     ends = {keras.activations.linear: True, keras.activations.softmax: False}
     return ends.get(last_activation(model))

@@ -19,7 +19,7 @@ from keras_coordatt.evaluation import (
 )
 from keras_coordatt.extras import has_matplotlib
 from keras_coordatt.preprocessing import preprocessing_of
-from keras_coordatt.runnable import Runnable, open_model
+from keras_coordatt.runnable import Runnable, open_model, score_format
 from keras_coordatt.validation import height_and_width
 
 if TYPE_CHECKING:
@@ -114,8 +114,9 @@ def _samples(model: Runnable, task: Task, split: str) -> dict:
 def _draw_classes(pictures, examples, scores, labels):
     truth = np.array([example["label"] for example in examples])
     predicted = scores.argmax(-1)
+    form = score_format(scores)
     titles = [
-        f"{labels[p]} {s:.0%}" if p == t else f"{labels[p]} {s:.0%}\n(is {labels[t]})"
+        f"{labels[p]} {s:{form}}" + (f"\n(is {labels[t]})" if p != t else "")
         for p, t, s in zip(predicted, truth, scores.max(-1))
     ]
     return visualize.plot_gallery(pictures, titles, wrong=predicted != truth, columns=6)

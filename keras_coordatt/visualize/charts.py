@@ -37,7 +37,8 @@ def plot_history(
     """
     first = 1
     if isinstance(history, keras.callbacks.History):
-        first = history.epoch[0] + 1 if history.epoch else 1
+        # An unfitted one has no `epoch`.
+        first = next(iter(getattr(history, "epoch", ())), 0) + 1
         history = history.history
     lines = {
         name: check_array(f"history[{name!r}]", values, 1)

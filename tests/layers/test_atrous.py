@@ -47,6 +47,12 @@ def test_equals_kerass_own(arguments):
     grad = gradient(lambda x: ours(x) * weight, x)
     assert_near(grad, gradient(lambda x: theirs(x) * weight, x), 1e-6)
 
+    def kernel_gradient(layer):
+        images, kernel = ops.convert_to_tensor(x), layer.get_weights()[0]
+        return gradient(lambda k: layer.convolution_op(images, k) * weight, kernel)
+
+    assert_near(kernel_gradient(ours), kernel_gradient(theirs), 1e-6)
+
 
 @pytest.mark.parametrize("rate, rows, columns", [(5, [1], [0, 1, 2]), (6, [1], [1])])
 def test_what_falls_on_padding_only_is_not_read(rate, rows, columns):

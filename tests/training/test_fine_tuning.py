@@ -122,6 +122,10 @@ ENDS = {
     "softmax, flat": lambda: [Dense(3, "softmax"), keras.layers.Flatten()],
     "softmax layer": lambda: [Dense(3), keras.layers.Softmax()],
     "softmax operation": lambda: [Dense(3), keras.ops.softmax],
+    "softmax, mean of two": lambda: [
+        lambda x: keras.layers.average([Dense(3, "softmax")(x) for _ in range(2)])
+    ],
+    "logits, at a temperature": lambda: [Dense(3), lambda x: x / 2],
     "nested logits": lambda: nested([Dense(3)]),
     "nested softmax layer": lambda: nested([Dense(3), keras.layers.Softmax()]),
 }
@@ -154,13 +158,41 @@ def test_the_head_of_a_nested_classifier(build):
     assert find_head(model, "classification") == [inner.get_layer("predictions")]
 
 
-@pytest.mark.parametrize("end", [Dense(3, "sigmoid"), Dense(1), Dense(3, "relu")])
+class Subclassed(keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.pool = keras.layers.GlobalAveragePooling2D()
+        self.classify = Dense(3, "softmax")
+
+    def call(self, images):
+        return self.classify(self.pool(images))
+
+
+def by_hand(x):
+    x = keras.ops.exp(Dense(3)(x))
+    return x / keras.ops.sum(x, -1, keepdims=True)
+
+
+def log_softmax(x):
+    return keras.ops.log(Dense(3, "softmax")(x))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        *(Dense(3, "sigmoid"), Dense(1), Dense(3, "relu"), Subclassed()),
+        *(by_hand, log_softmax, lambda x: 2 * Dense(3, "softmax")(x)),
+    ],
+)
 def test_a_loss_is_needed(batches, end):
-    model = keras.Sequential(
-        [keras.Input((32, 32, 3)), keras.layers.GlobalAveragePooling2D(), end]
+    image = keras.Input((32, 32, 3))
+    x = (
+        image
+        if isinstance(end, Subclassed)
+        else keras.layers.GlobalMaxPooling2D()(image)
     )
     with pytest.raises(ValueError, match="`loss` must be given"):
-        fine_tune(model, batches)
+        fine_tune(keras.Model(image, end(x)), batches)
 
 
 @pytest.mark.parametrize(
@@ -169,8 +201,9 @@ def test_a_loss_is_needed(batches, end):
         ({"changes": {"batch_size": 4}}, "`changes` can't have 'batch_size'"),
         ({"changes": {"label_smoothing": 0.2}}, "`label_smoothing` is for one-hot"),
         ({"head": [keras.layers.Dense(2)]}, "`head` must be layers of the model"),
+        ({"model": Subclassed()}, "`model` must be functional.*Received: <Subclassed"),
     ],
 )
 def test_wrong_arguments(build, batches, arguments, message):
     with pytest.raises(ValueError, match=message):
-        fine_tune(build((32, 32, 3)), batches, **arguments)
+        fine_tune(**{"model": build((32, 32, 3)), "train": batches, **arguments})

@@ -40,6 +40,8 @@ def test_history():
     assert only.lines[0].get_color() == loss.lines[1].get_color()
     with pytest.raises(ValueError, match="`history` must have measures"):
         visualize.plot_history({})
+    with pytest.raises(ValueError, match="`history` must have measures"):
+        visualize.plot_history(keras.callbacks.History())
 
 
 def test_gallery(pictures):
