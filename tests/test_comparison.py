@@ -138,7 +138,8 @@ def trained(monkeypatch):
 def test_it_goes_on_where_it_was_cut_off(trained, tmp_path):
     output = tmp_path / "runs" / "compare.jsonl"
     compare = functools.partial(comparison.compare, "classification", verbose=False)
-    arguments = {"attentions": [None, "se"], "seeds": [3], "changes": {"epochs": 9}}
+    changes = {"epochs": 9, "image_size": 32}
+    arguments = {"attentions": [None, "se"], "seeds": [3], "changes": changes}
     with pytest.raises(KeyboardInterrupt):
         compare(tmp_path, output, **arguments)
     runs = compare(tmp_path, output, **arguments)
@@ -159,6 +160,7 @@ def test_it_goes_on_where_it_was_cut_off(trained, tmp_path):
     text = output.read_text()
     for data, others, message in (
         (tmp_path, {"changes": {"epochs": 5}}, "changes=.*9.* instead of .*5"),
+        (tmp_path, {"arguments": {"alpha": np.float32(0.5)}}, "instead of .*0.5"),
         (tmp_path, {"on_error": "skip"}, "on_error='raise' instead of 'skip'"),
         (tmp_path / "other", {}, "instead of 'other'"),
     ):
@@ -166,7 +168,43 @@ def test_it_goes_on_where_it_was_cut_off(trained, tmp_path):
             ValueError, match=f"`output` has .*compare.jsonl.*{message}"
         ):
             compare(data, output, **{**arguments, **others})
-    assert trained[4:] == [] and output.read_text() == text
+    # As if another version had other values by the recipe's name
+    first, *_ = both
+    changed = json.dumps({**first, "recipe": {**first["recipe"], "epochs": 8}})
+    for lines, message in (
+        (changed, "recipe epochs=8 instead of 9"),
+        (text + text, "two of attention=None, seed=3"),
+    ):
+        output.write_text(lines)
+        with pytest.raises(ValueError, match=f"`output`.*{message}"):
+            compare(tmp_path, output, **arguments)
+    assert trained[4:] == []
+
+
+def test_no_model_is_in_the_way(trained, tmp_path):
+    output, model = tmp_path / "it.jsonl", tmp_path / "it-se-1.keras"
+    compare = functools.partial(comparison.compare, "classification", tmp_path, output)
+    model.write_text("a model whose run isn't in the file")
+    with pytest.raises(
+        ValueError, match="`output` must have a line for.*it-se-1.keras"
+    ):
+        compare(attentions=[None, "se"], seeds=[1], verbose=False)
+    assert trained == [] and model.exists()
+
+
+def test_a_run_that_could_not_be_written_is_shown(trained, tmp_path, monkeypatch):
+    def full(path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(comparison_runs, "atomic_file", full)
+    with pytest.raises(OSError, match="No space left.*add this line to it: ") as error:
+        comparison.compare(
+            "classification", tmp_path, tmp_path / "it.jsonl", attentions=[None]
+        )
+    monkeypatch.undo()
+    (tmp_path / "it.jsonl").write_text(str(error.value).partition("to it: ")[2])
+    (run,) = comparison.read_runs(tmp_path / "it.jsonl")
+    assert run["metrics"] == {"accuracy": 0.5}
 
 
 @once
@@ -184,6 +222,7 @@ def test_other_data_in_a_folder_of_the_same_name(image_folder, tmp_path, monkeyp
 
     def compare(seeds):
         options = {"attentions": [None], "seeds": seeds, "verbose": False}
+        options["changes"] = {"image_size": 32, "epochs": 2}
         return comparison.compare("classification", image_folder, output, **options)
 
     first = compare([0])
@@ -222,6 +261,10 @@ def test_data_are_read_as_training_reads_them(on_error, trained, tmp_path):
 def test_it_starts_from_a_file(trained, tmp_path):
     trained.append("so that the next but one isn't interrupted")
     trained.append("nor the next")
+    build = functools.partial(MobileNetV2CA, (32, 32, 3), 0.1, weights=None, classes=3)
+    build(attention=None).save(tmp_path / "plain.keras")
+    build(attention=None).save(tmp_path / "other.keras")
+    build().save(tmp_path / "with_attention.keras")
     options = {"seeds": [0], "verbose": False, "start": tmp_path / "plain.keras"}
     compare = functools.partial(
         comparison.compare, "classification", tmp_path, tmp_path / "runs.jsonl"
@@ -232,10 +275,19 @@ def test_it_starts_from_a_file(trained, tmp_path):
     with pytest.raises(
         ValueError, match="start='plain.keras' instead of 'other.keras'"
     ):
-        compare(attentions=["coordinate"], **{**options, "start": "other.keras"})
+        compare(
+            attentions=["coordinate"], **{**options, "start": tmp_path / "other.keras"}
+        )
     assert trained[2:] == [("coordinate", 0)]
-    with pytest.raises(ValueError, match="`attentions`.*se"):
-        compare(attentions=["se"], **options)
+    for wrong, message in (
+        ({"attentions": ["se"]}, "`attentions`.*se"),
+        ({"start": "none.keras"}, "`start` must be a `.keras` file.*none.keras"),
+        ({"start": tmp_path / "with_attention.keras"}, "`start`.*without attention"),
+        ({"arguments": {"alpha": 0.5}}, "`network` and `arguments` are for.*0.5"),
+        ({"network": "MobileNeXtCA"}, "`network` and `arguments` are for.*NeXt"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            compare(**{"attentions": [None], **options, **wrong})
     with pytest.raises(ValueError, match="must not have started from a file"):
         comparison.latency([run])
 
@@ -279,12 +331,57 @@ def test_it_trains(eager, image_folder, tmp_path):
     comparison.curves([result])
 
 
-@pytest.mark.parametrize("line", ['{"seed": 0, "acc', "3", '{"seed": 0}'])
-def test_a_line_that_was_cut_off(line, tmp_path):
+@pytest.mark.parametrize(
+    "line",
+    [
+        *('{"seed": 0, "acc', "3", '{"seed": 0}'),
+        json.dumps(run(None, True, 0.5)),
+        json.dumps(run(None, 0, 75.0)),
+        json.dumps(run(None, 0, float("nan"))),
+        json.dumps(run(None, 0, 0.5, history=[{"val_accuracy": "0.5"}])),
+    ],
+)
+def test_lines_that_are_no_runs(line, tmp_path):
     output = tmp_path / "runs.jsonl"
     output.write_text(line)
-    with pytest.raises(ValueError, match="`output`.*line 1"):
+    with pytest.raises(ValueError, match="`output`.*line 1") as error:
         comparison.compare("classification", "no_such_data", output)
+    assert len(str(error.value)) < 300
+
+
+def test_files_that_are_no_text(tmp_path):
+    output = tmp_path / "runs.jsonl"
+    output.write_bytes(b"\xff\xfe")
+    with pytest.raises(ValueError, match="`output` must be UTF-8.*runs.jsonl"):
+        comparison.compare("classification", "no_such_data", output)
+    with pytest.raises(ValueError, match="`output` must be a file.*Received"):
+        comparison.read_runs(tmp_path)
+
+
+def test_tables_name_images_that_are_not_test_images():
+    runs = [
+        run(None, 0, 0.5, split="validation"),
+        run("se", 0, 0.5, split="validation"),
+    ]
+    assert "| accuracy, validation |" in comparison.table(runs)
+    with pytest.raises(
+        ValueError, match="`runs` must be.*split='test' instead of 'val"
+    ):
+        comparison.table([runs[0], run("se", 0, 0.5, split="test")])
+
+
+def test_curves_keep_the_epoch_of_each_value():
+    history = [[None, None, 0.5, 0.6], [0.1, 0.2, 0.3, 0.4], [0.1, 0.2, 0.7]]
+    runs = [
+        run(None, seed, 0.5, history=[{"val_accuracy": x} for x in values])
+        for seed, values in enumerate(history)
+    ]
+    (axis,) = comparison.curves(runs).axes
+    nan = np.nan
+    expected = [[nan, nan, 50, 60], [10, 20, 30, 40], [10, 20, 70], [nan, nan, 50]]
+    for line, values in zip(axis.lines, expected, strict=True):
+        np.testing.assert_allclose(line.get_xdata(), np.arange(1, len(values) + 1))
+        np.testing.assert_allclose(line.get_ydata(), values)
 
 
 @pytest.mark.parametrize(
@@ -293,6 +390,16 @@ def test_a_line_that_was_cut_off(line, tmp_path):
         ({"task": "regression"}, "`task` must be.*Received: 'regression'"),
         ({"network": "ResNet"}, "`network` must be.*Received: 'ResNet'"),
         ({"attentions": ["eca"]}, "`attentions` must be.*Received: .*'eca'"),
+        ({"attentions": ["se", "se"]}, "`attentions` must have.*all different"),
+        ({"attentions": []}, "`attentions` must have one or more"),
+        ({"seeds": [1, 2, 1]}, r"`seeds` must have.*Received: \[1, 2, 1\]"),
+        ({"seeds": [2**32]}, "`seeds` must be at most"),
+        ({"arguments": {"alhpa": 1}}, "`arguments` must be those of MobileNetV2CA"),
+        (
+            {"arguments": {"weights": "cifar10"}},
+            "`arguments` must be those.*leaves open",
+        ),
+        ({"arguments": {"alpha": {1}}}, "`arguments` must be numbers"),
     ],
 )
 def test_wrong_arguments(arguments, message, tmp_path):

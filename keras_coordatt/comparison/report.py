@@ -13,7 +13,7 @@ from keras_coordatt.applications import BUILDERS
 from keras_coordatt.benchmark import MEASURES, interleaved
 from keras_coordatt.benchmark.measure import calibrate_batch_norm
 from keras_coordatt.benchmark.runtimes import INFERENCE
-from keras_coordatt.comparison.runs import difference, is_run
+from keras_coordatt.comparison.runs import difference, is_run, repeated
 from keras_coordatt.detection import SSDLite
 from keras_coordatt.record import METRICS
 from keras_coordatt.segmentation import DeepLabV3
@@ -39,13 +39,15 @@ def table(runs: list[dict]) -> str:
     Returns:
         A table, one row per attention: mean and standard deviation of each metric over
         the seeds, in percent, and mean and standard deviation of the difference to no
-        attention with the same seed.
+        attention with the same seed. Parameters include moving averages. The titles name
+        the images if they aren't test images.
 
     Raises:
         ValueError: If these aren't the runs of one comparison.
     """
     names = METRICS[_task(runs)]
-    titles = ["attention", "parameters", *names, f"{names[0]} over none, same seed"]
+    titles = ["attention", "parameters", *(_title(name, runs) for name in names)]
+    titles.append(f"{names[0]} over none, same seed")
     rows = [[*titles, "runs"], ["---"] * (len(titles) + 1)]
     for attention, chosen in _by_attention(runs).items():
         rows.append(
@@ -81,17 +83,23 @@ def curves(runs: list[dict]) -> Figure:
     axis = axes[0, 0]
     for i, (attention, chosen) in enumerate(_by_attention(runs).items()):
         lines = [
-            [100 * epoch[key] for epoch in run["history"] if epoch.get(key) is not None]
+            {
+                number: 100 * epoch[key]
+                for number, epoch in enumerate(run["history"], 1)
+                if epoch.get(key) is not None
+            }
             for run in chosen
         ]
         for line in lines:
-            axis.plot(range(1, len(line) + 1), line, color=f"C{i}", lw=0.6, alpha=0.6)
-        mean = [statistics.mean(values) for values in zip(*lines)]
-        epochs = range(1, len(mean) + 1)
-        axis.plot(epochs, mean, color=f"C{i}", lw=2, label=attention or "none")
+            axis.plot(*_points(line), color=f"C{i}", lw=0.6, alpha=0.6)
+        # Where every seed has a value: fewer would make a step in the line.
+        shared = set.intersection(*map(set, lines))
+        mean = {n: statistics.mean(x[n] for x in lines) for n in sorted(shared)}
+        axis.plot(*_points(mean), color=f"C{i}", lw=2, label=attention or "none")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.set(xlabel="epoch", ylabel=f"validation {measure}, in percent")
     axis.grid(alpha=0.3)
-    axis.legend(title="mean over the seeds")
+    axis.legend(title="bold: mean over the seeds")
     return figure
 
 
@@ -181,7 +189,10 @@ def picture(
         axis.annotate(
             attention or "none", point, xytext=(6, 4), textcoords="offset points"
         )
-    axis.set(xlabel=f"{MEASURES[measure].title}, in ms", ylabel=f"{name}, in percent")
+    axis.set(
+        xlabel=f"{MEASURES[measure].title}, in ms",
+        ylabel=f"{_title(name, runs)}, in percent",
+    )
     axis.margins(x=0.2)
     axis.grid(alpha=0.3)
     return figure
@@ -212,20 +223,29 @@ def _task(runs):
     runs = check_sequence("runs", runs)
     if not runs:
         raise ValueError("`runs` must not be empty. Received: []")
-    seen = set()
     for run in runs:
         if not is_run(run):
             raise ValueError(f"`runs` must be from `compare`. Received: {run!r}")
         if found := difference(run, runs[0]):
             raise ValueError(f"`runs` must be of one comparison. Received: {found}")
-        key = run["attention"], run["seed"]
-        if key in seen:
-            raise ValueError(
-                "`runs` must have one run for each attention and seed. Received: two of "
-                f"attention={key[0]!r}, seed={key[1]}"
-            )
-        seen.add(key)
+    if again := repeated(runs):
+        raise ValueError(
+            "`runs` must have one run for each attention and seed. Received: two of "
+            f"{again}"
+        )
     return runs[0]["task"]
+
+
+def _title(name, runs):
+    """Returns a metric's name, with the images if they aren't test images."""
+    split = runs[0].get("split", "test")
+    return name if split == "test" else f"{name}, {split}"
+
+
+def _points(line):
+    """Returns epochs and values of a line, with gaps where there is no value."""
+    epochs = range(1, max(line, default=0) + 1)
+    return epochs, [line.get(epoch, math.nan) for epoch in epochs]
 
 
 def _by_attention(runs):
