@@ -170,16 +170,25 @@ def last_activation(model):
     there is none, and `None` if it can't be told: of a model of several outputs, or after
     an operation or a layer that isn't known.
     """
+    return last_activations(model)[0]
+
+
+def last_activations(model):
+    """Returns `last_activation`, and the operations that compute it.
+
+    They are several where the output is a mean, such as of the branches of an ensemble.
+    """
     graph = Graph(model)
     linear = keras.activations.linear
 
     def ends_in(tensor_id):
         call = graph.producer.get(tensor_id)
         if call is None:
-            return linear
+            return linear, []
         op, name = call.op, type(call.op).__name__
+        found = [op]
         if is_network(op):
-            activation = last_activation(op)
+            activation, found = last_activations(op)
         elif hasattr(op, "activation"):
             activation = op.activation
         else:
@@ -189,9 +198,11 @@ def last_activation(model):
                 keras.activations, name.lower(), linear if known else None
             )
         if activation is not linear or getattr(op, "weights", None):
-            return activation
-        before, *others = {ends_in(id(x)) for x in call.inputs} or {None}
+            return activation, found
+        ends = [ends_in(id(x)) for x in call.inputs] or [(None, [])]
+        before, *others = {activation for activation, _ in ends}
         kept = name in _KEEP_SCORES or before is linear
-        return before if kept and not others else None
+        found = [op for _, operations in ends for op in operations]
+        return before if kept and not others else None, found
 
-    return ends_in(*graph.outputs) if len(graph.outputs) == 1 else None
+    return ends_in(*graph.outputs) if len(graph.outputs) == 1 else (None, [])

@@ -1,5 +1,6 @@
 """Attention maps (the gates of attention layers) and Grad-CAM."""
 
+import collections
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -8,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from keras_coordatt.graph import data_format_of
+from keras_coordatt.graph import data_format_of, is_network, last_activations
 from keras_coordatt.layers.freezing import nested_layers
 from keras_coordatt.validation import check_array
 
@@ -59,27 +60,35 @@ def attention_maps(
     >>> maps = attention_maps(model, images)
     >>> maps["block_2_attention"]["product"].mean(axis=-1)  # (N, H, W)
     """
-    layers = [x for x in _layers_of(model) if hasattr(x, "compute_gates")]
+    nested = _layers_of(model)
+    layers = [x for x in nested if hasattr(x, "compute_gates")]
     if not layers:
         raise ValueError(
             "`model` must have attention layers, such as CoordinateAttention. "
             f"Received: {model!r}, which has none"
         )
-    maps = {}
+    calls = []
 
     def record(layer, call, inputs, *args, **kwargs):
         gates = {key: _array(x) for key, x in layer.compute_gates(inputs).items()}
-        shape = inputs.shape
-        if layer.data_format == "channels_first":
+        calls.append((layer, inputs.shape, gates))
+        return call(inputs, *args, **kwargs)
+
+    with _intercepted(layers, record):
+        _run(model, images)
+    maps = {}
+    for layer, shape, gates in calls:
+        if not gates.keys() <= BROADCAST.keys():
+            raise ValueError(
+                "`model` must have layers whose `compute_gates` returns gates among "
+                f"{list(BROADCAST)}. Received: {layer!r}, which returns {list(gates)}"
+            )
+        if data_format_of(layer, nested) == "channels_first":
             shape = shape[0], *shape[2:], shape[1]
         product = np.ones(tuple(shape), "float32")
         for key, gate in gates.items():
             product *= BROADCAST[key](gate)
         maps[_unused(layer.name, maps)] = {**gates, "product": product}
-        return call(inputs, *args, **kwargs)
-
-    with _intercepted(layers, record):
-        _run(model, images)
     return maps
 
 
@@ -93,15 +102,17 @@ def grad_cam(
 
     The feature map's channels are summed, each weighted by the mean of the gradient of
     the class's score over the positions, and negative sums become 0. The score is the
-    one before the softmax or sigmoid of the last layer.
+    one before the softmax or sigmoid in which the model ends.
 
     Args:
         model: A built classifier with one output, `(N, classes)`. It may be nested,
-            retrofitted by `insert_attention`, or a subclass.
+            retrofitted by `insert_attention`, or a subclass. Its softmax or sigmoid
+            must be a layer, a layer's `activation`, or an operation of a functional
+            model: one inside other code can't be left out.
         images: Inputs of the model as in `model.predict`, in one batch.
         layer: The layer, or its name, whose output is the feature map. Layers of nested
-            models are found by name too. Defaults to the last one that returns a
-            feature map of more than one position.
+            models are found by name too. Defaults to the last one that is called once and
+            returns a feature map of more than one position.
         class_index: Class to explain, or one per image. Defaults to each image's class
             with the highest score.
 
@@ -112,8 +123,8 @@ def grad_cam(
     Raises:
         TypeError: If `model` isn't a Keras model.
         ValueError: If `model` isn't built or doesn't have such an output, no layer or
-            several match `layer`, it is called several times or returns no feature
-            map, or `class_index` is out of range.
+            several match `layer`, it is called several times, returns no feature map or
+            doesn't lead to the output, or `class_index` is out of range.
 
     Example:
 
@@ -132,19 +143,22 @@ def grad_cam(
         calls.append((layer, x))
         return x
 
-    with _intercepted(layers, record):
-        probabilities = _run(model, images)
-    if not ops.is_tensor(probabilities) or len(probabilities.shape) != 2:
+    with _intercepted([*layers, *_operations([model, *layers])], record):
+        outputs = _run(model, images)
+    if not ops.is_tensor(outputs) or len(outputs.shape) != 2:
         raise ValueError(
-            "`model` must have one output of shape (N, classes). For another, explain "
-            "`keras.Model(model.input, score)`. "
-            f"Received: {model!r}, which returns {_shapes(probabilities)}"
+            "`model` must have one output of shape (N, classes). For another, pass "
+            "`keras.Model(model.input, score)`, and a layer before `score` as `layer`. "
+            f"Received: {model!r}, which returns {_shapes(outputs)}"
         )
-    layer, features = _feature_map(calls, layers, layer)
+    outputs = _array(outputs)
+    squashing = _last_squashing(model, images, calls, outputs)
+    wanted = layer
+    layer, features = _feature_map(calls, layers, wanted)
     channels_first = data_format_of(layer, layers) == "channels_first"
-    classes = _classes(class_index, _array(probabilities))
+    classes = _classes(class_index, outputs)
 
-    with _without_squashing([x for x, _ in calls if not isinstance(x, keras.Model)]):
+    with _left_out(*squashing):
 
         def total(offset):
             """Returns the sum of the scores, with `offset` added to the feature map."""
@@ -158,7 +172,13 @@ def grad_cam(
             return ops.sum(scores * chosen)
 
         # The images don't depend on each other, so one gradient serves them all.
-        gradient = _array(_gradient(total, ops.zeros_like(features)))
+        gradient = _gradient(total, ops.zeros_like(features))
+    if gradient is None:
+        raise ValueError(
+            f"`layer` must lead to the output of the model, which doesn't depend on "
+            f"{layer.name!r}: pass another layer. Received: {wanted!r}"
+        )
+    gradient = _array(gradient)
     features = _array(features)
     if channels_first:
         features, gradient = (np.moveaxis(x, 1, -1) for x in (features, gradient))
@@ -176,12 +196,26 @@ def _layers_of(model):
 
 def _run(model, images):
     """Calls the model, and names `images` where it doesn't take them."""
-    shapes = keras.tree.map_structure(lambda x: check_array("images", x).shape, images)
+    shapes = []
+    for x in keras.tree.flatten(images):
+        shapes.append(check_array("images", x).shape)
+        # Not all of the numbers: a nested list has millions.
+        if not shapes[-1]:
+            raise ValueError(
+                "`images` must be an array, or a list or dict of one array per input. "
+                f"Received: numbers in a {type(images).__name__}"
+            )
+    sizes = {shape[0] for shape in shapes}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(
+            "`images` must have one image or more, and as many for each input. "
+            f"Received: shapes={shapes}"
+        )
     try:
         return model(images, training=False)
     except ValueError as error:
         raise ValueError(
-            f"`images` must be a batch of the model's inputs. Received: shape={shapes}. "
+            f"`images` must be a batch of the model's inputs. Received: shapes={shapes}. "
             f"{error}"
         ) from error
 
@@ -204,37 +238,93 @@ def _intercepted(layers: Sequence[keras.Layer], function: Callable) -> Iterator[
         "quantized_call" if getattr(x, "quantization_mode", None) else "call"
         for x in layers
     ]
-    # Bypasses `__setattr__`, in which Keras and PyTorch track a layer's attributes
-    for layer, name in zip(layers, names):
-        vars(layer)[name] = bind(layer, name)
-    try:
-        yield
-    finally:
+    with contextlib.ExitStack() as stack:
         for layer, name in zip(layers, names):
-            del vars(layer)[name]
+            stack.enter_context(_replaced(layer, name, bind(layer, name)))
+        yield
 
 
 @contextlib.contextmanager
-def _without_squashing(called):
-    """Leaves out the softmax or sigmoid with which the last layer ends."""
-    last = called[-1] if called else None
-    name = getattr(getattr(last, "activation", None), "__name__", None)
-    if isinstance(last, keras.layers.Softmax):
-        with _intercepted([last], lambda layer, call, x, *args, **kwargs: x):
-            yield
-    elif name in SQUASHING:
-        activation = last.activation
-        vars(last)["activation"] = keras.activations.linear
-        try:
-            yield
-        finally:
-            vars(last)["activation"] = activation
-    else:
+def _replaced(layer, name, value):
+    """Replaces an attribute of a layer, and then puts back what was there before."""
+    # Bypasses `__setattr__`, in which Keras and PyTorch track a layer's attributes
+    attributes = vars(layer)
+    own = {name: attributes[name]} if name in attributes else {}
+    attributes[name] = value
+    try:
+        yield
+    finally:
+        del attributes[name]
+        attributes.update(own)
+
+
+def _operations(models):
+    """Returns each softmax and sigmoid of `keras.ops` in the graphs of models."""
+    found = {
+        id(op): op
+        for model in models
+        if isinstance(model, keras.Function)
+        for op in model.operations
+        if not isinstance(op, keras.Layer) and _squashing(op)
+    }
+    return list(found.values())
+
+
+def _squashing(op):
+    """Returns the name of the softmax or sigmoid in which an operation ends, if any."""
+    function = getattr(op, "activation", getattr(op, "function", None))
+    # Layers and operations such as Softmax are activations themselves.
+    name = getattr(function, "__name__", type(op).__name__.lower())
+    return name if name in SQUASHING else None
+
+
+def _last_squashing(model, images, calls, outputs):
+    """Returns the operations in whose softmax or sigmoid the model ends."""
+    # Not all of `calls`: operations may follow that keep numbers, such as a reshape.
+    found = {
+        id(op): op
+        for op, x in reversed(calls)
+        if _squashing(op)
+        and ops.is_tensor(x)
+        and np.array_equal(_array(x).ravel(), outputs.ravel(), equal_nan=True)
+    }
+    for op in found.values():
+        with _left_out(op):
+            scores = model(images, training=False)
+        expected = _array(getattr(ops, _squashing(op))(ops.cast(scores, "float32")))
+        # Otherwise what follows changes scores, such as a `clip` of probabilities.
+        if np.allclose(expected, outputs, atol=1e-2, equal_nan=True):
+            return [op]
+    probable = np.all((outputs >= 0) & (outputs <= 1))
+    if probable and not found and is_network(model):
+        # A mean may follow, of positions or of several networks.
+        activation, last = last_activations(model)
+        if getattr(activation, "__name__", None) in SQUASHING:
+            return last
+    if found or (probable and np.allclose(outputs.sum(axis=1), 1, 0, 1e-3)):
+        raise ValueError(
+            "`model` must return scores, or end in a softmax or sigmoid that can be left "
+            'out, such as `Dense(activation="softmax")`. Pass a model that returns what '
+            f"comes before it. Received: {model!r}, which returns probabilities"
+        )
+    return []
+
+
+@contextlib.contextmanager
+def _left_out(*operations):
+    """Leaves out the softmax or sigmoid in which operations end."""
+    with contextlib.ExitStack() as stack:
+        for op in operations:
+            stack.enter_context(
+                _replaced(op, "activation", keras.activations.linear)
+                if hasattr(op, "activation")
+                else _intercepted([op], lambda op, call, x, *args, **kwargs: x)
+            )
         yield
 
 
 def _gradient(function, x):
-    """Returns the gradient of a scalar function at a tensor."""
+    """Returns a scalar function's gradient at 0s, `None` if it doesn't depend on them."""
     backend = keras.config.backend()
     if backend == "tensorflow":
         import tensorflow as tf
@@ -250,30 +340,43 @@ def _gradient(function, x):
             with keras.StatelessScope():
                 return function(x)
 
-        return jax.grad(stateless)(x)
+        gradient = jax.grad(stateless)(x)
+        # JAX returns 0s in both cases, but NaN only spreads to what depends on it.
+        if gradient.any() or jax.numpy.isnan(stateless(x + math.nan)):
+            return gradient
+        return None
     if backend == "torch":
         import torch
 
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(function(x), x)
-        return gradient
+            y = function(x)
+            if not y.requires_grad:
+                return None
+            return torch.autograd.grad(y, x, allow_unused=True)[0]
     raise ValueError(f"grad_cam has no gradients on the backend {backend!r}")
 
 
 def _feature_map(calls, layers, wanted):
     """Returns the layer that was asked for, and its output."""
+    count = collections.Counter(id(x) for x, _ in calls)
+    found = [
+        (x, y)
+        for x, y in calls
+        if isinstance(x, keras.Layer) and _is_feature_map(y) and count[id(x)] == 1
+    ]
     if wanted is None:
-        found = [call for call in calls if _is_feature_map(call[1])]
         if not found:
-            raise ValueError("`model` must have a layer that returns a feature map")
+            raise ValueError(
+                "`model` must have a layer that is called once and returns a feature map"
+            )
         # After the global average, MobileNetV3 classifies by 1x1 convolutions.
         wide = [call for call in found if _positions(*call, layers) > 1]
         wanted = (wide or found)[-1][0]
     name = wanted if isinstance(wanted, str) else None
     same = [x for x in layers if x is wanted or x.name == name]
     if len(same) != 1:
-        names = ", ".join(dict.fromkeys(x.name for x, y in calls if _is_feature_map(y)))
+        names = ", ".join(dict.fromkeys(x.name for x, _ in found))
         raise ValueError(
             f"`layer` must be a layer of the model, or the name of one. {len(same)} "
             f"layers match. Received: {wanted!r}. Feature maps come from: {names}"

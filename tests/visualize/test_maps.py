@@ -185,6 +185,179 @@ def test_grad_cam_of_nested_and_retrofitted_models():
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-6)
 
 
+class Wrapped(layers.Layer):
+    def __init__(self):
+        super().__init__()
+        self.dense = layers.Dense(3, activation="softmax")
+
+    def call(self, x):
+        return self.dense(x)
+
+
+def squashed(squash):
+    """The classifier without an activation, and one with a softmax or sigmoid after it."""
+    model = classifier(activation=None)
+    return model, keras.Model(model.input, squash(model.output))
+
+
+@pytest.mark.parametrize(
+    "squash",
+    [
+        ops.softmax,
+        ops.sigmoid,
+        keras.activations.softmax,
+        layers.Softmax(),
+        layers.Activation("sigmoid"),
+        layers.Lambda(ops.softmax),
+        lambda x: layers.Identity()(layers.Dropout(0.5)(layers.Softmax()(x))),
+        lambda x: layers.Flatten()(ops.reshape(ops.softmax(x), (-1, 1, 3))),
+        lambda x: keras.Sequential([keras.Input((3,)), layers.Softmax()])(x),
+    ],
+)
+def test_grad_cam_explains_the_score_before_the_softmax(squash):
+    model, probable = squashed(squash)
+    x = 3 * images(2, 6, 5, 2)
+    expected = grad_cam(model, x, "features", 1)
+    assert np.all(expected.max(axis=(1, 2)) > 0)
+    nested = keras.Sequential([keras.Input((6, 5, 2)), probable, layers.Identity()])
+    for each in (probable, nested):
+        result = grad_cam(each, x, "features", 1)
+        np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+class Subclass(keras.Model):
+    def __init__(self, model, squash):
+        super().__init__()
+        self.model, self.squash = model, squash
+        self.aside = layers.Dense(2, activation="softmax")
+
+    def call(self, x):
+        scores = self.model(x)
+        self.aside(scores)
+        return self.squash(scores)
+
+
+def test_grad_cam_of_layers_and_models_of_other_code():
+    model = classifier(activation=None)
+    x = images(2, 6, 5, 2)
+    expected = grad_cam(model, x, "features", 1)
+    wrapped = keras.Model(model.input, Wrapped()(model.layers[-2].output))
+    wrapped.set_weights(model.get_weights())
+    # The layer that is called last isn't the end.
+    scores, probable = Subclass(model, lambda x: x), Subclass(model, ops.softmax)
+    scores(x), probable(x)
+    for each in (wrapped, scores):
+        result = grad_cam(each, x, "features", 1)
+        np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+    _, clipped = squashed(lambda x: ops.clip(ops.softmax(x), 1e-7, 1))
+    _, unknown = squashed(layers.Lambda(lambda x: ops.softmax(x)))
+    for each in (probable, clipped, unknown):
+        with pytest.raises(ValueError, match="`model` must return scores, or end in"):
+            grad_cam(each, x, "features")
+
+
+def test_grad_cam_of_means_of_probabilities():
+    def mean(squash):
+        x = image = keras.Input((6, 5, 2))
+        x = layers.Conv2D(4, 2, activation="tanh", name="features")(x)
+        one, two = (squash(layers.Conv2D(3, 2)(x)) for _ in range(2))
+        x = layers.GlobalAveragePooling2D()(layers.Average()([one, two]))
+        return keras.Model(image, x)
+
+    x = images(2, 6, 5, 2)
+    model = randomize(mean(lambda x: x))
+    expected = grad_cam(model, x, "features", 1)
+    for squash in (ops.sigmoid, layers.Softmax()):
+        probable = mean(squash)
+        probable.set_weights(model.get_weights())
+        result = grad_cam(probable, x, "features", 1)
+        np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+def test_layers_that_lead_to_no_output():
+    model = classifier()
+    image, middle = model.input, model.get_layer("features").output
+
+    class Aside(layers.Layer):
+        def __init__(self):
+            super().__init__()
+            self.conv = layers.Conv2D(2, 1, name="lost")
+
+        def call(self, x):
+            self.conv(x)
+            return x
+
+    x = Aside()(middle)
+    for layer in model.layers[2:]:
+        x = layer(x)
+    model, x = keras.Model(image, x), images(2, 6, 5, 2)
+    for trainable in (True, False):
+        model.trainable = trainable
+        with pytest.raises(ValueError, match="`layer` must lead to.* Received: 'lost'"):
+            grad_cam(model, x, "lost")
+    # A path, along which the gradient is 0
+    model.get_layer("predictions").set_weights([np.zeros((4, 3)), np.zeros(3)])
+    assert np.all(grad_cam(model, x, "features") == 0)
+
+
+def test_attributes_of_layers_are_put_back():
+    model, x = insert_attention(classifier()), images(1, 6, 5, 2)
+    attention = model.get_layer("deep_attention")
+    original = attention.call
+    attention.call = own = lambda x, **kwargs: original(x) * 0 + 1
+    attention_maps(model, x)
+    grad_cam(model, x)
+    assert attention.call is own
+
+
+def test_the_default_layer_is_called_once():
+    act = layers.ReLU(name="act")
+    image = keras.Input((6, 5, 2))
+    x = act(act(layers.Conv2D(2, 2, name="first")(image)))
+    twice = keras.Model(image, layers.GlobalMaxPooling2D()(x))
+    x = images(2, 6, 5, 2)
+    np.testing.assert_array_equal(
+        grad_cam(twice, x, class_index=1), grad_cam(twice, x, "first", 1)
+    )
+    pair = [keras.Input((6, 5, 2)), keras.Input((6, 5, 2))]
+    siamese = keras.Model(pair, layers.Add()([*map(twice, pair)]))
+    with pytest.raises(ValueError, match="`model` must have a layer that is called"):
+        grad_cam(siamese, [x, x])
+    for wrong in ([x, x[:1]], [x[:0], x[:0]]):
+        with pytest.raises(ValueError, match="`images` must have one image or more"):
+            grad_cam(siamese, wrong)
+
+
+def test_images_in_nested_lists():
+    with pytest.raises(ValueError, match="^`images` must be an array") as caught:
+        grad_cam(classifier(), images(2, 6, 5, 2).tolist())
+    assert len(str(caught.value)) < 200
+
+
+class Own(layers.Layer):
+    def __init__(self, gate):
+        super().__init__(name="own")
+        self.gate = gate
+
+    def compute_gates(self, x):
+        return {self.gate: ops.sigmoid(ops.mean(x, axis=(1, 2)))}
+
+    def call(self, x):
+        return x * self.compute_gates(x)[self.gate][:, None, None]
+
+
+def test_own_attention():
+    x = images(2, 6, 5, 2)
+    model = keras.Sequential([keras.Input((6, 5, 2)), Own("channel")])
+    assert attention_maps(model, x)["own"]["product"].shape == x.shape
+    model = keras.Sequential([keras.Input((6, 5, 2)), Own("gate")])
+    with pytest.raises(
+        ValueError, match=r"^`model` must.*`compute_gates`.*'channel'.*\['gate'\]"
+    ):
+        attention_maps(model, x)
+
+
 @pytest.mark.skipif(
     BACKEND == "tensorflow", reason="TensorFlow has no such convolutions on the CPU"
 )
@@ -225,7 +398,10 @@ def test_wrong_arguments(arguments, message):
 
 def test_grad_cam_needs_one_score_per_class():
     model = classifier()
-    with pytest.raises(ValueError, match=r"one output of shape \(N, classes\)"):
+    message = (
+        r"one output of shape \(N, classes\).* and a layer before `score` as `layer`"
+    )
+    with pytest.raises(ValueError, match=message):
         grad_cam(
             keras.Model(model.input, model.get_layer("deep").output),
             images(1, 6, 5, 2),
