@@ -1,4 +1,4 @@
-"""Empty figures."""
+"""Empty figures, and legends."""
 
 import functools
 import io
@@ -40,3 +40,12 @@ def picture_grid(pictures, columns, side=SIDE):
     for axis in axes.flat:
         axis.axis("off")
     return figure, list(axes.flat[: len(pictures)])
+
+
+def add_legend(parent, handles, labels, **options):
+    """Adds a legend to a figure or axes, and returns it."""
+    # Texts are set afterwards: matplotlib omits labels that begin with "_".
+    legend = parent.legend(handles, [str(i) for i in range(len(labels))], **options)
+    for text, label in zip(legend.get_texts(), labels):
+        text.set_text(label)
+    return legend

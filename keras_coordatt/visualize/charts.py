@@ -9,7 +9,8 @@ import keras
 import numpy as np
 
 from keras_coordatt.validation import check_array, check_mapping, check_sequence
-from keras_coordatt.visualize.canvas import subplots
+from keras_coordatt.visualize.canvas import add_legend, subplots
+from keras_coordatt.visualize.overlays import check_range
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,8 +46,11 @@ def plot_history(
         for name, values in check_mapping("history", history).items()
     }
     measures = list(dict.fromkeys(name.removeprefix("val_") for name in lines))
-    if not measures:
-        raise ValueError(f"`history` must have measures. Received: {history!r}")
+    if not measures or not all(map(len, lines.values())):
+        raise ValueError(
+            "`history` must have measures, each of one epoch or more. "
+            f"Received: {history!r}"
+        )
     columns = min(3, len(measures))
     figure, axes = subplots(-(-len(measures) // columns), columns, (4, 3))
     for axis in axes.flat[len(measures) :]:
@@ -75,8 +79,8 @@ def plot_confusion_matrix(
     """Plots how often each class was predicted as each other class.
 
     Args:
-        matrix: Array `(classes, classes)` of counts: true classes in rows, predicted
-            classes in columns.
+        matrix: Array `(classes, classes)` of counts or shares: true classes in rows,
+            predicted classes in columns.
         labels: Class names. Defaults to their numbers.
 
     Returns:
@@ -84,7 +88,8 @@ def plot_confusion_matrix(
         the counts; above 20 classes, only the colors.
 
     Raises:
-        ValueError: If the matrix isn't square or `labels` has another length.
+        ValueError: If the matrix isn't square or has negative numbers, or `labels` has
+            another length.
 
     Example:
 
@@ -92,16 +97,18 @@ def plot_confusion_matrix(
     >>> np.add.at(matrix, (labels, predictions), 1)
     >>> plot_confusion_matrix(matrix)
     """
-    matrix = check_array("matrix", matrix)
+    matrix = check_array("matrix", matrix).astype("float64")
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or not matrix.size:
         raise ValueError(
             f"`matrix` must be of shape (classes, classes). Received: {matrix.shape}"
         )
+    check_range("matrix", matrix, 0)
     labels = _labels(labels, "matrix", matrix)
     side = 1.5 + min(10, 0.45 * len(matrix))
     figure, axes = subplots(1, 1, (side + 1, side))
     axis = axes[0, 0]
-    shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
+    totals = matrix.sum(axis=1, keepdims=True)
+    shares = matrix / np.where(totals > 0, totals, 1)
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.8)
     ticks = range(len(matrix))
@@ -111,10 +118,13 @@ def plot_confusion_matrix(
     axis.set(xlabel="predicted", ylabel="true")
     if len(matrix) <= 20:
         for row, column in np.argwhere(matrix):
+            number = matrix[row, column]
             axis.text(
                 column,
                 row,
-                f"{matrix[row, column]}",
+                f"{number:.0f}"
+                if number % 1 == 0 or number >= 100
+                else f"{number:.3g}",
                 ha="center",
                 va="center",
                 fontsize=8,
@@ -137,7 +147,7 @@ def plot_precision_recall(
         A `matplotlib.figure.Figure`. The legend says the mean of each curve.
 
     Raises:
-        ValueError: If there are no curves.
+        ValueError: If there are no curves, or one isn't of numbers in [0, 1].
 
     Example:
 
@@ -147,17 +157,24 @@ def plot_precision_recall(
         label: check_array(f"curves[{label!r}]", precision, 1)
         for label, precision in check_mapping("curves", curves).items()
     }
-    if not lines:
-        raise ValueError(f"`curves` must have a class. Received: {curves!r}")
+    if not lines or not all(map(len, lines.values())):
+        raise ValueError(
+            "`curves` must have a class, and each a precision or more. "
+            f"Received: {curves!r}"
+        )
     figure, axes = subplots(1, 1, (6.5, 4.5))
     axis = axes[0, 0]
     for label, precision in lines.items():
+        check_range(f"curves[{label!r}]", precision, 0, 1)
         recall = np.linspace(0, 1, len(precision))
-        axis.plot(recall, precision, label=f"{label} {np.mean(precision):.2f}")
+        axis.plot(recall, precision)
     axis.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     axis.grid(alpha=0.3)
     columns = -(-len(lines) // 20)
-    axis.legend(
+    add_legend(
+        axis,
+        axis.lines,
+        [f"{label} {np.mean(precision):.2f}" for label, precision in lines.items()],
         title=name,
         loc="upper left",
         bbox_to_anchor=(1, 1),
@@ -180,7 +197,8 @@ def plot_class_scores(
         A `matplotlib.figure.Figure`. A dashed line is the mean.
 
     Raises:
-        ValueError: If `labels` has another length, or no value is a number.
+        ValueError: If `labels` has another length, no value is a number, or one isn't in
+            [0, 1].
 
     Example:
 
@@ -188,12 +206,15 @@ def plot_class_scores(
     """
     values = check_array("values", values, 1).astype("float64")
     names = _labels(labels, "values", values)
+    check_range("values", values[~np.isnan(values)], 0, 1)
     order = [i for i in np.argsort(values) if not np.isnan(values[i])]
     if not order:
         raise ValueError(f"`values` must have a number. Received: {values}")
     figure, axes = subplots(1, 1, (6, 1.2 + 0.25 * len(order)))
     axis = axes[0, 0]
-    bars = axis.barh([names[i] for i in order], values[order], color="tab:blue")
+    bars = axis.barh(range(len(order)), values[order], color="tab:blue")
+    # Not as categories, of which two of the same name would share a bar
+    axis.set_yticks(range(len(order)), [names[i] for i in order])
     axis.bar_label(bars, fmt="%.2f", padding=3)
     mean = values[order].mean()
     axis.axvline(mean, color="black", linestyle="--", linewidth=1)

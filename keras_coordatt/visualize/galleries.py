@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 
 from keras_coordatt.detection.objects import check_objects
+from keras_coordatt.record import IGNORED
 from keras_coordatt.validation import (
     MAX_CLASSES,
     check_array,
@@ -17,9 +17,10 @@ from keras_coordatt.validation import (
     check_positive_int,
     check_sequence,
 )
-from keras_coordatt.visualize.canvas import SIDE, picture_grid
+from keras_coordatt.visualize.canvas import SIDE, add_legend, picture_grid
 from keras_coordatt.visualize.overlays import (
     check_pictures,
+    check_range,
     class_color,
     draw_boxes,
     draw_masks,
@@ -117,7 +118,7 @@ def plot_detections(
     real = _objects("truth", truth, len(pictures)) if truth is not None else None
     if labels is not None:
         labels = check_sequence("labels", labels)
-        top = found["labels"].max(initial=-1)
+        top = found["labels"].astype(int).max(initial=-1)
         if top >= len(labels):
             raise ValueError(
                 f"`labels` must have a name for each of the {top + 1} classes in "
@@ -170,7 +171,8 @@ def plot_masks(
 
     Args:
         pictures: Array `(N, H, W, 3)` with values in [0, 255].
-        masks: Integer array `(N, H, W)`.
+        masks: Integer array `(N, H, W)`. Negative values and
+            `keras_coordatt.data.IGNORED` aren't drawn.
         labels: Class names, or the number of classes.
         background: Class that isn't drawn. Defaults to `None`: all are drawn.
         columns: Pictures per row. Defaults to 4.
@@ -179,7 +181,7 @@ def plot_masks(
         A `matplotlib.figure.Figure`.
 
     Raises:
-        ValueError: If `draw_masks` refuses the masks.
+        ValueError: If `draw_masks` refuses the masks, or a class has no name.
 
     Example:
 
@@ -197,16 +199,25 @@ def plot_masks(
         raise ValueError(f"`labels` must have a class. Received: {labels!r}")
     drawn = draw_masks(pictures, masks, len(names), background=background)
     check_positive_int("columns", columns)
+    masks = check_array("masks", masks)
+    top = masks[masks != IGNORED].max(initial=0)
+    if top >= len(names):
+        raise ValueError(
+            f"`labels` must have a name for each of the {top + 1} classes in `masks`. "
+            f"Received: {labels!r}"
+        )
     figure, axes = picture_grid(drawn, columns, SIDE * 1.5)
     for axis, picture in zip(axes, drawn):
         axis.imshow(picture)
-    masks = np.asarray(keras.ops.convert_to_numpy(masks))
     present = [i for i in range(len(names)) if i != background and np.any(masks == i)]
-    handles = [
-        Patch(color=np.divide(class_color(i), 255), label=names[i]) for i in present
-    ]
-    if handles:
-        legend = figure.legend(handles=handles, loc="outside right upper", fontsize=8)
+    if present:
+        legend = add_legend(
+            figure,
+            [Patch(color=np.divide(class_color(i), 255)) for i in present],
+            [names[i] for i in present],
+            loc="outside right upper",
+            fontsize=8,
+        )
         # Widen the figure for the legend, which would otherwise shrink the pictures.
         width = legend.get_window_extent().width / figure.dpi
         figure.set_figwidth(figure.get_figwidth() + width)
@@ -243,16 +254,19 @@ def plot_attention(
 
     pictures = check_pictures(pictures)
     check_positive_int("columns", columns)
-    means = {
-        key: check_array(f"gates[{key!r}]", x, axes).mean(axis=-1)
+    arrays = {
+        key: check_array(f"gates[{key!r}]", x, axes)
         for key, axes in (("product", 4), ("height", 3), ("width", 3))
         if (x := check_mapping("gates", gates).get(key)) is not None
     }
-    if "product" not in means or any(len(x) != len(pictures) for x in means.values()):
+    if "product" not in arrays or any(len(x) != len(pictures) for x in arrays.values()):
         raise ValueError(
             f"`gates` must be the 'product' and the gates of {len(pictures)} pictures, "
             f"such as from `attention_maps`. Received: {gates!r}"
         )
+    for key, x in arrays.items():
+        check_range(f"gates[{key!r}]", x)
+    means = {key: x.mean(axis=-1) for key, x in arrays.items()}
     heat = means.pop("product")
     low, high = float(heat.min()), float(heat.max())
     # A gate that is the same everywhere is one color, not noise.

@@ -153,9 +153,8 @@ def grad_cam(
         )
     outputs = _array(outputs)
     squashing = _last_squashing(model, images, calls, outputs)
-    wanted = layer
-    layer, features = _feature_map(calls, layers, wanted)
-    channels_first = data_format_of(layer, layers) == "channels_first"
+    chosen, features = _feature_map(calls, layers, layer)
+    channels_first = data_format_of(chosen, layers) == "channels_first"
     classes = _classes(class_index, outputs)
 
     with _left_out(*squashing):
@@ -166,17 +165,17 @@ def grad_cam(
             def add(layer, call, *args, **kwargs):
                 return call(*args, **kwargs) + offset
 
-            with _intercepted([layer], add):
+            with _intercepted([chosen], add):
                 scores = model(images, training=False)
-            chosen = ops.one_hot(classes, scores.shape[-1], dtype=scores.dtype)
-            return ops.sum(scores * chosen)
+            explained = ops.one_hot(classes, scores.shape[-1], dtype=scores.dtype)
+            return ops.sum(scores * explained)
 
         # The images don't depend on each other, so one gradient serves them all.
         gradient = _gradient(total, ops.zeros_like(features))
     if gradient is None:
         raise ValueError(
-            f"`layer` must lead to the output of the model, which doesn't depend on "
-            f"{layer.name!r}: pass another layer. Received: {wanted!r}"
+            "`layer` must lead to the output of the model, which doesn't depend on "
+            f"{chosen.name!r}: pass another layer. Received: {layer!r}"
         )
     gradient = _array(gradient)
     features = _array(features)

@@ -69,12 +69,13 @@ def overlay(
             "`colormap` must be the name of a matplotlib colormap. "
             f"Received: {colormap!r}"
         )
-    heat = check_array("heat", heat).astype("float32")
-    if heat.ndim != 3 or len(heat) != len(pictures):
+    heat = check_array("heat", heat).astype("float64")
+    if heat.ndim != 3 or len(heat) != len(pictures) or not heat.size:
         raise ValueError(
             f"`heat` must be of shape ({len(pictures)}, h, w), one heat map per "
             f"picture. Received: shape={heat.shape}"
         )
+    check_range("heat", heat)
     if limits is None:
         low, high = (f(heat, axis=(1, 2), keepdims=True) for f in (np.min, np.max))
     else:
@@ -82,9 +83,18 @@ def overlay(
             check_number("limits", x, -math.inf)
             for x in check_sequence("limits", limits, 2)
         )
-    heat = (heat - low) / np.maximum(high - low, 1e-12)
+        if low >= high:
+            raise ValueError(
+                "`limits` must be two numbers, the lower one first. "
+                f"Received: {limits!r}"
+            )
+    spread = high - low
+    # A heat map that is the same everywhere has the lowest color.
+    heat = (heat - low) / np.where(spread > 0, spread, 1)
     heat = ops.image.resize(
-        heat[..., None], pictures.shape[1:3], data_format="channels_last"
+        heat[..., None].astype("float32"),
+        pictures.shape[1:3],
+        data_format="channels_last",
     )
     heat = ops.convert_to_numpy(heat)[..., 0]
     colors = 255 * matplotlib.colormaps[colormap](np.clip(heat, 0, 1))[..., :3]
@@ -193,21 +203,31 @@ def class_color(label: int) -> tuple[int, int, int]:
 def check_pictures(pictures) -> np.ndarray:
     """Returns pictures as a float32 array, or raises an error about their shape."""
     pictures = check_array("pictures", pictures)
-    is_float = pictures.dtype.kind not in "biu"
+    is_integer = pictures.dtype.kind in "iu"
     pictures = pictures.astype("float32")
     if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3) or not len(pictures):
         raise ValueError(
             "`pictures` must be of shape (N, H, W, 3), values in [0, 255]. "
             f"Received: shape={pictures.shape}"
         )
-    # Normalized inputs of a network would show as black.
+    # Normalized inputs of a network, and truth values, would show as black.
     low, high = pictures.min(), pictures.max()
-    if not 0 <= low <= high <= 255 or (is_float and 0 < high <= 1):
+    if not 0 <= low <= high <= 255 or (not is_integer and 0 < high <= 1):
         raise ValueError(
             "`pictures` must have values in [0, 255], as they were before they were "
             f"normalized. Received: values in [{low}, {high}]"
         )
     return np.broadcast_to(pictures, (*pictures.shape[:3], 3))
+
+
+def check_range(name, values, low=-math.inf, high=math.inf):
+    """Checks that the values of an array are finite and in `[low, high]`."""
+    wrong = values[~(np.isfinite(values) & (low <= values) & (values <= high))]
+    if wrong.size:
+        raise ValueError(
+            f"`{name}` must have finite values in [{low:g}, {high:g}]. "
+            f"Received: {wrong[0]:g} among them"
+        )
 
 
 def _bytes(pictures):

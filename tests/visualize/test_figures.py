@@ -38,10 +38,9 @@ def test_history():
     assert [x for x in only.get_xticks() if low < x < high] == [1]
     assert [x.get_text() for x in only.get_legend().get_texts()] == ["validation"]
     assert only.lines[0].get_color() == loss.lines[1].get_color()
-    with pytest.raises(ValueError, match="`history` must have measures"):
-        visualize.plot_history({})
-    with pytest.raises(ValueError, match="`history` must have measures"):
-        visualize.plot_history(keras.callbacks.History())
+    for wrong in ({}, {"loss": []}, keras.callbacks.History()):
+        with pytest.raises(ValueError, match="`history` must have measures"):
+            visualize.plot_history(wrong)
 
 
 def test_gallery(pictures):
@@ -53,7 +52,7 @@ def test_gallery(pictures):
     np.testing.assert_allclose(axes[2].images[0].get_array() * 255, pictures[2], 1e-5)
     with pytest.raises(ValueError, match="`titles`.*3 entries. Received"):
         visualize.plot_gallery(pictures, titles[:2])
-    for wrong in (pictures / 128 - 1, pictures / 255, pictures * np.nan):
+    for wrong in (pictures / 128 - 1, pictures / 255, pictures * np.nan, pictures > 9):
         with pytest.raises(ValueError, match="`pictures` must have values in"):
             visualize.plot_gallery(wrong)
     drawn(visualize.plot_gallery(pictures * 0.0))  # black
@@ -71,14 +70,39 @@ def test_confusion_matrix():
     assert (axis.get_ylabel(), axis.get_xlabel()) == ("true", "predicted")
     with pytest.raises(ValueError, match="`labels`.*2 entries"):
         visualize.plot_confusion_matrix(matrix, ["cat"])
+    # Shares of all images, and not of the true class
+    shares = drawn(visualize.plot_confusion_matrix([[0.3, 0.1], [0.2, 1 / 3]])).axes[0]
+    expected = [[0.75, 0.25], [0.375, 0.625]]
+    np.testing.assert_allclose(shares.images[0].get_array(), expected)
+    assert [text.get_text() for text in shares.texts] == ["0.3", "0.1", "0.2", "0.333"]
+    for wrong in (-1, np.nan, np.inf):
+        with pytest.raises(ValueError, match=r"`matrix` must have finite.*\[0, inf\]"):
+            visualize.plot_confusion_matrix([[1, wrong], [2, 3]])
 
 
 def test_precision_recall():
-    curves = {"cat": [1.0, 0.5, 0.0]}
+    curves = {"cat": [1.0, 0.5, 0.0], "_background_": [1, 1]}
     (axis,) = drawn(visualize.plot_precision_recall(curves, "AP50")).axes
     legend = axis.get_legend()
     assert legend.get_title().get_text() == "AP50"
-    assert [text.get_text() for text in legend.get_texts()] == ["cat 0.50"]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        "cat 0.50",
+        "_background_ 1.00",
+    ]
+    with pytest.raises(ValueError, match="`curves` must have a class, and each"):
+        visualize.plot_precision_recall({"cat": []})
+    with pytest.raises(ValueError, match=r"`curves\['cat'\]` must have finite"):
+        visualize.plot_precision_recall({"cat": [50, 20]})
+
+
+def test_class_scores():
+    figure = visualize.plot_class_scores([0.5, np.nan, 0.9, 0.1], ["a", "b", "_c", "a"])
+    (axis,) = drawn(figure).axes
+    assert [text.get_text() for text in axis.get_yticklabels()] == ["a", "a", "_c"]
+    assert [bar.get_width() for bar in axis.patches] == [0.1, 0.5, 0.9]
+    for wrong in (90, -0.5, np.inf):
+        with pytest.raises(ValueError, match=r"`values` must have finite.*\[0, 1\]"):
+            visualize.plot_class_scores([wrong, 0.5], ["a", "b"])
 
 
 def test_detections(pictures):
@@ -117,6 +141,8 @@ def test_detections(pictures):
         pictures, found, truth=truth, score_threshold=0.5
     )
     assert "detections of score above 0.5;" in figure.get_supxlabel()
+    unsigned = truth | {"labels": np.zeros((3, 1), "uint8")}
+    drawn(visualize.plot_detections(pictures, unsigned, ["cat"]))
     pixels = {"boxes": np.full((3, 1, 4), 8.0), "labels": np.zeros((3, 1), int)}
     with pytest.raises(ValueError, match=r"`truth\['boxes'\]` must be.*fractions"):
         visualize.plot_detections(pictures, found, truth=pixels)
@@ -133,10 +159,12 @@ def test_masks(pictures):
     everywhere = visualize.draw_masks(pictures, masks[..., None], 3)
     assert np.any(everywhere[:, 8:] != pictures[:, 8:])
     figure = drawn(
-        visualize.plot_masks(pictures, masks, ["-", "cat", "dog"], background=0)
+        visualize.plot_masks(pictures, masks, ["-", "_cat", "dog"], background=0)
     )
     (legend,) = figure.legends
-    assert [text.get_text() for text in legend.get_texts()] == ["cat"]
+    assert [text.get_text() for text in legend.get_texts()] == ["_cat"]
+    with pytest.raises(ValueError, match="`labels` must have a name for each of the 2"):
+        visualize.plot_masks(pictures, masks.astype("uint8"), ["-"])
     # A legend doesn't make the pictures smaller.
     figures = [
         drawn(visualize.plot_masks(pictures, masks, ["-", name], background=0))
@@ -166,6 +194,16 @@ def test_overlay():
         ValueError, match=r"`alpha` must be a number in \[0, 1\]\. Received: 2$"
     ):
         visualize.overlay(pictures, heat, alpha=2)
+    tiny = visualize.overlay(pictures, heat * 1e-30, colormap="gray", alpha=1)
+    np.testing.assert_array_equal(tiny, result)
+    for wrong in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="`heat` must have finite values"):
+            visualize.overlay(pictures, np.where(heat > 1, wrong, heat))
+    with pytest.raises(ValueError, match=r"`heat` must be of shape \(2, h, w\)"):
+        visualize.overlay(pictures, heat[:, :0])
+    for wrong in ((1, 0), (1, 1)):
+        with pytest.raises(ValueError, match="`limits` must be two numbers, the lower"):
+            visualize.overlay(pictures, heat, limits=wrong)
 
 
 def test_attention(pictures):
@@ -185,3 +223,5 @@ def test_attention(pictures):
     )
     only = visualize.plot_attention(pictures, {"product": np.full((3, 4, 4, 5), 0.5)})
     assert not drawn(only).axes[0].child_axes
+    with pytest.raises(ValueError, match=r"`gates\['height'\]` must have finite"):
+        visualize.plot_attention(pictures, gates | {"height": rows * np.nan})
