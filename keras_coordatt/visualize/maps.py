@@ -108,7 +108,8 @@ def grad_cam(
         model: A built classifier with one output, `(N, classes)`. It may be nested,
             retrofitted by `insert_attention`, or a subclass. Its softmax or sigmoid
             must be a layer, a layer's `activation`, or an operation of a functional
-            model: one inside other code can't be left out.
+            model. A softmax inside other code is an error; a sigmoid there isn't
+            noticed, and its probability is explained instead of the score.
         images: Inputs of the model as in `model.predict`, in one batch.
         layer: The layer, or its name, whose output is the feature map. Layers of nested
             models are found by name too. Defaults to the last one that is called once and
