@@ -203,7 +203,7 @@ def class_color(label: int) -> tuple[int, int, int]:
 def check_pictures(pictures) -> np.ndarray:
     """Returns pictures as a float32 array, or raises an error about their shape."""
     pictures = check_array("pictures", pictures)
-    is_integer = pictures.dtype.kind in "iu"
+    dtype = pictures.dtype
     pictures = pictures.astype("float32")
     if pictures.ndim != 4 or pictures.shape[-1] not in (1, 3) or not len(pictures):
         raise ValueError(
@@ -212,10 +212,10 @@ def check_pictures(pictures) -> np.ndarray:
         )
     # Normalized inputs of a network, and truth values, would show as black.
     low, high = pictures.min(), pictures.max()
-    if not 0 <= low <= high <= 255 or (not is_integer and 0 < high <= 1):
+    if not 0 <= low <= high <= 255 or (dtype.kind not in "iu" and 0 < high <= 1):
         raise ValueError(
             "`pictures` must have values in [0, 255], as they were before they were "
-            f"normalized. Received: values in [{low}, {high}]"
+            f"normalized. Received: dtype={dtype}, values in [{low}, {high}]"
         )
     return np.broadcast_to(pictures, (*pictures.shape[:3], 3))
 
@@ -224,8 +224,9 @@ def check_range(name, values, low=-math.inf, high=math.inf):
     """Checks that the values of an array are finite and in `[low, high]`."""
     wrong = values[~(np.isfinite(values) & (low <= values) & (values <= high))]
     if wrong.size:
+        bounds = f" in [{low:g}, {high:g}]" if low > -math.inf else ""
         raise ValueError(
-            f"`{name}` must have finite values in [{low:g}, {high:g}]. "
+            f"`{name}` must have finite values{bounds}. "
             f"Received: {wrong[0]:g} among them"
         )
 
